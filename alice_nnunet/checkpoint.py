@@ -1,0 +1,36 @@
+"""Checkpoints of a pretraining: tensors and plain values only, written beside, synced and renamed."""
+
+from pathlib import Path
+
+import torch
+
+from alice_nnunet.errors import UserError
+from alice_nnunet.files import replacing
+
+PRETRAINING_KEYS = ("network_weights", "step", "config", "data", "nnssl_adaptation_plan")
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write checkpoint to path; whatever happens, path holds the old file or the whole new one."""
+    with replacing(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict:
+    """The checkpoint in path, read with weights_only=True. Raises UserError if it is missing or cannot be read."""
+    if not Path(path).is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler stumbles on: KeyError, UnpicklingError, EOFError ...
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"{path} is not a readable checkpoint of tensors and plain values ({reason})") from error
+
+
+def load_pretraining(path: Path) -> dict:
+    """A checkpoint that alice-pretrain wrote, on the CPU. Raises UserError for any other file."""
+    checkpoint = load_checkpoint(path)
+    missing = [k for k in PRETRAINING_KEYS if k not in checkpoint] if isinstance(checkpoint, dict) else PRETRAINING_KEYS
+    if missing:
+        raise UserError(f"{path} is not a checkpoint of alice-pretrain: it lacks {', '.join(missing)}")
+    return checkpoint

@@ -1,0 +1,43 @@
+"""What a user can cause ends in one clear line and exit code 2, never in a traceback."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Something the user can mend. The text says what was expected, what was found, in which file, and what to do."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse's parser; wrong use prints one line instead of the whole usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} -h)\n")
+
+
+@contextmanager
+def exit_on_user_error(name: str):
+    """Turn a UserError inside the block into 'name: message' on stderr and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+def command(name: str) -> Callable:
+    """Decorator for the entry point of the command called name: UserError exits 2, Ctrl-C exits 130."""
+    def decorate(main: Callable) -> Callable:
+        @functools.wraps(main)
+        def entry(argv: list[str] | None = None) -> None:
+            try:
+                with exit_on_user_error(name):
+                    main(argv)
+            except KeyboardInterrupt:
+                print(f"{name}: interrupted", file=sys.stderr)
+                raise SystemExit(130) from None
+        return entry
+    return decorate

@@ -1,0 +1,146 @@
+"""The method on one page (Alice, Sec. 3).
+
+Shapes: B pairs, N tokens of a crop, V visible ones, E width of the encoder, C width of the projections.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from alice_nnunet.losses import cosine_loss, dino_loss, info_nce_loss, reconstruction_loss, spread
+from alice_nnunet.model.casa import CASA
+from alice_nnunet.model.decoder import Decoder
+from alice_nnunet.model.heads import BatchNormMLP, DinoHead, init_head
+from alice_nnunet.model.method import Method
+
+
+@dataclass
+class Views:
+    """One crop of each pair, Q or K, as the two branches see it."""
+
+    online: Tensor              # (B, C, D, H, W): u of Q or r of K; the branch sees only the tokens in keep
+    keep: Tensor                # (B, V)
+    masked: Tensor              # (B, N), True where hidden: the complement of keep
+    target: Tensor              # (B, C, D, H, W): w of Q or v of K, strongly augmented, intact
+    target_keep: Tensor | None  # (B, V'), or None for all tokens
+
+
+@dataclass
+class Branches:
+    """One crop of each pair, Q or K, after both branches."""
+
+    visible: Tensor     # V: (B, V, E), online encoder
+    predicted: Tensor   # (B, N, voxels of a token), online decoder
+    projected: Tensor   # H: (B, N, C), phi of the online decoder
+    target: Tensor      # Y: (B, N, C), psi of the target encoder; no gradient
+    student: Tensor     # S: (B, V, C), CASA of V and H
+    teacher: Tensor     # T: (B, V, C), CASA of V and Y; no gradient
+
+
+@dataclass
+class Output:
+    """What a step logs and optimises. loss is the weighted sum of the losses."""
+
+    loss: Tensor
+    losses: dict[str, Tensor]    # l_r, l_dv, l_st of Eqs. 1, 2, 5
+    spreads: dict[str, Tensor]   # of cls (target), S and T; under 0.1 means collapse
+    crop: Tensor                 # (B, C, D, H, W), Q as the online branch had it,
+    masked: Tensor               # (B, N), what of it was hidden,
+    predicted: Tensor            # (B, N, voxels of a token), and its reconstruction
+
+
+class Alice(nn.Module):
+    """Online encoder, decoder, phi, CASA and predictors, and the EMA target of encoder, phi (psi) and CASA."""
+
+    def __init__(self, encoder: nn.Module, in_channels: int, method: Method):
+        super().__init__()
+        self.method, self.unit = method, encoder.unit
+        voxels = in_channels * encoder.unit[0] * encoder.unit[1] * encoder.unit[2]
+        width, c = encoder.width, method.channels
+        self.encoder = encoder
+        self.decoder = Decoder(width, encoder.grid, voxels, method.decoder_width, method.decoder_depth, method.decoder_heads)
+        self.phi = (DinoHead(width, method.head_hidden, method.head_bottleneck, c) if method.head == "dino"
+                    else BatchNormMLP(width, method.head_hidden, c))
+        self.casa = CASA(width, c)
+        self.predictors = nn.ModuleDict({term: BatchNormMLP(c, method.head_hidden, c) for term in ("dv", "st") if method.predictor})
+        for module in (self.phi, self.casa, self.predictors):
+            module.apply(init_head)
+        self.target_encoder, self.psi = copy.deepcopy(self.encoder), copy.deepcopy(self.phi)
+        self.target_casa = copy.deepcopy(self.casa) if method.ema_casa else None
+        for module in self.targets():
+            module.requires_grad_(False)
+        for term in ("dv", "st"):
+            if method.centers(term):
+                self.register_buffer(f"center_{term}", torch.zeros(c))
+
+    def forward(self, query: Views, key: Views) -> Output:
+        """The three losses for aligned crops Q and K of different people (Fig. 2)."""
+        q, k = self.branches(query), self.branches(key)
+        l_r = self.reconstruction(q, query) + self.reconstruction(k, key)                               # Eq. 1
+        y_q, y_k = self.center("dv", q.target.mean(1), k.target.mean(1))
+        cls_q, cls_k = self.predict("dv", q.projected.mean(1), k.projected.mean(1))
+        l_dv = self.similarity(cls_q, y_k) + self.similarity(cls_k, y_q)                                # Eq. 2
+        t_q, t_k = self.center("st", q.teacher, k.teacher)
+        s_q, s_k = self.predict("st", q.student, k.student)
+        l_st = self.similarity(s_q, t_q) + self.similarity(s_k, t_k)                                    # Eq. 5
+        both = lambda a, b: spread(torch.cat([a, b]))
+        return Output(
+            loss=self.method.weight_r * l_r + self.method.weight_dv * l_dv + self.method.weight_st * l_st,
+            losses={"l_r": l_r, "l_dv": l_dv, "l_st": l_st},
+            spreads={"cls": both(y_q, y_k), "S": both(q.student, k.student), "T": both(t_q, t_k)},
+            crop=query.online, masked=query.masked, predicted=q.predicted.detach(),
+        )
+
+    def branches(self, views: Views) -> Branches:
+        """Both branches for one crop of each pair (Secs. 3.1 to 3.3)."""
+        visible = self.encoder(views.online, views.keep)              # V
+        predicted, tokens = self.decoder(visible, views.keep)
+        projected = self.phi(tokens)                                  # H
+        student = self.casa(visible, projected)                       # S, Eqs. 3 and 4
+        with torch.no_grad():
+            target = self.psi(self.target_encoder(views.target, views.target_keep))  # Y
+            teacher = (self.target_casa or self.casa)(visible, target)               # T, Eqs. 3 and 4
+        return Branches(visible, predicted, projected, target, student, teacher)
+
+    def reconstruction(self, branches: Branches, views: Views) -> Tensor:
+        """One half of Eq. 1."""
+        if self.method.weight_r == 0:
+            return torch.zeros((), device=views.online.device)
+        return reconstruction_loss(branches.predicted, views.online, views.masked, self.unit)
+
+    def predict(self, term: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The online side of term (dv or st) through its predictor, Q and K in one batch for its statistics."""
+        if not self.method.predictor:
+            return query, key
+        return self.predictors[term](torch.cat([query, key])).chunk(2)
+
+    def center(self, term: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The target side of term less its running mean over tokens and steps, where the method centers it (DINO)."""
+        if not self.method.centers(term):
+            return query, key
+        center = getattr(self, f"center_{term}")
+        centered = query.float() - center, key.float() - center
+        if self.training:
+            center.lerp_(torch.cat([query, key]).float().flatten(0, -2).mean(0), 0.1)
+        return centered
+
+    def similarity(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """l_s of Eq. 2, vectors (B, C), and Eq. 5, (B, V, C)."""
+        if self.method.similarity == "cosine":
+            return cosine_loss(student, teacher)
+        if self.method.similarity == "infonce":
+            return info_nce_loss(student, teacher, self.method.temperature)
+        return dino_loss(student, teacher)
+
+    def targets(self) -> list[nn.Module]:
+        """The modules that follow by EMA and never get a gradient."""
+        return [m for m in (self.target_encoder, self.psi, self.target_casa) if m is not None]
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """target = momentum * target + (1 - momentum) * online (Sec. 3.1)."""
+        online = [self.encoder, self.phi] + ([self.casa] if self.target_casa is not None else [])
+        targets = [p for module in self.targets() for p in module.parameters()]
+        torch._foreach_lerp_(targets, [p for module in online for p in module.parameters()], 1 - momentum)

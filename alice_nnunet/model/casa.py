@@ -1,0 +1,30 @@
+"""Conditional anatomical semantic alignment, CASA (Alice, Sec. 3.3, Fig. 3)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CASA(nn.Module):
+    """Single-head cross-attention without residual: what visible tokens ask for, found in the whole crop.
+
+    visible_width: width E of the online encoder's tokens. channels: width C of the projected tokens and of the result.
+    """
+
+    def __init__(self, visible_width: int, channels: int):
+        super().__init__()
+        self.norm_query, self.norm_context = nn.LayerNorm(visible_width), nn.LayerNorm(channels)
+        self.to_query = nn.Linear(visible_width, channels, bias=False)  # W_q
+        self.to_key = nn.Linear(channels, channels, bias=False)         # W_k
+        self.to_value = nn.Linear(channels, channels, bias=False)       # W_v
+        self.zeta = nn.Linear(channels, channels)
+
+    def forward(self, visible: Tensor, context: Tensor) -> Tensor:
+        """visible: (B, V, E), tokens of the masked view; context: (B, N, C), H (reconstructed) or Y (intact).
+
+        Returns (B, V, C): the student embedding S for H, the teacher embedding T for Y.
+        """
+        query = self.to_query(self.norm_query(visible))               # (B, V, C)
+        context = self.norm_context(context)
+        key, value = self.to_key(context), self.to_value(context)     # (B, N, C)
+        matched = F.scaled_dot_product_attention(query, key, value)   # Eq. 3, scale 1 / sqrt(C)
+        return self.zeta(matched)                                     # Eq. 4

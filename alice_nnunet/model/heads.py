@@ -1,0 +1,48 @@
+"""Projection heads phi and psi (Alice, Sec. 3.2) and the predictor of the online side."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DinoHead(nn.Module):
+    """Three-layer MLP, l2-normalised bottleneck, linear layer with rows of unit length (DINO).
+
+    (B, N, width) -> (B, N, channels).
+    """
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, channels: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
+                                 nn.Linear(hidden, bottleneck))
+        self.last = nn.Linear(bottleneck, channels, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(F.normalize(self.mlp(tokens), dim=-1), F.normalize(self.last.weight, dim=-1))
+
+
+class BatchNormMLP(nn.Module):
+    """BYOL's MLP: linear, batch norm over all vectors, ReLU, linear. (..., width) -> (..., channels).
+
+    It is the predictor of the online side and, as an option, the heads phi and psi. The statistics are always those of
+    the batch: there is no running mean that one bad batch could spoil, and validation computes what training does.
+    """
+
+    def __init__(self, width: int, hidden: int, channels: int):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(width, hidden), nn.Linear(hidden, channels)
+        self.norm = nn.BatchNorm1d(hidden, track_running_stats=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.enter(features)
+        normed = self.norm(hidden.flatten(0, -2)).view_as(hidden)
+        return self.leave(F.relu(normed))
+
+
+def init_head(module: nn.Module) -> None:
+    """Xavier uniform and zero biases. What torch does by default lets the biases drown the features of a narrow network,
+    and what comes out of the heads is then the same for every token before the first step.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,105 @@
+"""nnU-Net's plans as plain data, and plans that match a pretraining derived from them.
+
+Sizes in voxels and spacings in mm, as lists in nnU-Net's (z, y, x) order.
+"""
+
+import numpy as np
+
+from alice_nnunet.compatibility import pretraining_channel
+from alice_nnunet.errors import UserError
+from alice_nnunet.finetune import alice_block
+from alice_nnunet.geometry import ceil_to
+
+TOKEN = (16, 16, 16)  # voxels; a patch is a whole number of them
+CONFIGURATION = "3d_fullres"
+NETWORK_CLASS = {"vit": "alice_nnunet.networks.unetr.UNETR"}
+STRIDES = [[1, 1, 1]] + 4 * [[2, 2, 2]]  # of UNETR's decoder, which nnU-Net reads where deep supervision is on
+SHARE_IN_A_BATCH = 0.05  # nnU-Net's: no batch sees more of a dataset's voxels
+SMALLEST_BATCH = 2  # nnU-Net's
+
+
+def configuration_of(plans: dict, name: str) -> dict:
+    """A configuration of plans with what it inherits. Raises UserError if there is none, if it is 2D or of a cascade."""
+    known = plans["configurations"]
+    if name not in known:
+        raise UserError(f"the plans {plans['plans_name']} have no configuration {name}; they have {', '.join(known)}")
+    configuration = known[name]
+    while parent := configuration.get("inherits_from"):
+        configuration = {**known[parent], "inherits_from": known[parent].get("inherits_from"),
+                         **{key: value for key, value in configuration.items() if key != "inherits_from"}}
+    if len(configuration["patch_size"]) != 3 or configuration.get("previous_stage"):
+        raise UserError(f"the configuration {name} is 2D or a cascade; the pretrained encoders are for 3D volumes, "
+                        f"use {CONFIGURATION}")
+    return {key: value for key, value in configuration.items() if key != "inherits_from"}
+
+
+def sizes_at(spacing: list[float], sizes: list, spacings: list) -> np.ndarray:
+    """Sizes (N, 3) of N cases after resampling to spacing, rounded as nnU-Net does."""
+    return np.round(np.array(spacings) / np.array(spacing) * np.array(sizes))
+
+
+def choose_patch(given: list[int] | None, largest: list[int], median: np.ndarray) -> list[int]:
+    """Patch size in voxels: the given one, else largest with every axis limited to the median size of the cases.
+
+    Raises UserError where the given one is no positive multiple of the token.
+    """
+    if given is None:
+        return [min(a, b) for a, b in zip(ceil_to(tuple(largest), TOKEN), ceil_to(tuple(map(int, median)), TOKEN))]
+    if any(g <= 0 or g % t for g, t in zip(given, TOKEN)):
+        raise UserError(f"a patch size must be a multiple of {TOKEN} voxels (z, y, x), got {given}; the next one is "
+                        f"{list(ceil_to(tuple(max(1, g) for g in given), TOKEN))}")
+    return list(given)
+
+
+def choose_batch(wanted: int, patch: list[int], voxels: float) -> int:
+    """Batch size: wanted, limited to a share of the dataset's voxels as in nnU-Net, at least 2."""
+    return max(min(wanted, round(voxels * SHARE_IN_A_BATCH / float(np.prod(patch)))), SMALLEST_BATCH)
+
+
+def window_statistics(statistics: dict, window: list[float] | None) -> dict:
+    """Intensity statistics of a channel with which nnU-Net's CTNormalization is: clip to window (HU), scale to 0..1."""
+    if window is None:
+        return statistics
+    low, high = window
+    return {**statistics, "mean": low, "std": high - low, "percentile_00_5": low, "percentile_99_5": high}
+
+
+def matched_plans(base: dict, name: str, checkpoint: dict, path: str, sha256: str, recipe: dict, patch: list[int],
+                  batch: int, sizes: list, spacings: list) -> dict:
+    """Plans called name for fine-tuning from a checkpoint: its spacing, window, orientation and network.
+
+    base: nnU-Net's own plans of the dataset. checkpoint: load_pretraining(path), sha256: of that file. recipe: as
+    training_recipe gives it. sizes, spacings: of the cases, (N, 3), in the canonical orientation.
+    """
+    data, inherited = checkpoint["data"], configuration_of(base, CONFIGURATION)
+    channels = len(inherited["normalization_schemes"])
+    statistics = {str(index): window_statistics(base["foreground_intensity_properties_per_channel"][str(index)],
+                                                pretraining_channel(data, index, channels, path)["window"])
+                  for index in range(channels)}
+    configuration = {
+        **inherited,
+        "data_identifier": f"{name}_{CONFIGURATION}",
+        "batch_size": batch,
+        "patch_size": patch,
+        "median_image_size_in_voxels": np.median(sizes_at(data["spacing"], sizes, spacings), 0).tolist(),
+        "spacing": list(data["spacing"]),
+    }
+    plans = {
+        **base,
+        "plans_name": name,
+        "original_median_spacing_after_transp": np.median(spacings, 0).tolist(),
+        "original_median_shape_after_transp": np.median(sizes, 0).round().astype(int).tolist(),
+        "image_reader_writer": data["reader"],
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {CONFIGURATION: configuration},
+        "foreground_intensity_properties_per_channel": statistics,
+    }
+    plans["alice"] = alice_block(checkpoint, path, sha256, plans, configuration, recipe, flip_axes=[])
+    configuration["architecture"] = {
+        "network_class_name": NETWORK_CLASS[plans["alice"]["encoder"]],
+        "arch_kwargs": {"encoder_arguments": plans["alice"]["encoder_arguments"],
+                        "input_map": plans["alice"]["input"], "strides": STRIDES},
+        "_kw_requires_import": [],
+    }
+    return plans

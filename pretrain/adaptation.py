@@ -1,0 +1,33 @@
+"""The checkpoint's nnssl_adaptation_plan, in the schema of nnssl's AdaptationPlan."""
+
+from alice_nnunet.pretrain.config import PretrainConfig
+
+CONFIGURATION_KEYS = ("data_identifier", "preprocessor_name", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
+                      "resampling_fn_data_kwargs", "spacing", "patch_size")
+
+
+def adaptation_plan(plans: dict, config: PretrainConfig) -> dict:
+    """What another tool needs to fine-tune network_weights. plans: the AlicePretrainPlans."""
+    return {
+        "architecture_plans": {"arch_class_name": "alice_nnunet.model.vit.ViT", "arch_kwargs": config.as_dict()["encoder_arguments"],
+                               "arch_kwargs_requiring_import": None},
+        "pretrain_plan": {
+            **{key: plans[key] for key in ("dataset_name", "plans_name", "original_median_spacing_after_transp",
+                                           "image_reader_writer", "transpose_forward", "transpose_backward")},
+            "configurations": {name: nnssl_configuration(configuration) for name, configuration in plans["configurations"].items()},
+            "experiment_planner_used": plans["experiment_planner_used"],
+        },
+        "pretrain_num_input_channels": config.encoder_arguments["in_channels"],
+        "recommended_downstream_patchsize": [96, 96, 96] if config.preset == "paper" else list(config.encoder_arguments["crop_size"]),
+        "key_to_encoder": "blocks",
+        "key_to_stem": "patch_embed",
+        "keys_to_in_proj": ["patch_embed"],
+        "key_to_lpe": "positions",
+    }
+
+
+def nnssl_configuration(configuration: dict) -> dict:
+    """nnU-Net's configuration with nnssl's additional keys. There are no masks; spacing is neither of nnssl's rules but given."""
+    return {**{key: configuration[key] for key in CONFIGURATION_KEYS}, "spacing_style": "noresample",
+            "resampling_fn_mask": configuration["resampling_fn_seg"],
+            "resampling_fn_mask_kwargs": configuration["resampling_fn_seg_kwargs"]}

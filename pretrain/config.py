@@ -1,0 +1,152 @@
+"""The configuration of one pretraining: defaults of the paper, presets, a JSON file and --set name=value."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+
+from alice_nnunet.errors import UserError
+from alice_nnunet.model.encoders import PRESETS, build_encoder
+from alice_nnunet.model.method import Method
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides what a run computes. Saved as config.json and inside each checkpoint."""
+
+    dataset: str                      # DatasetXXX_NAME
+    encoder: str = "vit"
+    preset: str = "paper"
+    encoder_arguments: dict = field(default_factory=dict)  # in_channels, crop_size (z, y, x), width, ...
+    method: Method = Method()
+    iterations: int = 100_000
+    batch_size: int = 8               # pairs
+    lr: float = 5e-5                  # AdamW, peak
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    warmup_iterations: int = -1       # -1: 2.8 % of the iterations, the paper's 100 epochs of 1800 volumes in 64s
+    clip_grad: float = 3.0            # norm of all gradients
+    ema: float = 0.996                # momentum of the target at the start; 1 at the end
+    matcher: str = "body"
+    min_score: float = 0.7            # pairs of crops that match worse are rejected
+    validation_share: float = 0.1     # of the cases (A.1)
+    precision: str = "auto"           # auto: bf16 where the device has it; fp32; bf16
+    seed: int = 0
+    log_every: int = 50               # steps
+    validate_every: int = 1000
+    save_every: int = 1000
+
+    def __post_init__(self):
+        if self.warmup_iterations == -1:
+            object.__setattr__(self, "warmup_iterations", round(0.028 * self.iterations))
+        positive = ("iterations", "batch_size", "lr", "clip_grad", "log_every", "validate_every", "save_every")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.warmup_iterations < self.iterations:
+            raise ValueError(f"warmup_iterations must be in [0, iterations), got {self.warmup_iterations} of {self.iterations}")
+        for name in ("ema", "min_score", "validation_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("matcher", ("body",))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    def as_dict(self) -> dict:
+        """Plain values, as they go into JSON and checkpoints."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+# What a preset changes. spacing (z, y, x) mm is for preprocessing, where no plans exist yet.
+RUNS = {
+    "tiny": {"crop_size": (32, 64, 64), "spacing": (3.0, 3.0, 3.0), "batch_size": 4, "lr": 3e-4, "iterations": 2000,
+             "ema": 0.99, "head_hidden": 512, "decoder_width": 192, "decoder_depth": 2, "decoder_heads": 6,
+             "log_every": 20, "validate_every": 200, "save_every": 200},
+    "small": {"crop_size": (64, 128, 128), "spacing": (1.5, 0.76, 0.76), "batch_size": 4, "lr": 1e-4, "iterations": 20_000,
+              "head_hidden": 1024, "decoder_width": 256, "decoder_depth": 2, "decoder_heads": 8},
+    "paper": {"crop_size": (64, 192, 192), "spacing": (1.5, 0.76, 0.76)},
+}
+
+
+def read_settings(preset: str, encoder: str, file: Path | None, assignments: list[str]) -> tuple[dict, dict]:
+    """Flat names and values: the preset's, then those of the JSON file, then name=value. Returns all, and the given ones.
+
+    Raises UserError for a name that does not exist, a value of the wrong kind, an unreadable file.
+    """
+    defaults = {**PRESETS[encoder][preset], **RUNS[preset]}
+    given = {}
+    if file is not None:
+        try:
+            given |= flatten(json.loads(Path(file).read_text()))
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{file} is not a readable JSON file of settings ({error})") from None
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set expects name=value, got {assignment!r}")
+        given[name] = parse(text)
+    known = known_settings(encoder)
+    for name, value in given.items():
+        if name not in known:
+            raise UserError(f"unknown setting {name!r}; known: {', '.join(sorted(known))}")
+        given[name] = check_kind(name, value, known[name])
+    return {**defaults, **given}, given
+
+
+def flatten(settings: dict) -> dict:
+    """A saved config.json is nested; its groups hold no name twice. What the command line decides is left out."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return {name: value for name, value in flat.items() if name not in ("dataset", "encoder", "preset", "in_channels")}
+
+
+def known_settings(encoder: str) -> dict:
+    """Names that --set accepts, with an example of the kind of value."""
+    run = {f.name: f.default for f in fields(PretrainConfig)
+           if f.name not in ("dataset", "encoder", "preset", "encoder_arguments", "method")}
+    return {**run, **dataclasses.asdict(Method()), **PRESETS[encoder]["paper"], "crop_size": (0, 0, 0)}
+
+
+def parse(text: str):
+    """JSON where it is JSON, else 64,192,192 as a list, else the text."""
+    for attempt in (text, f"[{text}]"):
+        try:
+            return json.loads(attempt)
+        except ValueError:
+            continue
+    return {"True": True, "False": False}.get(text, text)
+
+
+def check_kind(name: str, value, example):
+    """value as the kind of example. Raises UserError where it is of another kind."""
+    if isinstance(example, tuple) and isinstance(value, (list, tuple)) and len(value) == len(example):
+        return tuple(check_kind(name, v, e) for v, e in zip(value, example))
+    if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is type(example):
+        return value
+    kind = f"{len(example)} numbers such as 64,192,192" if isinstance(example, tuple) else type(example).__name__
+    raise UserError(f"setting {name} must be {kind}, got {value!r}")
+
+
+def make_config(dataset: str, encoder: str, preset: str, in_channels: int, settings: dict) -> PretrainConfig:
+    """The config of a run from flat settings. Raises UserError where a value is out of range."""
+    names = lambda cls: {f.name for f in fields(cls)}
+    pick = lambda wanted: {name: value for name, value in settings.items() if name in wanted}
+    arguments = {"in_channels": in_channels, **pick({"crop_size", *PRESETS[encoder]["paper"]})}
+    try:
+        with torch.device("meta"):
+            build_encoder(encoder, arguments)  # says what is wrong with the arguments before anything is touched
+        return PretrainConfig(dataset, encoder, preset, arguments, Method(**pick(names(Method))), **pick(names(PretrainConfig)))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def config_from_dict(saved: dict) -> PretrainConfig:
+    """The config inside a checkpoint."""
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["encoder_arguments"].items()}
+    return PretrainConfig(**{**saved, "method": Method(**saved["method"]), "encoder_arguments": arguments,
+                             "betas": tuple(saved["betas"])})

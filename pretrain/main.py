@@ -1,0 +1,132 @@
+"""alice-pretrain: pretrain an encoder on the unlabeled volumes of an nnU-Net dataset."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alice_nnunet.checkpoint import load_checkpoint
+from alice_nnunet.data.pairs import NoMatch
+from alice_nnunet.data.volumes import case_names
+from alice_nnunet.errors import CommandParser, UserError, command
+from alice_nnunet.files import write_json_atomically
+from alice_nnunet.model.encoders import PRESETS
+from alice_nnunet.pretrain.adaptation import adaptation_plan
+from alice_nnunet.pretrain.config import RUNS, PretrainConfig, config_from_dict, make_config, read_settings
+from alice_nnunet.pretrain.loop import NonFiniteLoss, Run, train
+from alice_nnunet.pretrain.preprocess import preprocess_dataset
+from alice_nnunet.pretrain.pretrain_plans import CONFIGURATION, PLANS, data_description
+from alice_nnunet.pretrain.raw_dataset import dataset_name, nnunet_folder
+from alice_nnunet.pretrain.state import build_state, load_state
+
+LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
+
+
+def parser() -> CommandParser:
+    p = CommandParser("alice-pretrain", description="Pretrain an encoder on unlabeled volumes (Alice, ICCV 2023).")
+    p.add_argument("-d", required=True, metavar="ID", help="dataset ID or name; its volumes are preprocessed if they are not yet")
+    p.add_argument("-encoder", default="vit", choices=sorted(PRESETS), help="default: vit")
+    p.add_argument("-preset", default="paper", choices=sorted(RUNS), help="default: paper")
+    p.add_argument("-device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    p.add_argument("-config", type=Path, metavar="FILE", help="JSON file of settings, such as another run's config.json")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments",
+                   help="change one setting, e.g. --set iterations=200; may be repeated")
+    p.add_argument("-np", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes that preprocess and load")
+    p.add_argument("--c", action="store_true", dest="resume", help="go on where the run stopped; starts anew if there is none")
+    return p
+
+
+@command("alice-pretrain")
+def main(argv: list[str] | None) -> None:
+    arguments = parser().parse_args(argv)
+    device = choose_device(arguments.device)
+    name = dataset_name(arguments.d)
+    settings, given = read_settings(arguments.preset, arguments.encoder, arguments.config, arguments.assignments)
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / name
+    if not is_preprocessed(preprocessed):
+        print(f"{name} is not (completely) preprocessed in {preprocessed}: doing that first", flush=True)
+        planned = (preprocessed / f"{PLANS}.json").is_file()  # plans that exist are followed
+        preprocess_dataset(name, arguments.np, spacing=None if planned else RUNS[arguments.preset]["spacing"],
+                           patch_size=None if planned else tuple(settings["crop_size"]))
+    plans = json.loads((preprocessed / f"{PLANS}.json").read_text())
+    volumes = preprocessed / plans["configurations"][CONFIGURATION]["data_identifier"]
+    cases = case_names(volumes)
+    config = make_config(name, arguments.encoder, arguments.preset, len(data_description(plans, cases)["channels"]), settings)
+    folder = nnunet_folder("nnUNet_results") / name / f"AlicePretrain__{PLANS}__{CONFIGURATION}" / arguments.encoder
+    run = make_run(config, plans, cases, volumes, folder, device, arguments, given)
+    try:
+        train(run)
+    except (NonFiniteLoss, NoMatch) as error:
+        raise UserError(f"{error}. The last checkpoint is intact: {folder}") from error
+
+
+def is_preprocessed(preprocessed: Path) -> bool:
+    """Whether alice-preprocess came to its end there, with at least one good case. preprocessed: the dataset's folder."""
+    report = preprocessed / f"{PLANS}_report.json"
+    return report.is_file() and bool(json.loads(report.read_text())["ok"])
+
+
+def choose_device(asked: str | None) -> torch.device:
+    """The device asked for, or cuda where there is one. Raises UserError where cuda is asked for and absent."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("-device cuda: torch sees no CUDA device here; use -device cpu")
+    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def split(cases: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Training and held-out cases; at least one is held out where at least two remain for training (A.1)."""
+    if len(cases) < 2:
+        raise UserError(f"pretraining needs at least two preprocessed volumes of different people, found {len(cases)}")
+    count = min(len(cases) - 2, max(1, round(share * len(cases)))) if share else 0
+    order = np.random.default_rng((seed, 2)).permutation(len(cases))
+    return sorted(cases[i] for i in order[count:]), sorted(cases[i] for i in order[:count])
+
+
+def make_run(config: PretrainConfig, plans: dict, cases: list[str], volumes: Path, folder: Path, device: torch.device,
+             arguments, given: dict) -> Run:
+    """A new run in an empty folder, or with --c the one that lies there."""
+    data = data_description(plans, cases)
+    training, held_out = split(cases, config.validation_share, config.seed)
+    checkpoint = next((folder / n for n in (FINAL, LATEST) if (folder / n).is_file()), None) if arguments.resume else None
+    if checkpoint:
+        config = resumed_config(checkpoint, arguments.preset, given, data)
+        state = load_state(checkpoint, config, device)
+        print(f"going on from step {state.step} of {checkpoint}", flush=True)
+    else:
+        if arguments.resume:
+            print(f"--c: no checkpoint in {folder}, starting a new run", flush=True)
+        move_aside(folder)
+        state = build_state(config, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(folder / "config.json", config.as_dict())
+    print(f"{config.encoder} {config.preset} on {device}: {len(training)} training and {len(held_out)} held-out volumes, "
+          f"{sum(p.numel() for p in state.model.encoder.parameters()) / 1e6:.1f} M encoder parameters, results in {folder}", flush=True)
+    workers = 0 if device.type == "cpu" else arguments.np
+    return Run(config, state, volumes, folder, tuple(data["spacing"]), data, adaptation_plan(plans, config), training, held_out, workers)
+
+
+def resumed_config(checkpoint: Path, preset: str, given: dict, data: dict) -> PretrainConfig:
+    """The config of the run that goes on. Raises UserError if the command or the data are not those of the run."""
+    saved = load_checkpoint(checkpoint)
+    config = config_from_dict(saved["config"])
+    values = {**saved["config"], **saved["config"]["method"], **saved["config"]["encoder_arguments"]}
+    as_saved = lambda value: list(value) if isinstance(value, tuple) else value
+    changed = [f"{n} is {values[n]} in the run and {v} in the command" for n, v in given.items() if values[n] != as_saved(v)]
+    if config.preset != preset:
+        changed.append(f"preset is {config.preset} in the run and {preset} in the command")
+    changed += [f"the data's {n} is {saved['data'][n]} in the run and {data[n]} now" for n in data if saved["data"][n] != data[n]]
+    if changed:
+        raise UserError(f"--c goes on with the run as it was, but {'; '.join(changed)}. Start a new run without --c "
+                        f"(the present one is moved aside), or give the same settings")
+    return config
+
+
+def move_aside(folder: Path) -> None:
+    """Keep an earlier run: ENCODER becomes ENCODER_1, ENCODER_2, ..."""
+    if not any(folder.glob("checkpoint_*.pth")):
+        return
+    number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}_{n}").exists())
+    folder.rename(folder.with_name(f"{folder.name}_{number}"))
+    print(f"an earlier run was in {folder}; it is kept as {folder.name}_{number} (to go on with a run use --c)", flush=True)

@@ -1,0 +1,57 @@
+"""What a pretraining consists of between two steps, and how it is saved and taken up again."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
+from alice_nnunet.model.alice import Alice
+from alice_nnunet.model.encoders import build_encoder
+from alice_nnunet.pretrain.config import PretrainConfig
+
+
+@dataclass
+class State:
+    """Model, optimizer, the number of steps done, and what was logged. Every random number comes from (seed, step)."""
+
+    model: Alice
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+
+def build_state(config: PretrainConfig, device: torch.device) -> State:
+    """A run before its first step. Weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = build_encoder(config.encoder, config.encoder_arguments)
+        model = Alice(encoder, config.encoder_arguments["in_channels"], config.method).to(device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+              {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}]  # biases and norms, as in MAE
+    return State(model, torch.optim.AdamW(groups, config.lr, config.betas))
+
+
+def save_state(path: Path, state: State, config: PretrainConfig, data: dict, adaptation_plan: dict) -> None:
+    """Write the run to path. network_weights is the online encoder, what fine-tuning takes; model is everything."""
+    save_checkpoint(path, {
+        "network_weights": state.model.encoder.state_dict(),
+        "model": state.model.state_dict(),  # online and target encoder, decoder, phi, psi, both CASA, predictors
+        "optimizer": state.optimizer.state_dict(),
+        "step": state.step,
+        "random_states": {"seed": config.seed, "step": state.step},  # each step draws from generators seeded by these
+        "history": state.history,
+        "config": config.as_dict(),
+        "data": data,
+        "nnssl_adaptation_plan": adaptation_plan,
+    })
+
+
+def load_state(path: Path, config: PretrainConfig, device: torch.device) -> State:
+    """The run saved in path. Raises UserError if the file cannot be read."""
+    saved, state = load_checkpoint(path, device), build_state(config, device)
+    state.model.load_state_dict(saved["model"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.step, state.history = saved["step"], saved["history"]
+    return state

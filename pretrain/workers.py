@@ -1,0 +1,52 @@
+"""One function over many cases, in several processes or in this one."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, get_context, parent_process
+from signal import SIG_DFL, SIGINT, signal
+
+from alice_nnunet.errors import UserError
+
+
+def default_processes() -> int:
+    """As many as this process may use cores, at most 8: a large volume takes several GB in each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
+def run_each(function: Callable, jobs: dict[str, tuple], processes: int) -> Iterator[tuple[str, object]]:
+    """Yield (name, function(*arguments)) for every name in jobs, as they are done.
+
+    function: importable, for the processes are spawned; one process is this one. Raises UserError when a process was
+    killed.
+    """
+    processes = min(processes, len(jobs))
+    if processes <= 1:
+        for name, arguments in jobs.items():
+            yield name, function(*arguments)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), start_worker) as pool:
+        try:
+            futures = {pool.submit(function, *arguments): name for name, arguments in jobs.items()}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise UserError(f"one of {processes} processes was killed, probably because the memory ran out; finished "
+                            f"cases are kept: run it again with -np {processes // 2}") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def start_worker() -> None:
+    """In a fresh process: end silently on Ctrl-C, and with the process that started this one, even a killed one."""
+    signal(SIGINT, SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Wait for the end of the process that started this one, then end this one."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+from setuptools import setup
+
+if __name__ == "__main__":  # nnU-Net imports every module of the folders it is told to search
+    here = Path(__file__).parent
+    version = next(line.split('"')[1] for line in (here / "alice_nnunet/__init__.py").read_text().splitlines()
+                   if line.startswith("__version__"))
+    setup(
+        name="alice-nnunet",
+        version=version,
+        description="Pretrain nnU-Net encoders on unlabeled CT by anatomically aligned crops (Alice, ICCV 2023)",
+        long_description=(here / "README.md").read_text(encoding="utf-8"),
+        long_description_content_type="text/markdown",
+        license="Apache-2.0",
+        license_files=["LICENSE", "alice_nnunet/demo_data/NOTICE"],
+        python_requires=">=3.10",
+        packages=["alice_nnunet", "alice_nnunet.data", "alice_nnunet.matcher", "alice_nnunet.model",
+                  "alice_nnunet.networks", "alice_nnunet.trainers", "alice_nnunet.pretrain"],
+        # trainers/ and pretrain/ lie beside the package; installed, they are inside it.
+        package_dir={"alice_nnunet.trainers": "trainers", "alice_nnunet.pretrain": "pretrain"},
+        package_data={"alice_nnunet": ["demo_data/NOTICE", "demo_data/*.nii.gz"]},
+        install_requires=[
+            "nnunetv2>=2.8",  # nnUNet_extTrainer exists from 2.8.0
+            "torch>=2.1.2",
+            "monai>=1.5",  # the UNETR decoder's blocks
+            "numpy", "scipy", "blosc2>=3", "batchgenerators", "acvl-utils", "dynamic-network-architectures",
+            "SimpleITK", "nibabel", "matplotlib", "tqdm",
+            "tensorboard",  # scalars and pictures of a pretraining
+            "setuptools",  # nnU-Net 2.8 imports distutils, gone from Python 3.12
+        ],
+        extras_require={"test": ["pytest", "build"]},
+        entry_points={"console_scripts": [
+            "alice-env=alice_nnunet.pretrain.env:main",
+            "alice-preprocess=alice_nnunet.pretrain.preprocess:main",
+            "alice-pretrain=alice_nnunet.pretrain.main:main",
+            "alice-plan=alice_nnunet.pretrain.plan:main",
+            "alice-demo=alice_nnunet.pretrain.demo:main",
+        ]},
+    )

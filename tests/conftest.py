@@ -1,0 +1,64 @@
+"""nnU-Net's three folders, a small real CT, and raw datasets for tests."""
+
+import json
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+import alice_nnunet
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the commands that tests start: idle threads must not spin
+
+LARGEST_AXIS = 48  # voxels of real_ct
+
+
+@pytest.fixture
+def nnunet_folders(tmp_path, monkeypatch) -> Path:
+    """A folder with raw/, preprocessed/ and results/ that nnU-Net's variables point to."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def real_ct() -> nibabel.Nifti1Image:
+    """One of the CT volumes that ship with the package, every n-th voxel of it; HU, with air around the body."""
+    for path in sorted((Path(alice_nnunet.__file__).parent / "demo_data").glob("*.nii.gz")):
+        image = nibabel.load(path)
+        step = -(-max(image.shape) // LARGEST_AXIS)
+        small = image.slicer[::step, ::step, ::step]
+        voxels = np.asarray(small.dataobj).astype(np.int16)
+        if voxels.min() < -900:  # the labels that ship beside it are no CT
+            return nibabel.Nifti1Image(voxels, small.affine)
+    pytest.skip("no CT in alice_nnunet/demo_data")
+
+
+@pytest.fixture
+def raw_dataset(nnunet_folders):
+    """A function that writes Dataset022_Test: cases as {name: image, or a list of one image per channel}.
+
+    An image is a nibabel image, or bytes for a file that is none. Returns the raw folder of the dataset.
+    """
+    def write(cases: dict, channels: tuple[str, ...] = ("CT",)) -> Path:
+        folder = nnunet_folders / "raw" / "Dataset022_Test"
+        (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
+        names = {str(i): name for i, name in enumerate(channels)}
+        (folder / "dataset.json").write_text(json.dumps({"channel_names": names, "file_ending": ".nii.gz"}))
+        for case, images in cases.items():
+            for channel, image in enumerate(images if isinstance(images, list) else [images]):
+                path = folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz"
+                path.write_bytes(image) if isinstance(image, bytes) else nibabel.save(image, path)
+        return folder
+    return write
+
+
+@pytest.fixture(scope="session")
+def shipped_ct() -> dict[str, Path]:
+    """Case name -> file of the CT volumes that ship with the package."""
+    folder = Path(alice_nnunet.__file__).parent / "demo_data"
+    return {p.name.removesuffix(".nii.gz"): p for p in folder.glob("*.nii.gz") if not p.name.endswith("_labels.nii.gz")}

@@ -1,0 +1,108 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from alice_nnunet.data.body import find_body
+from alice_nnunet.data.volumes import (case_names, case_properties, check_volume, open_volume, remove_partial,
+                                       save_volume)
+from alice_nnunet.errors import UserError
+from alice_nnunet.geometry import crop_around
+
+SPACING = (3.0, 2.0, 2.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "Dataset022_Test" / "AlicePretrainPlans_3d_fullres"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).random((2, 20, 30, 40), np.float32)
+
+
+def save(folder, case: str, image: np.ndarray) -> None:
+    body = find_body(image[0] > -1, SPACING)
+    known = {"spacing": SPACING, "body": body.to_dict(), "plans_sha256": "abc"}
+    save_volume(folder, case, image, {"spacing": [1, 1, 1], "alice": known}, (16, 16, 16))
+
+
+def flip_a_byte(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_what_is_saved_is_opened(folder, image):
+    save(folder, "b", image)
+    save(folder, "a", image[:1])
+    assert case_names(folder) == ["a", "b"]
+    volume = open_volume(folder, "b")
+    assert (volume.name, volume.spacing, volume.image.shape) == ("b", SPACING, image.shape)
+    assert volume.body.box == ((0, 0, 0), (20, 30, 40))
+    np.testing.assert_array_equal(volume.image[:], image)
+    np.testing.assert_array_equal(volume.image[1, 3:9, :, 5], image[1, 3:9, :, 5])
+    assert sorted(path.name for path in folder.iterdir()) == ["a.b2nd", "a.pkl", "b.b2nd", "b.pkl"]
+    assert case_properties(folder, "b")["spacing"] == [1, 1, 1]
+
+
+def test_crops_are_read_from_the_file(folder, image):
+    save(folder, "a", image)
+    crop = crop_around(open_volume(folder, "a").image, (1, 15, 39), (8, 8, 8), floor=-1.0)
+    np.testing.assert_array_equal(crop[:, 3:, :, :5], image[:, 0:5, 11:19, 35:40])
+    assert (crop[:, :3] == -1).all()
+
+
+def test_saving_again_replaces(folder, image):
+    save(folder, "a", image)
+    opened = open_volume(folder, "a").image
+    save(folder, "a", 1 - image)
+    np.testing.assert_array_equal(opened[:], image)  # a reader keeps the file it has opened
+    np.testing.assert_array_equal(open_volume(folder, "a").image[:], 1 - image)
+
+
+def test_failure_while_saving_leaves_nothing(folder, image, monkeypatch):
+    monkeypatch.setattr("alice_nnunet.data.volumes.sync", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(folder, "a", image)
+    assert list(folder.iterdir()) == []
+
+
+def test_only_complete_cases_count_and_partial_ones_are_removed(folder, image):
+    save(folder, "a", image)
+    (folder / "killed.b2nd").write_bytes(b"")
+    (folder / "killed_too.pkl").write_bytes(b"")
+    (folder / ".partial_1").mkdir()
+    (folder / ".partial_1" / "c.b2nd").write_bytes(b"")
+    assert case_names(folder) == ["a"]
+    remove_partial(folder)
+    assert not (folder / ".partial_1").exists() and check_volume(folder, "a") is None
+    assert case_names(folder / "nowhere") == []
+
+
+def test_damage_is_found(folder, image):
+    for case in "abcd":
+        save(folder, case, image)
+    flip_a_byte(folder / "a.b2nd")
+    (folder / "b.b2nd").write_bytes((folder / "b.b2nd").read_bytes()[:1000])
+    (folder / "c.pkl").write_bytes(b"")
+    assert all(check_volume(folder, case) for case in "abc")
+    assert check_volume(folder, "d") is None
+
+
+@pytest.mark.parametrize("ending", ["b2nd", "pkl"])
+def test_damage_is_a_clear_error(folder, image, ending):
+    save(folder, "a", image)
+    (folder / f"a.{ending}").write_bytes(b"no such thing")
+    with pytest.raises(UserError, match=rf"a.{ending} is damaged .*alice-preprocess -d Dataset022_Test --verify"):
+        open_volume(folder, "a")
+
+
+def test_properties_of_another_program_are_an_error(folder, image):
+    save(folder, "a", image)
+    (folder / "a.pkl").write_bytes(pickle.dumps({"spacing": [1, 1, 1]}))
+    with pytest.raises(UserError, match="a.pkl is damaged"):
+        open_volume(folder, "a")

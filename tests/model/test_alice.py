@@ -1,0 +1,157 @@
+import copy
+
+import pytest
+import torch
+
+from alice_nnunet.data.views import make_views
+from alice_nnunet.losses import cosine_loss, reconstruction_loss, spread
+from alice_nnunet.model.alice import Alice
+from alice_nnunet.model.method import Method
+from alice_nnunet.model.vit import ViT
+
+CROP, SPACING = (32, 32, 48), (3.0, 3.0, 3.0)
+SMALL = dict(head_hidden=32, head_bottleneck=16, channels=24, decoder_width=24, decoder_depth=1, decoder_heads=2)
+
+
+def build(**changes) -> Alice:
+    torch.manual_seed(0)
+    return Alice(ViT(1, CROP, width=24, depth=2, heads=2), 1, Method(**{**SMALL, **changes}))
+
+
+def views(model: Alice, seed: int = 0, batch: int = 2):
+    generator = torch.Generator().manual_seed(seed)
+    crops = torch.rand(2, batch, 1, *CROP, generator=generator)
+    return [make_views(c, model.unit, SPACING, model.method, generator) for c in crops]
+
+
+OPTIONS = [{}, {"predictor": False, "ema_casa": False, "center_teacher": False}, {"predictor": False, "ema_casa": False}, {"predictor": False}, {"ema_casa": False}, {"head": "byol"},
+           {"similarity": "infonce"}, {"similarity": "dino"}, {"target_mask_ratio": 0.5}, {"online_flips": True}]
+
+
+def test_forward_is_the_three_equations():
+    model = build().eval()
+    query, key = views(model)
+    output = model(query, key)
+    sides = []
+    for view in (query, key):  # step by step, one crop at a time
+        visible = model.encoder(view.online, view.keep)
+        predicted, tokens = model.decoder(visible, view.keep)
+        h, y = model.phi(tokens), model.psi(model.target_encoder(view.target))
+        sides.append((reconstruction_loss(predicted, view.online, view.masked, model.unit), h.mean(1), y.mean(1),
+                      model.casa(visible, h), model.target_casa(visible, y)))
+    (r_q, h_q, y_q, s_q, t_q), (r_k, h_k, y_k, s_k, t_k) = sides
+    p_q, p_k = model.predictors["dv"](torch.cat([h_q, h_k])).chunk(2)
+    l_dv = cosine_loss(p_q, y_k) + cosine_loss(p_k, y_q)
+    p_q, p_k = model.predictors["st"](torch.cat([s_q, s_k])).chunk(2)
+    l_st = cosine_loss(p_q, t_q) + cosine_loss(p_k, t_k)
+    for name, expected in (("l_r", r_q + r_k), ("l_dv", l_dv), ("l_st", l_st)):
+        assert torch.allclose(output.losses[name], expected, atol=1e-6), name
+    assert torch.allclose(output.loss, 10 * (r_q + r_k) + l_dv + l_st, atol=1e-5)
+    assert torch.allclose(output.spreads["S"], spread(torch.cat([s_q, s_k])))
+    assert torch.allclose(output.spreads["cls"], spread(torch.cat([y_q, y_k])))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_trained_parameter_and_no_target_gets_a_gradient(options):
+    model = build(**options)
+    for view in (views(model, 0), views(model, 1)):
+        model(*view).loss.backward()
+    targets = {id(p) for module in model.targets() for p in module.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in targets:
+            assert parameter.grad is None and not parameter.requires_grad, name
+        else:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_no_gradient_reaches_the_target_even_if_it_could():
+    """Targets made trainable still get none: the branch is cut, not only frozen."""
+    model = build()
+    for module in model.targets():
+        module.requires_grad_(True)
+    model(*views(model)).loss.backward()
+    assert all(p.grad is None for module in model.targets() for p in module.parameters())
+
+
+def test_shared_casa_gets_its_gradient_from_the_student_alone():
+    model = build(ema_casa=False, weight_r=0, weight_dv=0).eval()
+    query, key = views(model)
+    model(query, key).loss.backward()
+    grads = [p.grad.clone() for p in model.casa.parameters()]
+    model.zero_grad()
+    q, k = model.branches(query), model.branches(key)
+    students = model.predict("st", q.student, k.student)
+    sum(model.similarity(s, t) for s, t in zip(students, model.center("st", q.teacher, k.teacher))).backward()
+    assert all(torch.allclose(g, p.grad, atol=1e-7) for g, p in zip(grads, model.casa.parameters()))
+
+
+@pytest.mark.parametrize("term", ["r", "dv", "st"])
+def test_a_weight_of_zero_switches_a_term_off(term):
+    weights = {f"weight_{t}": float(t == term) for t in ("r", "dv", "st")}
+    model = build(**weights).eval()
+    output = model(*views(model))
+    assert torch.allclose(output.loss, output.losses[f"l_{term}"])
+
+
+def test_hidden_voxels_reach_the_loss_only_as_the_target_of_eq_1():
+    model = build(weight_r=0).eval()
+    query, key = views(model)
+    changed = copy.copy(query)
+    from alice_nnunet.model.tokens import unpatchify
+    hidden = unpatchify(query.masked[..., None].float().expand(-1, -1, 16 ** 3), (2, 2, 3), model.unit)
+    changed.online = query.online + hidden * 50
+    first, second = model(query, key), model(changed, key)
+    assert torch.equal(first.losses["l_dv"], second.losses["l_dv"]) and torch.equal(first.losses["l_st"], second.losses["l_st"])
+    assert torch.equal(first.predicted, second.predicted)
+
+
+@pytest.mark.parametrize("ema_casa", [True, False])
+def test_update_target_is_the_formula(ema_casa):
+    model = build(ema_casa=ema_casa, head="byol")
+    pairs = [("target_encoder", "encoder"), ("psi", "phi")] + ([("target_casa", "casa")] if ema_casa else [])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+    before = {t: copy.deepcopy(getattr(model, t).state_dict()) for t, _ in pairs}
+    model.update_target(0.9)
+    for target, online in pairs:
+        parameters = dict(getattr(model, online).named_parameters())
+        for name, value in getattr(model, target).state_dict().items():
+            assert torch.allclose(value, 0.9 * before[target][name] + 0.1 * parameters[name], atol=1e-6), name
+
+
+def test_the_target_starts_as_the_online_branch():
+    model = build()
+    for target, online in ((model.target_encoder, model.encoder), (model.psi, model.phi), (model.target_casa, model.casa)):
+        assert all(torch.equal(a, b) for a, b in zip(target.state_dict().values(), online.state_dict().values()))
+
+
+def test_the_center_is_the_running_mean_of_the_teachers_and_moves_only_in_training():
+    model = build()
+    assert "center_dv" not in dict(model.named_buffers())
+    query, key = torch.randn(2, 5, 24), torch.randn(2, 5, 24)
+    model.eval()
+    assert torch.equal(model.center("st", query, key)[0], query) and not model.center_st.any()
+    model.train()
+    model.center("st", query, key)
+    expected = 0.1 * torch.cat([query, key]).mean((0, 1))
+    assert torch.allclose(model.center_st, expected, atol=1e-6)
+    centered = model.center("st", query, key)
+    assert torch.allclose(centered[1], key - expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("options, terms", [({"similarity": "dino"}, {"dv", "st"}), ({"center_teacher": False}, set()),
+                                            ({"similarity": "infonce"}, set()), ({}, {"st"})])
+def test_which_targets_are_centered(options, terms):
+    model = build(**options)
+    model(*views(model))
+    moved = {name.removeprefix("center_") for name, buffer in model.named_buffers() if name.startswith("center") and buffer.any()}
+    assert moved == terms
+
+
+@pytest.mark.parametrize("options", [{"mask_ratio": 1.0}, {"similarity": "l2"}, {"head": "linear"}, {"mask_ratio": 0.0},
+                                     {"weight_r": -1.0}, {"weight_r": 0.0, "weight_dv": 0.0, "weight_st": 0.0},
+                                     {"decoder_width": 25}, {"temperature": 0.0}, {"channels": 0}], ids=str)
+def test_wrong_choices_are_refused(options):
+    with pytest.raises(ValueError):
+        build(**options)

@@ -1,0 +1,158 @@
+"""alice-pretrain as a user runs it: files, resuming bit for bit after SIGKILL, wrong use."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from alice_nnunet.checkpoint import load_checkpoint, load_pretraining
+from alice_nnunet.errors import UserError
+from alice_nnunet.model.encoders import build_encoder
+from alice_nnunet.pretrain.main import main, split
+
+COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
+STEPS = 24
+SETTINGS = [f"--set={s}" for s in (f"iterations={STEPS}", "batch_size=2", "width=48", "depth=2", "heads=2", "decoder_width=48",
+                                   "decoder_depth=1", "head_hidden=64", "save_every=4", "log_every=4", "validate_every=12")]
+RUN = "AlicePretrain__AlicePretrainPlans__3d_fullres"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, shipped_ct) -> dict:
+    """Environment with a raw dataset of three real people; the first run preprocesses it."""
+    root = tmp_path_factory.mktemp("nnunet")
+    raw = root / "raw" / "Dataset031_Torso"
+    (raw / "imagesTr").mkdir(parents=True)
+    for case in ("crlm1004", "cptacpda_c3l00189", "ts_dicomslab"):
+        (raw / "imagesTr" / f"{case}_0000.nii.gz").symlink_to(shipped_ct[case])
+    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
+    return {**os.environ, "nnUNet_raw": str(root / "raw"), "nnUNet_preprocessed": str(root / "preprocessed"), "OMP_NUM_THREADS": "2"}
+
+
+def words(*more: str) -> list[str]:
+    return [COMMAND, "-d", "31", "-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1", *SETTINGS, *more]
+
+
+def start(folders: dict, results: Path, *more: str) -> subprocess.Popen:
+    return subprocess.Popen(words(*more), env={**folders, "nnUNet_results": str(results)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(folders: dict, results: Path, *more: str) -> str:
+    process = start(folders, results, *more)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def unbroken(folders, tmp_path_factory) -> tuple[Path, str]:
+    results = tmp_path_factory.mktemp("unbroken")
+    return results, finish(folders, results)
+
+
+def test_the_first_run_preprocesses_and_leaves_what_the_design_lists(unbroken):
+    results, output = unbroken
+    folder = results / "Dataset031_Torso" / RUN / "vit"
+    assert "doing that first" in output and f"step {STEPS}/{STEPS} | loss" in output and "left 0:00:00" in output
+    names = {p.name for p in folder.iterdir()}
+    assert {"config.json", "training_log.txt", "progress.png", "pair.png", "reconstruction.png", "checkpoint_latest.pth",
+            "checkpoint_final.pth"} <= names and any(n.startswith("events.out.tfevents") for n in names)
+    assert json.loads((folder / "config.json").read_text())["iterations"] == STEPS
+    for picture in folder.glob("*.png"):
+        assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 5000
+
+
+def test_the_checkpoint_is_what_others_need(unbroken):
+    checkpoint = load_pretraining(unbroken[0] / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth")  # weights_only=True
+    encoder = build_encoder("vit", checkpoint["config"]["encoder_arguments"])
+    encoder.load_state_dict(checkpoint["network_weights"], strict=True)
+    assert checkpoint["step"] == STEPS and checkpoint["data"]["spacing"] == [3, 3, 3] and checkpoint["data"]["orientation"] == "RAS"
+    assert checkpoint["data"]["channels"] == [{"name": "CT", "scheme": "CTNormalization", "window": [-125, 255]}]
+    plan = checkpoint["nnssl_adaptation_plan"]
+    assert {"architecture_plans", "pretrain_plan", "pretrain_num_input_channels", "recommended_downstream_patchsize", "key_to_encoder",
+            "key_to_stem", "keys_to_in_proj", "key_to_lpe"} == set(plan)
+    names = checkpoint["network_weights"]
+    assert plan["key_to_lpe"] in names and plan["keys_to_in_proj"][0] + ".weight" in names
+    assert any(n.startswith(plan["key_to_encoder"] + ".") for n in names)
+    parts = {name.split(".")[0] for name in checkpoint["model"]}
+    assert parts == {"encoder", "decoder", "phi", "casa", "predictors", "target_encoder", "psi", "target_casa", "center_st"}
+    assert {"l_r", "l_dv", "l_st", "spread cls", "spread S", "spread T", "validation l_r", "rejection rate"} <= set(checkpoint["history"])
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_weights(folders, unbroken, tmp_path):
+    """SIGKILL after 1.. checkpoints, between them and while one is being written, then --c."""
+    latest = tmp_path / "Dataset031_Torso" / RUN / "vit" / "checkpoint_latest.pth"
+    partial = latest.with_name(latest.name + ".partial")
+    first = start(folders, tmp_path)
+    wait_for(lambda: latest.exists(), first)
+    wait_for(lambda: partial.exists() or latest.with_name("checkpoint_final.pth").exists(), first)  # inside the next write
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert load_checkpoint(latest)["step"] % 4 == 0
+    second = start(folders, tmp_path, "--c")
+    saved = latest.stat().st_mtime_ns
+    wait_for(lambda: latest.stat().st_mtime_ns != saved or latest.with_name("checkpoint_final.pth").exists(), second)
+    time.sleep(0.2)
+    second.send_signal(signal.SIGKILL)
+    second.wait()
+    output = finish(folders, tmp_path, "--c")
+    assert "going on from step" in output
+    ours, theirs = (load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth") for root in (tmp_path, unbroken[0]))
+    assert ours["model"].keys() == theirs["model"].keys()
+    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
+    for state, other in zip(ours["optimizer"]["state"].values(), theirs["optimizer"]["state"].values()):
+        assert all(torch.equal(state[k], other[k]) for k in state)
+    assert not list(latest.parent.glob("*.partial"))
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None or process.returncode == 0, process.communicate()[0]
+        if process.poll() == 0:
+            return
+        time.sleep(0.001)
+
+
+def test_another_run_keeps_the_earlier_one(folders, unbroken):
+    folder = unbroken[0] / "Dataset031_Torso" / RUN / "vit"
+    weights = (folder / "checkpoint_final.pth").read_bytes()
+    output = finish(folders, unbroken[0], "--set=iterations=4", "--set=warmup_iterations=1")
+    assert "kept as vit_1" in output
+    assert (folder.with_name("vit_1") / "checkpoint_final.pth").read_bytes() == weights
+    assert load_checkpoint(folder / "checkpoint_final.pth")["step"] == 4
+
+
+@pytest.mark.parametrize("change, message", [(["--c", "--set=lr=0.1"], "lr is 0.0003 in the run and 0.1 in the command"),
+                                             (["--set=width=50", "--set=heads=4"], "multiple of heads"), (["--set=speed=3"], "unknown setting"),
+                                             (["-preset", "huge"], "invalid choice"), (["-d", "77"], "no dataset with the ID 77"),
+                                             (["-encoder", "resnet"], "invalid choice"), (["-config", "none.json"], "not a readable JSON")])
+def test_wrong_use_is_one_line_and_code_2(folders, unbroken, change, message, monkeypatch, capsys):
+    for name, value in {**folders, "nnUNet_results": str(unbroken[0])}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as left:
+        main([*words()[1:], *change])
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_where_there_is_none_is_refused_by_the_real_command(folders, unbroken):
+    process = start(folders, unbroken[0], "-device", "cuda")
+    output = process.communicate()[0]
+    assert process.returncode == 2 and output.count("\n") == 1 and output.strip().endswith("use -device cpu")
+
+
+def test_split_holds_out_a_tenth():
+    cases = [f"c{i}" for i in range(50)]
+    training, held_out = split(cases, 0.1, 0)
+    assert len(held_out) == 5 and sorted(training + held_out) == sorted(cases) and split(cases, 0.1, 0) == (training, held_out)
+    assert [len(part) for part in split(cases[:3], 0.1, 0)] == [2, 1] and [len(part) for part in split(cases[:2], 0.1, 0)] == [2, 0]
+    assert split(cases, 0.0, 0)[1] == []
+    with pytest.raises(UserError, match="at least two"):
+        split(cases[:1], 0.1, 0)

@@ -1,0 +1,141 @@
+"""alice-plan: what it writes, what it says, what it refuses."""
+
+import json
+import re
+
+import nibabel
+import numpy as np
+import pytest
+
+from alice_nnunet.finetune import file_sha256
+from alice_nnunet.pretrain.plan import main
+from tests.finetuning import stock_plans, write_case, write_checkpoint, write_dataset
+
+
+@pytest.fixture
+def dataset(nnunet_folders, real_ct):
+    """A labeled dataset that nnU-Net has already planned, and a checkpoint c.pth beside the three folders."""
+    raw = write_dataset(nnunet_folders / "raw", real_ct)
+    write_checkpoint(nnunet_folders / "c.pth")
+    preprocessed = nnunet_folders / "preprocessed" / raw.name
+    preprocessed.mkdir()
+    files = sorted((raw / "imagesTr").iterdir())
+    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps({
+        "spacings": [[3.0, 3.0, 3.0]] * len(files),
+        "shapes_after_crop": [list(nibabel.load(file).shape[::-1]) for file in files]}))
+    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(stock_plans()))
+    (preprocessed / "dataset.json").write_text((raw / "dataset.json").read_text())
+    return nnunet_folders
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line that a refused call ends in."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    text = capsys.readouterr().err
+    assert stopped.value.code == 2 and text.startswith("alice-plan: ") and text.count("\n") == 1
+    return text
+
+
+def written(folders, name="AlicePlans") -> dict:
+    return json.loads((folders / "preprocessed" / "Dataset007_Body" / f"{name}.json").read_text())
+
+
+def test_says_what_it_chose_and_last_the_name(dataset, capsys):
+    main(["-d", "7", "-weights", str(dataset / "c.pth")])
+    lines = capsys.readouterr().out.splitlines()
+    text, plans = "\n".join(lines), written(dataset)
+    assert lines[-1] == "AlicePlans"
+    for said in (str(dataset / "c.pth"), "3 x 3 x 3 mm", "-125..255 HU", "16 x 32 x 32", "RAS", "epochs 1000",
+                 "nnUNetv2_preprocess -d 7 -plans_name AlicePlans -c 3d_fullres", "-tr AliceTrainer -p AlicePlans"):
+        assert said in text
+    assert plans["alice"]["weights"] == str(dataset / "c.pth")
+    assert plans["alice"]["weights_sha256"] == file_sha256(dataset / "c.pth")
+    assert plans["configurations"]["3d_fullres"]["batch_size"] == 2
+
+
+def test_options(dataset, capsys, monkeypatch):
+    monkeypatch.chdir(dataset)
+    main("-d Dataset007_Body -weights c.pth -n Short -epochs 100 -iterations 10 -patch 32 16 48 -batch 5".split())
+    plans = written(dataset, "Short")
+    configuration, recipe = plans["configurations"]["3d_fullres"], plans["alice"]["recipe"]
+    assert (configuration["patch_size"], configuration["batch_size"]) == ([32, 16, 48], 5)
+    assert (recipe["epochs"], recipe["warmup_epochs"], recipe["iterations_per_epoch"]) == (100, 5, 10)
+    assert plans["alice"]["weights"] == str(dataset / "c.pth") and capsys.readouterr().out.splitlines()[-1] == "Short"
+
+
+def test_the_papers_preset_gets_the_papers_patch_and_batch(dataset, capsys):
+    checkpoint = write_checkpoint(dataset / "paper.pth", preset="paper", spacing=[0.1, 0.1, 0.1])
+    main(["-d", "7", "-weights", str(checkpoint)])
+    configuration = written(dataset)["configurations"]["3d_fullres"]
+    assert (configuration["patch_size"], configuration["batch_size"]) == ([96, 96, 96], 8)
+
+
+def test_plans_of_other_weights_are_not_overwritten(dataset, capsys):
+    main(["-d", "7", "-weights", str(dataset / "c.pth"), "-epochs", "10"])
+    main(["-d", "7", "-weights", str(dataset / "c.pth"), "-epochs", "20"])  # same weights: written anew
+    assert written(dataset)["alice"]["recipe"]["epochs"] == 20
+    other, before = write_checkpoint(dataset / "other.pth", seed=1), written(dataset)
+    assert "other weights" in (text := refused(capsys, "-d", 7, "-weights", other)) and "-n" in text
+    assert "no weights of alice-pretrain" in refused(capsys, "-d", 7, "-weights", other, "-n", "nnUNetPlans")
+    assert written(dataset) == before
+    main(["-d", "7", "-weights", str(other), "-n", "Others"])
+    assert written(dataset, "Others")["configurations"]["3d_fullres"]["data_identifier"] == "Others_3d_fullres"
+
+
+def test_sizes_are_those_after_turning_to_ras(dataset, capsys):
+    """Files stored along S, A, L have the axes of nnU-Net's SimpleITK arrays the other way round."""
+    raw = dataset / "raw" / "Dataset007_Body"
+    for file in (raw / "imagesTr").iterdir():
+        image = nibabel.load(file)
+        write_case(file, np.asarray(image.dataobj).astype(np.int16), "SAL", spacing=[4.0, 3.0, 2.0])
+    fingerprint = dataset / "preprocessed" / "Dataset007_Body" / "dataset_fingerprint.json"
+    shapes = [list(nibabel.load(file).shape[::-1]) for file in sorted((raw / "imagesTr").iterdir())]
+    fingerprint.write_text(json.dumps({"spacings": [[2.0, 3.0, 4.0]] * 5, "shapes_after_crop": shapes}))
+    main(["-d", "7", "-weights", str(dataset / "c.pth")])
+    plans = written(dataset)
+    assert plans["original_median_spacing_after_transp"] == [4.0, 3.0, 2.0]
+    assert plans["original_median_shape_after_transp"] == np.median([shape[::-1] for shape in shapes], 0).tolist()
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["-epochs", 0], "-epochs must be at least 1"), (["-patch", 30, 32, 32], "multiple of"),
+    (["-n", "a/b"], "-n must be a file name"), (["-n", "a__b"], "without '__'"), (["-d", 99], "no dataset with the ID 99"),
+    (["-weights", "nowhere.pth"], "no checkpoint at"), (["-iterations", "x"], "invalid int value")])
+def test_wrong_arguments(dataset, capsys, arguments, said):
+    assert said in refused(capsys, "-d", 7, "-weights", dataset / "c.pth", *arguments)
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"orientation": "LPS"}, "pretrain again"),
+    ({"channels": [{"name": "MR", "scheme": "ZScoreNormalization", "window": None}]}, "CTNormalization"),
+    ({"channels": [{"name": "CT", "scheme": "CTNormalization", "window": [0, 1]}] * 2}, "2 channels and this dataset has 1")])
+def test_weights_that_do_not_fit(dataset, capsys, change, said):
+    assert said in refused(capsys, "-d", 7, "-weights", write_checkpoint(dataset / "x.pth", **change))
+    assert not (dataset / "preprocessed" / "Dataset007_Body" / "AlicePlans.json").exists()
+
+
+def spoil(dataset, what: str) -> None:
+    raw, images = dataset / "raw" / "Dataset007_Body", dataset / "raw" / "Dataset007_Body" / "imagesTr"
+    if what == "labels":
+        for file in (raw / "labelsTr").iterdir():
+            file.unlink()
+    elif what == "file ending":
+        (raw / "dataset.json").write_text((raw / "dataset.json").read_text().replace(".nii.gz", ".nrrd"))
+    elif what == "case":
+        (images / "case0_0000.nii.gz").write_bytes(b"no NIfTI")
+    elif what == "fingerprint":
+        (images / "case0_0000.nii.gz").unlink()
+
+
+@pytest.mark.parametrize("what, said", [
+    ("labels", "needs labels.*5 of 5 cases"), ("file ending", "nrrd.*NIfTI"), ("case", "case0_0000.nii.gz cannot be read"),
+    ("fingerprint", "5 cases and imagesTr has 4.*nnUNetv2_extract_fingerprint -d 7 --clean")])
+def test_datasets_that_cannot_be_planned(dataset, capsys, what, said):
+    spoil(dataset, what)
+    assert re.search(said, refused(capsys, "-d", 7, "-weights", dataset / "c.pth"))
+
+
+def test_variables_that_are_not_set(dataset, capsys, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw")
+    assert "nnUNet_raw is not set" in refused(capsys, "-d", 7, "-weights", dataset / "c.pth")

@@ -1,0 +1,22 @@
+import os
+
+import pytest
+
+from alice_nnunet.errors import UserError
+from alice_nnunet.pretrain.workers import run_each
+
+
+def test_one_process_is_this_one():
+    assert dict(run_each(os.getpid, {"a": (), "b": ()}, 1)) == {"a": os.getpid(), "b": os.getpid()}
+    assert dict(run_each(os.getpid, {}, 4)) == {}
+
+
+def test_several_processes():
+    results = dict(run_each(pow, {str(n): (n, 2) for n in range(8)}, 2))
+    assert results == {str(n): n * n for n in range(8)}
+    assert os.getpid() not in dict(run_each(os.getpid, {"a": (), "b": ()}, 2)).values()
+
+
+def test_a_killed_process_is_a_clear_error():
+    with pytest.raises(UserError, match="one of 2 processes was killed.*-np 1"):
+        list(run_each(os._exit, {"a": (1,), "b": (1,)}, 2))

@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from alice_nnunet.checkpoint import load_checkpoint, load_pretraining, save_checkpoint
+from alice_nnunet.errors import UserError
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    saved = {"network_weights": {"a": torch.rand(3)}, "step": 2, "config": {"x": [1, None]}, "data": {}, "nnssl_adaptation_plan": {}}
+    save_checkpoint(tmp_path / "c.pth", saved)
+    loaded = load_pretraining(tmp_path / "c.pth")
+    assert torch.equal(loaded.pop("network_weights")["a"], saved.pop("network_weights")["a"]) and loaded == saved
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pth"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "c.pth", {"step": 1})
+
+    def half(content, path):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError):
+        save_checkpoint(tmp_path / "c.pth", {"step": 2})
+    assert load_checkpoint(tmp_path / "c.pth") == {"step": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_files_are_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        load_checkpoint(tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path / "text.pth")
+    save_checkpoint(tmp_path / "cut.pth", {"a": torch.rand(1000)})
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path / "cut.pth")
+    torch.save({"code": pytest.raises}, tmp_path / "code.pth")
+    with pytest.raises(UserError, match="tensors and plain values"):
+        load_checkpoint(tmp_path / "code.pth")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match="lacks network_weights"):
+        load_pretraining(tmp_path / "foreign.pth")

@@ -1,0 +1,94 @@
+"""The alice block, the network it describes, and loading an encoder into it."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from alice_nnunet.errors import UserError
+from alice_nnunet.finetune import alice_block, build_network, file_sha256, load_encoder
+from alice_nnunet.recipes import RECIPES, training_recipe
+from tests.finetuning import CROP, pretraining_checkpoint, pretraining_data, stock_plans
+
+
+def block_for(checkpoint: dict, channels: int = 1, flips=()) -> dict:
+    plans = stock_plans()
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] *= channels
+    plans["foreground_intensity_properties_per_channel"] = {
+        str(i): plans["foreground_intensity_properties_per_channel"]["0"] for i in range(channels)}
+    return alice_block(checkpoint, "/c.pth", "ab" * 32, plans, plans["configurations"]["3d_fullres"],
+                       training_recipe(RECIPES["vit"]), list(flips))
+
+
+def load(network, checkpoint) -> list[str]:
+    return load_encoder(network, "vit", checkpoint, "/c.pth", "ab" * 32)
+
+
+def test_sha256_of_a_file(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc" * 1_000_000)
+    assert file_sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+
+
+def test_block_maps_the_plans_intensities_to_the_window():
+    block = block_for(pretraining_checkpoint(), flips=[1, 2])
+    assert block["input"]["scale"] == [41.0 / 380] and block["input"]["flip_axes"] == [1, 2]
+    np.testing.assert_allclose(block["input"]["shift"], [(83.0 + 125) / 380])
+    assert (block["input"]["low"], block["input"]["high"]) == ([0.0], [1.0])
+    assert block["weights"] == "/c.pth" and block["recipe"]["optimizer"] == "AdamW" and "batch_size" not in block["recipe"]
+
+
+def test_channel_without_a_window_passes_unchanged():
+    data = pretraining_data(channels=[{"name": "MR", "scheme": "ZScoreNormalization", "window": None}])
+    block = block_for({**pretraining_checkpoint(), "data": data})
+    assert block["input"] == {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip_axes": []}
+
+
+def test_every_encoder_tensor_is_loaded_and_reported():
+    checkpoint = pretraining_checkpoint()
+    network = build_network(block_for(checkpoint), 1, 4)
+    lines = load(network, checkpoint)
+    weights = checkpoint["network_weights"]
+    assert all(torch.equal(network.encoder.state_dict()[name], weights[name]) for name in weights)
+    decoder = len(network.state_dict()) - len(weights)
+    assert lines == [f"Loaded {len(weights)} of {len(weights)} encoder tensors from /c.pth (sha256 {'ab' * 32})",
+                     "Not loaded: none", f"Random: {decoder} decoder tensors"]
+    assert network(torch.rand(1, 1, *CROP)).shape == (1, 4, *CROP)
+
+
+def test_whatever_does_not_fit_is_listed_and_nothing_is_loaded():
+    checkpoint = pretraining_checkpoint()
+    network = build_network(block_for(checkpoint), 1, 2)
+    before = network.encoder.norm.weight.clone()
+    weights = checkpoint["network_weights"]
+    del weights["norm.bias"]
+    weights["norm.weight"], weights["cls_token"] = torch.full((192,), 5.0), torch.zeros(1)
+    weights["positions"] = weights["positions"][:, 1:]
+    with pytest.raises(UserError) as caught:
+        load(network, checkpoint)
+    for text in ("norm.bias is missing", "cls_token is unexpected", "positions has shape (1, 3, 192)", "(1, 4, 192)"):
+        assert text in str(caught.value)
+    assert torch.equal(network.encoder.norm.weight, before)
+
+
+def test_stem_of_one_channel_is_repeated_and_divided():
+    checkpoint = pretraining_checkpoint()
+    one, three = build_network(block_for(checkpoint), 1, 2), build_network(block_for(checkpoint, 3), 3, 2)
+    load(one, checkpoint)
+    load(three, checkpoint)
+    kernel, spread = one.encoder.patch_embed.weight, three.encoder.patch_embed.weight
+    for channel in range(3):
+        torch.testing.assert_close(spread[:, channel], kernel[:, 0] / 3)
+    image = torch.rand(1, 1, *CROP)
+    torch.testing.assert_close(three.encoder(image.repeat(1, 3, 1, 1, 1)), one.encoder(image), rtol=1e-4, atol=1e-5)
+
+
+def test_block_of_other_channels_or_another_encoder_is_refused():
+    checkpoint = pretraining_checkpoint()
+    with pytest.raises(UserError, match="for 1 channels and the dataset has 2"):
+        build_network(block_for(checkpoint), 2, 2)
+    with pytest.raises(UserError, match="'swin'"):
+        build_network({**block_for(checkpoint), "encoder": "swin"}, 1, 2)
+    checkpoint["config"]["encoder"] = "resnet"
+    with pytest.raises(UserError, match="'resnet'.*vit"):
+        block_for(checkpoint)

@@ -1,0 +1,27 @@
+"""Recipes as data."""
+
+import pytest
+
+from alice_nnunet.errors import UserError
+from alice_nnunet.recipes import RECIPES, check_recipe, training_recipe
+
+
+def test_table_8():
+    recipe = RECIPES["vit"]
+    assert (recipe["learning_rate"], recipe["weight_decay"], recipe["warmup_epochs"]) == (1e-4, 1e-5, 50)
+    assert (recipe["epochs"], recipe["batch_size"], recipe["patch_size"]) == (1000, 8, [96, 96, 96])
+    check_recipe(training_recipe(recipe))
+
+
+def test_warm_up_and_validation_keep_their_share():
+    short = training_recipe(RECIPES["vit"], epochs=100, iterations=10)
+    assert (short["warmup_epochs"], short["iterations_per_epoch"], short["val_iterations_per_epoch"]) == (5, 10, 2)
+    assert training_recipe(RECIPES["vit"], epochs=1, iterations=1)["val_iterations_per_epoch"] == 1
+    check_recipe(training_recipe(RECIPES["vit"], epochs=1))
+
+
+@pytest.mark.parametrize("change, named", [({"optimizer": "SGD"}, "SGD"), ({"schedule": "poly"}, "poly"),
+                                           ({"warmup_epochs": 1000}, "1000 of 1000"), ({"momentum": 0.9}, "momentum")])
+def test_a_recipe_that_cannot_be_followed_is_refused(change, named):
+    with pytest.raises(UserError, match=named):
+        check_recipe({**training_recipe(RECIPES["vit"]), **change})

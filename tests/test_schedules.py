@@ -1,0 +1,40 @@
+import math
+
+import pytest
+import torch
+
+from alice_nnunet.schedules import EpochSchedule, ema_momentum, warmup_cosine
+
+
+def test_warmup_then_cosine_to_zero():
+    values = [warmup_cosine(step, 100, 10, 0.5) for step in range(100)]
+    assert values[:10] == pytest.approx([0.05 * (i + 1) for i in range(10)])
+    assert values[10] == pytest.approx(0.5) and values[-1] == pytest.approx(0, abs=1e-12)
+    assert values[10:] == sorted(values[10:], reverse=True)
+    assert values[10 + 30] == pytest.approx(0.25 * (1 + math.cos(math.pi * 30 / 89)))
+
+
+def test_no_warmup_and_a_final_value():
+    assert warmup_cosine(0, 10, 0, 1.0, 0.1) == 1.0 and warmup_cosine(9, 10, 0, 1.0, 0.1) == pytest.approx(0.1)
+    assert warmup_cosine(0, 1, 0, 1.0) == 1.0
+
+
+def test_a_warmup_as_long_as_the_run_is_refused():
+    with pytest.raises(ValueError, match="shorter than the run"):
+        warmup_cosine(0, 10, 10, 1.0)
+
+
+def test_momentum_goes_from_its_start_to_one():
+    assert ema_momentum(0, 100, 0.996) == pytest.approx(0.996) and ema_momentum(100, 100, 0.996) == 1
+    assert ema_momentum(50, 100, 0.996) == pytest.approx(0.998)
+
+
+@pytest.mark.filterwarnings("error")
+def test_epoch_schedule_sets_the_rate_of_the_epoch_it_is_told():
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([{"params": [p]} for p in parameters], lr=9.0)
+    schedule = EpochSchedule(optimizer, lambda epoch: 10.0 - epoch)
+    assert [group["lr"] for group in optimizer.param_groups] == [10.0, 10.0]
+    for epoch in (0, 1, 7):  # nnU-Net steps before the epoch, and goes on from any
+        schedule.step(epoch)
+        assert [group["lr"] for group in optimizer.param_groups] == schedule.get_last_lr() == [10.0 - epoch] * 2

@@ -1,0 +1,133 @@
+"""Which alice block a training follows."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from alice_nnunet.errors import UserError
+from alice_nnunet.finetune import file_sha256
+from alice_nnunet.training_block import (block_from_variable, block_of_plans, check_same_run, find_block, saved_block,
+                                         starting_weights)
+from tests.finetuning import stock_plans, write_checkpoint
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """results/ and cases/ (one LPS case), and a checkpoint that alice_weights names."""
+    for name in ("results", "cases"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "cases" / "a.pkl").write_bytes(pickle.dumps({"nibabel_stuff": {"original_affine": np.diag([-1.0, -1, 1, 1])}}))
+    monkeypatch.setenv("alice_weights", str(write_checkpoint(tmp_path / "c.pth")))
+    return tmp_path
+
+
+def find(folders, plans: dict) -> dict:
+    return find_block(plans, plans["configurations"]["3d_fullres"], folders / "results", folders / "cases")[0]
+
+
+def from_variable(folders) -> dict:
+    plans = stock_plans()
+    return block_from_variable(plans, plans["configurations"]["3d_fullres"], folders / "cases")[0]
+
+
+def save(folders, block: dict) -> None:
+    (folders / "results" / "plans.json").write_text(json.dumps({**stock_plans(), "alice": block}))
+
+
+def test_stock_plans_take_the_variables_checkpoint(folders):
+    block = find(folders, stock_plans())
+    assert block["weights"] == str(folders / "c.pth") and block["weights_sha256"] == file_sha256(folders / "c.pth")
+    assert block["input"]["flip_axes"] == [1, 2] and block["recipe"]["epochs"] == 1000
+    assert json.loads(json.dumps(block)) == block
+
+
+def test_plans_of_the_reorienting_reader_need_no_flips(folders):
+    assert find(folders, stock_plans(image_reader_writer="NibabelIOWithReorient"))["input"]["flip_axes"] == []
+
+
+def matched(folders) -> dict:
+    """Plans with a block of their own."""
+    plans = stock_plans(image_reader_writer="NibabelIOWithReorient")
+    return {**plans, "alice": block_from_variable(plans, plans["configurations"]["3d_fullres"], folders / "cases")[0]}
+
+
+def test_the_plans_own_block_comes_first_then_the_saved_one(folders, monkeypatch):
+    saved = from_variable(folders)
+    save(folders, saved)
+    write_checkpoint(folders / "other.pth", seed=1)
+    monkeypatch.setenv("alice_weights", str(folders / "other.pth"))
+    own = matched(folders)
+    assert find(folders, own) == own["alice"] != saved
+    monkeypatch.delenv("alice_weights")
+    assert find(folders, stock_plans()) == saved
+
+
+def test_the_variable_beside_plans_with_a_block_is_reported_as_unused(folders):
+    plans = matched(folders)
+    _, lines = find_block(plans, plans["configurations"]["3d_fullres"], folders / "results", folders / "cases")
+    assert any("alice_weights is not used" in line for line in lines)
+
+
+def test_without_a_block_the_error_names_both_routes(folders, monkeypatch):
+    monkeypatch.delenv("alice_weights")
+    with pytest.raises(UserError, match="alice-plan -d.*alice_weights=CKPT"):
+        find(folders, stock_plans())
+    with pytest.raises(UserError, match="no alice block"):
+        block_of_plans(stock_plans())
+
+
+@pytest.mark.parametrize("content, said", [(None, "no checkpoint"), (b"text", "not a readable checkpoint")])
+def test_bad_weights_in_the_variable(folders, content, said):
+    (folders / "c.pth").unlink()
+    if content:
+        (folders / "c.pth").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        find(folders, stock_plans())
+
+
+def test_plans_changed_by_hand_are_refused(folders):
+    plans = matched(folders)
+    plans["foreground_intensity_properties_per_channel"]["0"]["mean"] = 0.0
+    with pytest.raises(UserError, match="intensity statistics.*plans were changed since"):
+        find(folders, plans)
+    with pytest.raises(UserError, match="SimpleITKIO.*plans were changed since"):
+        find(folders, {**matched(folders), "image_reader_writer": "SimpleITKIO"})
+
+
+def test_saved_plans_that_another_fold_is_writing_are_waited_for(folders, monkeypatch):
+    block, path = from_variable(folders), folders / "results" / "plans.json"
+    path.write_text('{"alice": ')
+    monkeypatch.setattr("alice_nnunet.training_block.time.sleep", lambda seconds: save(folders, block))
+    assert saved_block(folders / "results") == block
+    path.write_text('{"alice": ')
+    monkeypatch.setattr("alice_nnunet.training_block.time.sleep", lambda seconds: None)
+    with pytest.raises(UserError, match="no valid JSON"):
+        saved_block(folders / "results")
+
+
+def test_weights_gone_or_changed(folders):
+    block = from_variable(folders)
+    assert starting_weights(block)["step"] == 7
+    write_checkpoint(folders / "c.pth", seed=1)
+    with pytest.raises(UserError, match="not the file that was planned with.*sha256"):
+        starting_weights(block)
+    (folders / "c.pth").unlink()
+    with pytest.raises(UserError, match=f"{folders / 'c.pth'}, and that file is gone"):
+        starting_weights(block)
+
+
+def test_a_second_training_of_other_weights_or_recipe_is_refused(folders):
+    block = from_variable(folders)
+    check_same_run(block, folders / "results", going_on=False)
+    save(folders, block)
+    assert saved_block(folders / "results") == block
+    check_same_run(block, folders / "results", going_on=False)
+    longer = {**block, "recipe": {**block["recipe"], "epochs": 2000}}
+    check_same_run(longer, folders / "results", going_on=True)
+    for other, going_on in (({**block, "weights_sha256": "0"}, True), ({**block, "weights_sha256": "0"}, False), (longer, False)):
+        with pytest.raises(UserError, match="-n OTHERNAME.*remove or rename"):
+            check_same_run(other, folders / "results", going_on)
+    moved = {**block, "weights": "/elsewhere/c.pth"}
+    check_same_run(moved, folders / "results", going_on=False)

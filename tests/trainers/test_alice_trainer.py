@@ -1,0 +1,253 @@
+"""AliceTrainer with nnU-Net's own commands, from planning to prediction, and what it refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+from nnunetv2.run.run_training import maybe_load_checkpoint
+
+import alice_nnunet.trainers
+from alice_nnunet.pretrain.plan import main as alice_plan
+from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
+from alice_nnunet.trainers.alice_trainer import AliceTrainer
+from tests.finetuning import write_case, write_checkpoint, write_dataset
+
+NAME = "Dataset007_Body"
+SHORT_TRAINER = '''
+from alice_nnunet.trainers.alice_trainer import AliceTrainer
+
+class ShortAliceTrainer(AliceTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.warmup_epochs = 1, 0
+        self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 1
+'''
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, real_ct):
+    """nnU-Net's folders with a labeled LPS dataset, c.pth and other.pth, and a folder with a user's own trainer."""
+    root = tmp_path_factory.mktemp("finetuning")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            (root / name).mkdir()
+            patch.setenv(f"nnUNet_{name}", str(root / name))
+        (root / "own").mkdir()
+        (root / "own" / "short_alice_trainer.py").write_text(SHORT_TRAINER)
+        folders = [*alice_nnunet.trainers.__path__, str(root / "own")]
+        for name, value in {"nnUNet_extTrainer": os.pathsep.join(folders), "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f",
+                            "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1",
+                            "OMP_WAIT_POLICY": "PASSIVE"}.items():  # nnU-Net takes all cores; spinning on busy ones is slow
+            patch.setenv(name, value)
+        patch.delenv("alice_weights", raising=False)
+        write_dataset(root / "raw", real_ct)
+        write_checkpoint(root / "c.pth")
+        write_checkpoint(root / "other.pth", seed=1)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def trained(workplace):
+    """The workplace after alice-plan, preprocessing and fold 0 of a training of one epoch; the log of the training."""
+    planned = run(workplace, "alice-plan", "-d", "7", "-weights", "c.pth", "-epochs", "1", "-iterations", "2", "-np", "1",
+                  nnUNet_n_proc_DA="1")  # nnU-Net's planner cannot do with 0
+    assert planned.stdout.splitlines()[-1] == "AlicePlans"
+    preprocess_dataset(7, "AlicePlans", ["3d_fullres"], [1])  # what nnUNetv2_preprocess calls
+    return workplace, train(workplace, "-tr", "AliceTrainer", "-p", "AlicePlans").stdout
+
+
+def run(folder: Path, *command: str, expected: int = 0, **variables: str) -> subprocess.CompletedProcess:
+    """Run an installed command in folder, with more environment variables, and check its exit code."""
+    program = Path(sys.executable).parent / command[0]
+    done = subprocess.run([program, *command[1:]], cwd=folder, env={**os.environ, **variables}, text=True,
+                          capture_output=True, timeout=300)
+    assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def train(folder: Path, *arguments: str, expected: int = 0, **variables: str) -> subprocess.CompletedProcess:
+    return run(folder, "nnUNetv2_train", "7", "3d_fullres", "0", *arguments, "-device", "cpu", expected=expected, **variables)
+
+
+def make(folder: Path, cls=AliceTrainer, plans: str = "AlicePlans", configuration: str = "3d_fullres", fold: int = 0,
+         going_on: bool = False) -> AliceTrainer:
+    """A trainer as nnUNetv2_train makes it."""
+    preprocessed = folder / "preprocessed" / NAME
+    content = json.loads((preprocessed / f"{plans}.json").read_text()) | {"continue_training": going_on}
+    return cls(content, configuration, fold, json.loads((preprocessed / "dataset.json").read_text()), torch.device("cpu"))
+
+
+def refusal(capsys, action) -> str:
+    """The one line with which action exits 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        action()
+    text = capsys.readouterr().err
+    assert stopped.value.code == 2 and text.startswith("nnUNetv2_train: ") and text.count("\n") == 1
+    return text
+
+
+def saved_plans(folder: Path, trainer: str = "AliceTrainer", plans: str = "AlicePlans") -> dict:
+    return json.loads((folder / "results" / NAME / f"{trainer}__{plans}__3d_fullres" / "plans.json").read_text())
+
+
+def test_training_logs_what_was_loaded_and_saves_the_block(trained):
+    folder, log = trained
+    assert f"encoder tensors from {folder / 'c.pth'} (sha256" in log and "Loaded 49 of 49" in log
+    assert "Not loaded: none" in log and "Random: 33 decoder tensors" in log and "Mean Validation Dice" in log
+    assert saved_plans(folder)["alice"]["weights"] == str(folder / "c.pth")
+
+
+def test_prediction_needs_no_checkpoint_and_sees_no_orientation(trained, real_ct):
+    """A scan stored as LPS, as RAS and along other axes gives one segmentation in physical space, each in its own file's
+    geometry."""
+    folder, _ = trained
+    voxels = np.asarray(real_ct.dataobj)[5:33, 3:30, :16]
+    for codes in ("LPS", "RAS", "SAL"):
+        write_case(folder / "in" / f"{codes}_0000.nii.gz", voxels, codes)
+    (folder / "c.pth").rename(folder / "moved.pth")
+    try:
+        run(folder, "nnUNetv2_predict", "-i", "in", "-o", "out", "-d", "7", "-c", "3d_fullres", "-tr", "AliceTrainer",
+            "-p", "AlicePlans", "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1")
+    finally:
+        (folder / "moved.pth").rename(folder / "c.pth")
+    turned = []
+    for codes in ("LPS", "RAS", "SAL"):
+        image, result = (sitk.ReadImage(folder / path) for path in (f"in/{codes}_0000.nii.gz", f"out/{codes}.nii.gz"))
+        for value in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(result, value)(), getattr(image, value)(), atol=1e-4)
+        turned.append(sitk.DICOMOrient(result, "LPS"))
+    arrays = [sitk.GetArrayFromImage(image) for image in turned]
+    assert np.unique(arrays[0]).tolist() == [0, 1]
+    for other, array in zip(turned[1:], arrays[1:]):
+        np.testing.assert_allclose(other.GetOrigin(), turned[0].GetOrigin(), atol=1e-3)
+        assert np.array_equal(array, arrays[0])
+
+
+def test_going_on_and_validation_keep_the_trained_weights(trained):
+    """--c after more epochs were planned, and --val: the pretrained weights are neither loaded nor needed."""
+    folder, _ = trained
+    alice_plan(["-d", "7", "-weights", str(folder / "c.pth"), "-epochs", "2", "-iterations", "1", "-np", "1"])
+    results = folder / "results" / NAME / "AliceTrainer__AlicePlans__3d_fullres" / "fold_0"
+    final = torch.load(results / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    (folder / "c.pth").rename(folder / "moved.pth")
+    try:
+        for going_on in (True, False):
+            trainer = make(folder, going_on=going_on)
+            maybe_load_checkpoint(trainer, going_on, not going_on)
+            if going_on:
+                trainer.on_train_start()
+            assert (trainer.current_epoch, trainer.num_epochs) == (1, 2)
+            assert all(torch.equal(tensor, final[name]) for name, tensor in trainer.network.state_dict().items())
+    finally:
+        (folder / "moved.pth").rename(folder / "c.pth")
+
+
+def test_another_training_of_other_weights_is_refused(trained, capsys):
+    folder, _ = trained
+    plans = folder / "preprocessed" / NAME / "AlicePlans.json"
+    kept, before = plans.read_text(), saved_plans(folder)
+    plans.unlink()
+    try:
+        alice_plan(["-d", "7", "-weights", str(folder / "other.pth"), "-epochs", "1", "-np", "1"])
+        stopped = train(folder, "-tr", "AliceTrainer", "-p", "AlicePlans", expected=2)
+        assert "Traceback" not in stopped.stderr and "holds a training of other plans" in stopped.stderr.splitlines()[-1]
+        assert "-n OTHERNAME" in stopped.stderr and saved_plans(folder) == before
+        for going_on in (True, False):  # --c and --val
+            trainer = make(folder, going_on=going_on)
+            assert "other plans" in refusal(capsys, lambda: maybe_load_checkpoint(trainer, going_on, not going_on))
+    finally:
+        plans.write_text(kept)
+
+
+def test_weights_gone_or_changed_stop_a_training_before_it_starts(trained, capsys):
+    folder, _ = trained
+    shutil.copy(folder / "c.pth", folder / "kept.pth")
+    try:
+        shutil.copy(folder / "other.pth", folder / "c.pth")
+        assert "is not the file that was planned with" in refusal(capsys, make(folder, fold=1).on_train_start)
+        (folder / "c.pth").unlink()
+        assert f"{folder / 'c.pth'}, and that file is gone" in refusal(capsys, make(folder, fold=1).on_train_start)
+    finally:
+        shutil.copy(folder / "kept.pth", folder / "c.pth")
+
+
+def test_scratch_differs_in_the_weights_alone(trained):
+    folder, _ = trained
+    trainers = []
+    for cls in (AliceTrainer, AliceScratchTrainer):
+        torch.manual_seed(5)
+        trainer = make(folder, cls, fold=2)
+        trainer.initialize()
+        trainers.append((trainer, trainer.load_weights()))
+    (alice, loaded), (scratch, random) = trainers
+    pretrained = torch.load(folder / "c.pth", weights_only=True)["network_weights"]
+    ours, theirs = alice.network.state_dict(), scratch.network.state_dict()
+    different = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert different and all(name.startswith("encoder.") for name in different)
+    assert all(torch.equal(ours[f"encoder.{name}"], pretrained[name]) for name in pretrained)
+    assert loaded[0].startswith("Loaded 49 of 49") and "no weights are loaded" in random[0]
+    assert alice.plans_manager.plans == scratch.plans_manager.plans and alice.num_epochs == scratch.num_epochs
+
+
+def test_recipe_comes_from_the_plans(trained):
+    folder, _ = trained
+    alice_plan(["-d", "7", "-weights", str(folder / "c.pth"), "-n", "Long", "-epochs", "100", "-iterations", "7", "-np", "1"])
+    trainer = make(folder, plans="Long")
+    trainer.network = torch.nn.Linear(1, 1)
+    trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+    group, = trainer.optimizer.param_groups
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, group["weight_decay"]) == (100, 7, 1e-5)
+    rates = []
+    for epoch in range(100):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(group["lr"])
+    np.testing.assert_allclose(rates[:5], [2e-5, 4e-5, 6e-5, 8e-5, 1e-4])
+    assert rates[4] == max(rates) and sorted(rates[5:], reverse=True) == rates[5:] and 0 < rates[-1] < 1e-6
+    assert trainer.enable_deep_supervision is False and isinstance(trainer.optimizer, torch.optim.AdamW)
+
+
+def test_training_before_preprocessing_says_what_to_run(trained, capsys):
+    folder, _ = trained
+    alice_plan(["-d", "7", "-weights", str(folder / "c.pth"), "-n", "Unprocessed", "-np", "1"])
+    text = refusal(capsys, make(folder, plans="Unprocessed").on_train_start)
+    assert "nnUNetv2_preprocess -d 7 -plans_name Unprocessed -c 3d_fullres" in text
+
+
+def test_configurations_that_cannot_be_fine_tuned(trained, capsys, monkeypatch):
+    folder, _ = trained
+    monkeypatch.setenv("alice_weights", str(folder / "c.pth"))
+    assert "2D" in refusal(capsys, lambda: make(folder, plans="nnUNetPlans", configuration="2d"))
+    assert "no configuration 3d_lowres" in refusal(capsys, lambda: make(folder, configuration="3d_lowres"))
+    assert not list((folder / "results" / NAME).glob("*__2d"))
+
+
+def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
+    """A user's own subclass on nnU-Net's own plans of LPS files; the variable is needed to start a fold, and only then."""
+    folder, _ = trained
+    assert "alice_weights=CKPT" in refusal(capsys, lambda: make(folder, plans="nnUNetPlans"))
+    preprocess_dataset(7, configurations=["3d_fullres"], num_processes=[1])
+    log = train(folder, "-tr", "ShortAliceTrainer", alice_weights="c.pth").stdout
+    assert "Loaded 49 of 49" in log and "Axes flipped on the way into the network and back: ['y', 'x']" in log
+    block = saved_plans(folder, "ShortAliceTrainer", "nnUNetPlans")["alice"]
+    assert block["input"]["flip_axes"] == [1, 2] and block["input"]["scale"] != [1.0]
+
+    class ShortAliceTrainer(AliceTrainer):
+        """Finds the same results folder by its name."""
+
+    trainer = make(folder, ShortAliceTrainer, "nnUNetPlans")
+    maybe_load_checkpoint(trainer, False, True)  # --val
+    assert trainer.plans_manager.plans["alice"] == block
+    new_fold = make(folder, ShortAliceTrainer, "nnUNetPlans", fold=1)
+    assert "alice_weights=CKPT" in refusal(capsys, new_fold.on_train_start)
+    monkeypatch.setenv("alice_weights", str(folder / "other.pth"))
+    assert "-n OTHERNAME" in refusal(capsys, new_fold.on_train_start)
+    assert saved_plans(folder, "ShortAliceTrainer", "nnUNetPlans")["alice"] == block

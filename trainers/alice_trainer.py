@@ -1,0 +1,96 @@
+"""Fine-tuning of a pretrained encoder inside nnU-Net."""
+
+import os
+from functools import partial
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.file_path_utilities import get_output_folder
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.optim import AdamW
+
+from alice_nnunet.errors import exit_on_user_error
+from alice_nnunet.finetune import build_network, load_encoder
+from alice_nnunet.plans import configuration_of
+from alice_nnunet.schedules import EpochSchedule, warmup_cosine
+from alice_nnunet.training_block import (block_from_variable, block_of_plans, check_preprocessed, check_same_run,
+                                         find_block, starting_weights)
+
+
+class AliceTrainer(nnUNetTrainer):
+    """The network, weights and recipe of the plans' alice block (Alice, Table 8), whichever encoder it names.
+
+    alice-plan writes the block. Stock plans get it from the checkpoint in the environment variable alice_weights when
+    a training starts. Either way nnU-Net saves it with the plans of the model, so --c, --val and prediction need
+    neither checkpoint nor variable. What a user can mend ends in one line and exit code 2.
+    """
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
+                 device: torch.device = torch.device("cuda")):
+        self.planned, self.going_on = "alice" in plans, plans["continue_training"]
+        with exit_on_user_error("nnUNetv2_train"):
+            entries = configuration_of(plans, configuration)
+            results = get_output_folder(plans["dataset_name"], type(self).__name__, plans["plans_name"], configuration)
+            cases = os.path.join(nnUNet_preprocessed, plans["dataset_name"], entries["data_identifier"])
+            plans["alice"], lines = find_block(plans, entries, results, cases)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        recipe = plans["alice"]["recipe"]
+        self.initial_lr, self.weight_decay = recipe["learning_rate"], recipe["weight_decay"]
+        self.num_epochs, self.warmup_epochs = recipe["epochs"], recipe["warmup_epochs"]
+        self.num_iterations_per_epoch = recipe["iterations_per_epoch"]
+        self.num_val_iterations_per_epoch = recipe["val_iterations_per_epoch"]
+        self.enable_deep_supervision = False
+        for line in lines:
+            self.print_to_log_file(line)
+
+    @staticmethod
+    def build_network_architecture(plans_manager, configuration_manager, num_input_channels: int,
+                                   num_output_channels: int, enable_deep_supervision: bool = False) -> nn.Module:
+        """The network of the alice block, random weights. nnU-Net calls this in training and in prediction."""
+        with exit_on_user_error("AliceTrainer"):
+            return build_network(block_of_plans(plans_manager.plans), num_input_channels, num_output_channels)
+
+    def configure_optimizers(self) -> tuple[AdamW, EpochSchedule]:
+        """AdamW; linear warm-up, then a cosine that would reach 0 after the last epoch."""
+        optimizer = AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        rate_at = partial(warmup_cosine, steps=self.num_epochs + 1, warmup=self.warmup_epochs, peak=self.initial_lr)
+        return optimizer, EpochSchedule(optimizer, rate_at)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """--c and --val: never into the network of other plans than those the checkpoint was trained with."""
+        with exit_on_user_error("nnUNetv2_train"):
+            check_same_run(self.plans_manager.plans["alice"], self.output_folder_base, going_on=True)
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def on_train_start(self) -> None:
+        """Before the first epoch, and only then: refuse to mix two trainings, then load the pretrained weights."""
+        if self.current_epoch == 0:
+            with exit_on_user_error("nnUNetv2_train"):
+                self.check_new_training()
+                if not self.was_initialized:
+                    self.initialize()
+                for line in self.load_weights():
+                    self.print_to_log_file(line)
+        super().on_train_start()
+
+    def check_new_training(self) -> None:
+        """Raise UserError if there is nothing to train on, or the results folder holds trainings of other weights,
+        network or recipe."""
+        check_preprocessed(self.preprocessed_dataset_folder, self.plans_manager.plans, self.configuration_name)
+        block = self.plans_manager.plans["alice"]
+        if not self.planned and not self.going_on:  # the block may be an earlier training's: what is asked for now?
+            block, _ = block_from_variable(self.plans_manager.plans, self.configuration_manager.configuration,
+                                           self.preprocessed_dataset_folder)
+        check_same_run(block, self.output_folder_base, going_on=False)
+
+    def load_weights(self) -> list[str]:
+        """Load the pretrained encoder into the network. Returns lines for the log."""
+        block = self.plans_manager.plans["alice"]
+        network = self.network.module if self.is_ddp else self.network
+        network = network._orig_mod if isinstance(network, OptimizedModule) else network
+        return load_encoder(network, block["encoder"], starting_weights(block), block["weights"], block["weights_sha256"])
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """One output, nothing to switch."""
