@@ -63,7 +63,7 @@ def train_step(state: State, batch: dict, config: PretrainConfig, spacing: Spaci
         cases = ", ".join(f"{q} with {k}" for q, k in zip(batch["query_case"], batch["key_case"]))
         raise NonFiniteLoss(f"step {step}: loss {output.loss.item()}, gradient norm {norm.item()}; the pairs were {cases}")
     optimizer.step()
-    model.update_target(ema_momentum(step, config.iterations, config.ema))  # EMA, Sec. 3.1
+    model.update_target(ema_momentum(step, config.iterations, config.ema), output.target_means)  # EMA, Sec. 3.1
     state.step += 1
     return {"loss": output.loss.detach(), **{k: v.detach() for k, v in output.losses.items()},
             **{f"spread {k}": v for k, v in output.spreads.items()}, "gradient norm": norm}

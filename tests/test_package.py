@@ -26,7 +26,8 @@ def environment(tmp_path_factory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         names = {name.split("/")[0] for name in archive.namelist()}
     assert names == {"alice_nnunet", wheel.name.split("-py3")[0] + ".dist-info"}  # no top-level trainers, pretrain or tests
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--prefix", str(folder / "venv"), str(wheel)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(folder / "venv" / "bin" / "python"), "install", "-q", "--no-deps",
+                    str(wheel)], check=True)
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "venv"
 
@@ -46,8 +47,11 @@ def test_the_installed_package_is_the_wheels(environment):
 def test_every_command_answers(environment, name):
     answer = run(environment, name, "-h")
     assert answer.returncode == 0 and name in answer.stdout, answer.stderr
-    wrong = run(environment, name, "--nonsense")
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and name in wrong.stderr
+
+
+def test_wrong_use_of_an_installed_command_is_one_line(environment):
+    wrong = run(environment, "alice-env", "--nonsense")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and wrong.stderr.startswith("alice-env: ")
 
 
 def test_nnunet_finds_the_trainers_through_alice_env(environment):

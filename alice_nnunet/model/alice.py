@@ -46,6 +46,7 @@ class Output:
     loss: Tensor
     losses: dict[str, Tensor]    # l_r, l_dv, l_st of Eqs. 1, 2, 5
     spreads: dict[str, Tensor]   # of cls (target), S and T; under 0.1 means collapse
+    target_means: dict[str, Tensor]  # (C,) of Y (dv) and T (st), what the centers follow
     crop: Tensor                 # (B, C, D, H, W), Q as the online branch had it,
     masked: Tensor               # (B, N), what of it was hidden,
     predicted: Tensor            # (B, N, voxels of a token), and its reconstruction
@@ -86,10 +87,12 @@ class Alice(nn.Module):
         s_q, s_k = self.predict("st", q.student, k.student)
         l_st = self.similarity(s_q, t_q) + self.similarity(s_k, t_k)                                    # Eq. 5
         both = lambda a, b: spread(torch.cat([a, b]))
+        mean = lambda a, b: torch.cat([a, b]).float().mean((0, 1))
         return Output(
             loss=self.method.weight_r * l_r + self.method.weight_dv * l_dv + self.method.weight_st * l_st,
             losses={"l_r": l_r, "l_dv": l_dv, "l_st": l_st},
             spreads={"cls": both(y_q, y_k), "S": both(q.student, k.student), "T": both(t_q, t_k)},
+            target_means={"dv": mean(q.target, k.target), "st": mean(q.teacher, k.teacher)},
             crop=query.online, masked=query.masked, predicted=q.predicted.detach(),
         )
 
@@ -121,10 +124,7 @@ class Alice(nn.Module):
         if not self.method.centers(term):
             return query, key
         center = getattr(self, f"center_{term}")
-        centered = query.float() - center, key.float() - center
-        if self.training:
-            center.lerp_(torch.cat([query, key]).float().flatten(0, -2).mean(0), 0.1)
-        return centered
+        return query.float() - center, key.float() - center
 
     def similarity(self, student: Tensor, teacher: Tensor) -> Tensor:
         """l_s of Eq. 2, vectors (B, C), and Eq. 5, (B, V, C)."""
@@ -139,8 +139,11 @@ class Alice(nn.Module):
         return [m for m in (self.target_encoder, self.psi, self.target_casa) if m is not None]
 
     @torch.no_grad()
-    def update_target(self, momentum: float) -> None:
-        """target = momentum * target + (1 - momentum) * online (Sec. 3.1)."""
+    def update_target(self, momentum: float, target_means: dict[str, Tensor]) -> None:
+        """target = momentum * target + (1 - momentum) * online (Sec. 3.1); the centers follow their means by a tenth."""
         online = [self.encoder, self.phi] + ([self.casa] if self.target_casa is not None else [])
         targets = [p for module in self.targets() for p in module.parameters()]
         torch._foreach_lerp_(targets, [p for module in online for p in module.parameters()], 1 - momentum)
+        for term, mean in target_means.items():
+            if self.method.centers(term):
+                getattr(self, f"center_{term}").lerp_(mean, 0.1)

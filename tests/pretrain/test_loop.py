@@ -30,12 +30,12 @@ def test_a_step_is_the_textbook_step():
     model = other.model.train()
     generator = generator_at(c.seed, 0, 0, CPU)
     views = [make_views(batch()[name], model.unit, SPACING, c.method, generator) for name in ("query", "key")]
-    loss = model(*views).loss
-    loss.backward()
+    output = model(*views)
+    output.loss.backward()
     decayed = torch.optim.AdamW([{"params": [p], "weight_decay": 0.05 if p.ndim > 1 else 0.0} for p in model.parameters() if p.requires_grad],
                                 lr=warmup_cosine(0, 10, 0, 3e-4), betas=(0.9, 0.95))
     decayed.step()
-    model.update_target(ema_momentum(0, 10, 0.99))
+    model.update_target(ema_momentum(0, 10, 0.99), output.target_means)
     assert state.step == 1
     for (name, ours), theirs in zip(state.model.state_dict().items(), model.state_dict().values()):
         assert torch.allclose(ours, theirs, atol=1e-7), name
