@@ -49,7 +49,7 @@ class RunLog:
                     axes.plot(*zip(*history[name]), label=name, linestyle="--" if name.startswith("validation") else "-")
             axes.set(title=title, xlabel="step")
             axes.grid(alpha=0.3)
-            axes.legend(loc="upper right")
+            axes.legend(loc="best")
         save_figure(figure, self.folder / "progress.png")
 
     def close(self) -> None:
