@@ -37,7 +37,7 @@ def main(argv: list[str] | None) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not an empty folder: choose another one with -o, or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    Demo(out, arguments.encoder, pretraining_steps=400, epochs=4, iterations=40).whole()
+    Demo(out, arguments.encoder, pretraining_steps=400, epochs=4, iterations=60).whole()
 
 
 class Demo:
@@ -107,8 +107,9 @@ class Demo:
                  "--set", f"iterations={self.pretraining_steps}", "--set", "validate_every=100")
 
     def finetune(self) -> None:
-        self.run("Derive nnU-Net plans that match the pretraining", "alice-plan", "-d", "101", "-weights",
-                 str(self.pretraining / "checkpoint_final.pth"), "-epochs", str(self.epochs), "-iterations", str(self.iterations), "-np", "2")
+        self.run("Derive nnU-Net plans that match the pretraining, with a patch small enough for a CPU", "alice-plan", "-d", "101",
+                 "-weights", str(self.pretraining / "checkpoint_final.pth"), "-epochs", str(self.epochs),
+                 "-iterations", str(self.iterations), "-patch", "32", "32", "32", "-np", "2")
         everyone = list(TRAINING_PEOPLE)
         write_json_atomically(self.out / f"nnUNet_preprocessed/{LABELED}/splits_final.json",
                               [{"train": everyone[:1], "val": everyone[1:]}])
