@@ -37,7 +37,7 @@ def main(argv: list[str] | None) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not an empty folder: choose another one with -o, or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    Demo(out, arguments.encoder, pretraining_steps=400, epochs=4, iterations=60).whole()
+    Demo(out, arguments.encoder, pretraining_steps=300, epochs=4, iterations=45).whole()
 
 
 class Demo:
