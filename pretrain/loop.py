@@ -23,6 +23,7 @@ from alice_nnunet.schedules import ema_momentum, warmup_cosine
 
 Spacing = tuple[float, float, float]
 COLLAPSED = 0.1  # spread under which a run warns
+MATCHERS = {"body": match_by_body}
 
 
 class NonFiniteLoss(RuntimeError):
@@ -95,7 +96,7 @@ class Run:
     workers: int
 
     def pairs(self, queries: list[str], keys: list[str], stream: int, length: int) -> AlignedPairs:
-        return AlignedPairs(self.volumes, queries, keys, self.config.encoder_arguments["crop_size"], match_by_body,
+        return AlignedPairs(self.volumes, queries, keys, self.config.encoder_arguments["crop_size"], MATCHERS[self.config.matcher],
                             self.config.min_score, (self.config.seed, stream), length)
 
     def training_batches(self) -> Iterator[dict]:
