@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple, grid_of
-from alice_nnunet.model.stage import Stage
+from alice_nnunet.model.bias_table import BiasTable
+from alice_nnunet.model.stage import Stage, init_weights
 from alice_nnunet.model.units import cut_blocks, neighbours, surround, unit_corners, volume_of
-from alice_nnunet.model.vit import init_weights
 
 TOKEN: Triple = (2, 4, 4)  # voxels
 
@@ -91,8 +91,8 @@ class NnFormer(nn.Module):
         self.grid, self.width = grid_of(crop_size, self.unit), embed_width * scale
         widths = [embed_width * 2 ** i for i in range(len(depths))]
         self.patch_embed = PatchEmbed(in_channels, embed_width)
-        self.stages = nn.ModuleList(Stage(*settings, "nnformer" if bug_compatible else "right")
-                                    for settings in zip(widths, depths, heads, windows))
+        tables = [BiasTable(tuple(window), "nnformer" if bug_compatible else "right") for window in windows]
+        self.stages = nn.ModuleList(Stage(*settings) for settings in zip(widths, depths, heads, tables))
         self.merges = nn.ModuleList(Merge(width) for width in widths[:-1])
         self.norm = nn.LayerNorm(self.width)  # those of earlier stages serve the decoder alone and are with it
         self.apply(init_weights)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple, grid_of
-from alice_nnunet.model.stage import Stage
+from alice_nnunet.model.bias_table import BiasTable
+from alice_nnunet.model.stage import Stage, init_weights
 from alice_nnunet.model.units import cut_blocks, merge_blocks, unit_corners, volume_of
-from alice_nnunet.model.vit import init_weights
 
 TOKEN: Triple = (2, 2, 2)  # voxels
 # Order of the eight neighbours that are merged: MONAI's, so that its weights fit. Index is 4 z + 2 y + x.
@@ -49,8 +49,8 @@ class Swin(nn.Module):
         self.unit: Triple = tuple(t * scale for t in TOKEN)  # voxels hidden or shown together: a token of the last stage
         self.grid, self.width = grid_of(crop_size, self.unit), embed_width * scale
         self.patch_embed = nn.Conv3d(in_channels, embed_width, TOKEN, TOKEN)
-        self.stages = nn.ModuleList(Stage(embed_width * 2 ** i, *settings, "monai" if bug_compatible else "right")
-                                    for i, settings in enumerate(zip(depths, heads, windows)))
+        tables = [BiasTable(tuple(window), "monai" if bug_compatible else "right") for window in windows]
+        self.stages = nn.ModuleList(Stage(embed_width * 2 ** i, *settings) for i, settings in enumerate(zip(depths, heads, tables)))
         self.merges = nn.ModuleList(Merge(embed_width * 2 ** i) for i in range(len(depths)))
         self.apply(init_weights)
 

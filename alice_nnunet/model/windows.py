@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alice_nnunet.geometry import Triple
+from alice_nnunet.geometry import Triple, ceil_to
+from alice_nnunet.model.bias_table import BiasTable
 
 SMALLEST_GROUP = 32  # slots; windows with fewer visible tokens share a group
 
@@ -34,7 +35,7 @@ class Batch:
 
     groups: int
     slots: int     # T
-    pairs: Tensor  # (G or 1, T, T): row of the bias table for each pair of slots, its last where they must not attend
+    pairs: Tensor  # (G or 1, T, T): row of the bias table for each pair of slots, its rows where they must not attend
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ class Packing:
     """The rows of all tokens, in an order in which windows lie together."""
 
     order: Tensor          # (S,): row of each slot; spare slots repeat some row and nothing attends to them
-    place: Tensor          # (R,): slot of each row
+    place: Tensor          # (R + padding,): slot of each row
     spare: Tensor | None   # (S,) bool, None where every slot is a token
     batches: list[Batch]
+    padding: int           # rows of zeros behind the tokens that take part; 0 but for weights published so
 
 
 def fit_windows(window: Triple, grid: Triple, shifted: bool) -> Windows:
@@ -52,26 +54,6 @@ def fit_windows(window: Triple, grid: Triple, shifted: bool) -> Windows:
     size = tuple(min(w, g) for w, g in zip(window, grid))
     offset = tuple(w - w // 2 if shifted and g > w else 0 for w, g in zip(size, grid))
     return Windows(size, offset)
-
-
-def table_rows(window: Triple) -> int:
-    """Rows of the bias table of a window, one for each offset between two of its tokens."""
-    return (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
-
-
-def bias_steps(window: Triple) -> Triple:
-    """What one token along z, y and x adds to the row in the bias table of a window."""
-    return ((2 * window[1] - 1) * (2 * window[2] - 1), 2 * window[2] - 1, 1)
-
-
-def pair_rows(positions: Tensor, window: Triple, steps: Triple) -> Tensor:
-    """Row of the bias table for each pair of tokens in a window.
-
-    positions: (..., T, 3), in the window. steps: bias_steps(window), or those of published weights. Returns (..., T, T).
-    """
-    line = (positions * torch.tensor(steps, device=positions.device)).sum(-1)
-    zero = sum((w - 1) * s for w, s in zip(window, steps))
-    return line.unsqueeze(-1) - line.unsqueeze(-2) + zero
 
 
 def axis_pieces(length: int, size: int, offset: int) -> list[tuple[int, int, int, int]]:
@@ -87,52 +69,39 @@ def box_positions(shape: Triple, device: torch.device) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(n, device=device) for n in shape)).view(-1, 3)
 
 
-def slot_positions(positions: Tensor, windows: Windows, table: Triple, as_monai: bool) -> Tensor:
-    """Positions in a window as the bias table counts them. as_monai: as MONAI does for windows smaller than the table's,
-    which it numbers in their own order and then reads as if they were of the table's size."""
-    if not as_monai:
-        return positions
-    number = (positions * torch.tensor((windows.size[1] * windows.size[2], windows.size[2], 1), device=positions.device)).sum(-1)
-    return torch.stack([number // (table[1] * table[2]), number // table[2] % table[1], number % table[2]], -1)
-
-
-def pack_grid(batch: int, grid: Triple, windows: Windows, table: Triple, steps: Triple, as_monai: bool,
-              device: torch.device) -> Packing:
+def pack_grid(batch: int, grid: Triple, windows: Windows, table: BiasTable, device: torch.device) -> Packing:
     """Pack every token of intact crops: windows of one shape are a batch and share one bias.
 
-    batch: crops. table: window size of the bias table. steps, as_monai: see pair_rows and slot_positions.
+    batch: crops. Tables that are read as published networks do fill their windows up with padding, as these do.
     """
-    rows = torch.arange(batch * grid[0] * grid[1] * grid[2], device=device).view(batch, *grid)
+    count = batch * grid[0] * grid[1] * grid[2]
+    full = grid if table.reading == "right" else ceil_to(grid, windows.size)
+    rows = torch.full((batch, *full), -1, device=device)
+    rows[:, :grid[0], :grid[1], :grid[2]] = torch.arange(count, device=device).view(batch, *grid)
+    padding = rows.numel() - count
+    rows[rows < 0] = torch.arange(count, count + padding, device=device)
     order, batches = [], []
-    for z, y, x in itertools.product(*(axis_pieces(*axis) for axis in zip(grid, windows.size, windows.offset))):
+    for z, y, x in itertools.product(*(axis_pieces(*axis) for axis in zip(full, windows.size, windows.offset))):
         (z0, nz, dz, az), (y0, ny, dy, ay), (x0, nx, dx, ax) = z, y, x
         part = rows[:, z0:z0 + nz * dz, y0:y0 + ny * dy, x0:x0 + nx * dx]
         order.append(part.reshape(batch, nz, dz, ny, dy, nx, dx).permute(0, 1, 3, 5, 2, 4, 6).flatten())
         places = box_positions((dz, dy, dx), device) + torch.tensor((az, ay, ax), device=device)
-        pairs = pair_rows(slot_positions(places, windows, table, as_monai), table, steps)
-        batches.append(Batch(batch * nz * ny * nx, dz * dy * dx, pairs[None]))
+        batches.append(Batch(batch * nz * ny * nx, dz * dy * dx, table.pairs(table.line(places, windows.size))[None]))
     order = torch.cat(order)
-    return Packing(order, invert(order), None, batches)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
+    return Packing(order, place, None, batches, padding)
 
 
-def invert(order: Tensor) -> Tensor:
-    """The inverse of a permutation."""
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-
-
-def pack_blocks(corners: Tensor, block: Triple, grid: Triple, windows: Windows, table: Triple, steps: Triple,
+def pack_blocks(corners: Tensor, block: Triple, grid: Triple, windows: Windows, table: BiasTable,
                 smallest: int = SMALLEST_GROUP) -> Packing:
     """Pack the tokens of visible units: groups of bounded size, whose tokens attend within their own window (GreenMIM).
 
     A group has smallest slots and several windows, or one window and smallest * 2, 4, ... slots, at most a whole window's.
 
-    corners: (B, V, 3), first token of each unit. block: tokens of a unit. grid: of the whole crop. table, steps: see
-    pair_rows.
+    corners: (B, V, 3), first token of each unit. block: tokens of a unit. grid: of the whole crop.
     """
-    device = corners.device
-    window, positions = tokens_in_windows(corners, block, grid, windows)                             # (R,), (R, 3)
-    line = (positions * torch.tensor(steps, device=device)).sum(-1)
-    zero, forbidden = sum((w - 1) * s for w, s in zip(table, steps)), table_rows(table)
+    window, places = tokens_in_windows(corners, block, grid, windows)                                # (R,), (R, 3)
+    line = table.line(places, windows.size)
     by_window = window.argsort(stable=True)
     _, lengths = window[by_window].unique_consecutive(return_counts=True)                            # (windows,)
     starts, orders, spares, batches = lengths.cumsum(0) - lengths, [], [], []
@@ -140,13 +109,12 @@ def pack_blocks(corners: Tensor, block: Triple, grid: Triple, windows: Windows, 
         slots, owner, spare = fill_groups(starts[chosen], lengths[chosen], length, max(1, smallest // length))  # (G, T)
         rows = by_window[slots]
         allowed = (owner.unsqueeze(-1) == owner.unsqueeze(-2)) & ~spare.unsqueeze(-2)
-        places = line[rows]
-        batches.append(Batch(*rows.shape, (places.unsqueeze(-1) - places.unsqueeze(-2) + zero).where(allowed, forbidden)))
+        batches.append(Batch(*rows.shape, table.pairs(line[rows]).where(allowed, table.rows)))
         orders.append(rows.flatten())
         spares.append(spare.flatten())
     order, spare = torch.cat(orders), torch.cat(spares)
     real = spare.logical_not().nonzero().flatten()
-    return Packing(order, torch.empty_like(window).scatter_(0, order[real], real), spare, batches)
+    return Packing(order, torch.empty_like(window).scatter_(0, order[real], real), spare, batches, padding=0)
 
 
 def tokens_in_windows(corners: Tensor, block: Triple, grid: Triple, windows: Windows) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from alice_nnunet.geometry import Triple
-from alice_nnunet.model.windows import bias_steps, box_positions, pair_rows
+from alice_nnunet.model.bias_table import BiasTable
+from alice_nnunet.model.windows import box_positions
 
 # (our name, MONAI's), with what follows or stands between taken over; {} is a number, MONAI counts stages from 1
 BLOCK = (("norm1.", "norm1."), ("norm2.", "norm2."), ("attention.bias", "attn.relative_position_bias_table"),
@@ -14,8 +15,8 @@ BLOCK = (("norm1.", "norm1."), ("norm2.", "norm2."), ("attention.bias", "attn.re
 PARTS = (("encoder.patch_embed.", "swinViT.patch_embed.proj."), ("stem.", "encoder1."), ("skips.0.", "encoder2."),
          ("skips.1.", "encoder3."), ("skips.2.", "encoder4."), ("bottom.", "encoder10."), ("rises.0.", "decoder5."),
          ("rises.1.", "decoder4."), ("rises.2.", "decoder3."), ("rises.3.", "decoder2."), ("rises.4.", "decoder1."), ("out.", "out."))
-OURS_IN_STAGE = re.compile(r"encoder\.(stages\.(\d+)\.blocks\.\d+|merges\.(\d+))\.(.+)")
-MONAI_IN_STAGE = re.compile(r"swinViT\.layers(\d+)\.0\.(blocks\.\d+|downsample)\.(.+)")
+OURS = re.compile(r"encoder\.stages\.(\d+)\.(blocks\.\d+)\.(.+)|encoder\.merges\.(\d+)\.((?:norm|reduction)\..+)")
+MONAIS = re.compile(r"swinViT\.layers(\d+)\.0\.(?:(blocks\.\d+)\.(.+)|downsample\.((?:norm|reduction)\..+))")
 INDEX = "attn.relative_position_index"  # MONAI keeps it, we compute it
 
 
@@ -32,15 +33,16 @@ def to_monai(weights: dict[str, Tensor], window: Triple) -> dict[str, Tensor]:
 
     window: of all stages, which MONAI wants to be one. Raises ValueError for a foreign tensor.
     """
-    converted, index = {}, pair_rows(box_positions(window, torch.device("cpu")), window, bias_steps(window))
+    converted, table = {}, BiasTable(window)
+    index = table.pairs(table.line(box_positions(window, torch.device("cpu")), window))
     for key, value in weights.items():
-        if not (match := OURS_IN_STAGE.fullmatch(key)):
+        if not (match := OURS.fullmatch(key)):
             converted[rename(key, PARTS, 0)] = value
-        elif match[3] is not None:
-            converted[f"swinViT.layers{int(match[3]) + 1}.0.downsample.{match[4]}"] = value
+        elif match[4]:
+            converted[f"swinViT.layers{int(match[4]) + 1}.0.downsample.{match[5]}"] = value
         else:
-            place = f"swinViT.layers{int(match[2]) + 1}.0.{match[1].split('.', 2)[2]}."
-            converted[place + rename(match[4], BLOCK, 0)] = value
+            place = f"swinViT.layers{int(match[1]) + 1}.0.{match[2]}."
+            converted[place + rename(match[3], BLOCK, 0)] = value
             converted[place + INDEX] = index
     return converted
 
@@ -51,10 +53,10 @@ def from_monai(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in weights.items():
         if key.endswith(INDEX):
             continue
-        if not (match := MONAI_IN_STAGE.fullmatch(key)):
+        if not (match := MONAIS.fullmatch(key)):
             converted[rename(key, PARTS, 1)] = value
-        elif match[2] == "downsample":
-            converted[f"encoder.merges.{int(match[1]) - 1}.{match[3]}"] = value
+        elif match[4]:
+            converted[f"encoder.merges.{int(match[1]) - 1}.{match[4]}"] = value
         else:
             converted[f"encoder.stages.{int(match[1]) - 1}.{match[2]}.{rename(match[3], BLOCK, 1)}"] = value
     return converted

@@ -19,10 +19,10 @@ def same_window(length: int, window: int, shifted: bool) -> torch.Tensor:
     return torch.tensor([[a == b for b in labels] for a in labels])
 
 
-def dense_block(block, x, hidden, window, shifted):
-    """A transformer block over a grid. x: (B, D, H, W, E); hidden: (B, D, H, W) bool. Returns x's shape."""
-    b, d, h, w, e = x.shape
-    grid, n, heads = (d, h, w), d * h * w, block.attention.heads
+def dense_attention(attention, qkv, hidden, window, shifted):
+    """Attention in windows over a grid. qkv: (B, D, H, W, 3E); hidden: (B, D, H, W) bool. Returns (B, D, H, W, E)."""
+    b, d, h, w, e = qkv.shape[:4] + (qkv.shape[4] // 3,)
+    grid, n, heads = (d, h, w), d * h * w, attention.heads
     axes = [same_window(length, size, shifted) for length, size in zip(grid, window)]
     together = torch.einsum("ij,kl,mn->ikmjln", *(a.double() for a in axes)).reshape(n, n).bool()
     coordinates = torch.tensor(list(itertools.product(*map(range, grid))))
@@ -30,19 +30,24 @@ def dense_block(block, x, hidden, window, shifted):
     numbers = torch.arange((2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)).view([2 * s - 1 for s in window])
     middle = [s - 1 for s in window]  # where the offset 0 is
     place = [(offset[..., axis] + middle[axis]).clamp(0, 2 * middle[axis]) for axis in range(3)]
-    bias = block.attention.bias[numbers[place[0], place[1], place[2]]].permute(2, 0, 1)                # (heads, N, N)
-    query, key, value = block.attention.qkv(block.norm1(x)).reshape(b, n, 3, heads, e // heads).permute(2, 0, 3, 1, 4)
+    bias = attention.bias[numbers[place[0], place[1], place[2]]].permute(2, 0, 1)                      # (heads, N, N)
+    query, key, value = qkv.reshape(b, n, 3, heads, e // heads).permute(2, 0, 3, 1, 4)
     scores = query @ key.transpose(-1, -2) / (e // heads) ** 0.5 + bias
     forbidden = ~together[None, None] | hidden.view(b, 1, 1, n)
     scores = scores.masked_fill(forbidden, -1e30)  # a hidden token may have no one to attend to; no one looks at it
-    mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(x.shape)
-    x = x + block.attention.out(mixed)
+    mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(b, d, h, w, e)
+    return attention.out(mixed)
+
+
+def dense_block(block, x, hidden, window, shifted):
+    """A transformer block over a grid. x: (B, D, H, W, E); hidden: (B, D, H, W) bool. Returns x's shape."""
+    x = x + dense_attention(block.attention, block.attention.qkv(block.norm1(x)), hidden, window, shifted)
     return x + block.mlp(block.norm2(x))
 
 
 def dense_stage(stage, x, hidden):
     for index, block in enumerate(stage.blocks):
-        x = dense_block(block, x, hidden, stage.window, index % 2 == 1)
+        x = dense_block(block, x, hidden, stage.table.window, index % 2 == 1)
     return x
 
 

@@ -1,36 +1,14 @@
-"""Windows, their packing, and the rows of the bias table."""
+"""Windows and their packing."""
 
 import itertools
 
 import pytest
 import torch
 
-from alice_nnunet.model.windows import (Windows, axis_pieces, bias_steps, box_positions, fit_windows, pack_blocks, pack_grid, pair_rows,
-                                        slot_positions, table_rows)
+from alice_nnunet.model.bias_table import BiasTable
+from alice_nnunet.model.windows import Windows, axis_pieces, box_positions, fit_windows, pack_blocks, pack_grid
 
 CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize("size", [(7, 7, 7), (6, 6, 6), (4, 7, 5), (1, 7, 2)])
-def test_a_shrunken_window_reads_the_rows_of_its_offsets(size):
-    table = (7, 7, 7)
-    number = {offset: row for row, offset in enumerate(itertools.product(range(-6, 7), repeat=3))}
-    tokens = list(itertools.product(*map(range, size)))
-    expected = [[number[tuple(a - b for a, b in zip(p, q))] for q in tokens] for p in tokens]
-    assert pair_rows(box_positions(size, CPU), table, bias_steps(table)).tolist() == expected
-
-
-def test_what_the_published_networks_read():
-    """The figures of the bugs, as counted in MONAI 1.6.1 and in nnFormer's authors' code."""
-    table, small = (7, 7, 7), (6, 6, 6)
-    positions = box_positions(small, CPU)
-    right = pair_rows(positions, table, bias_steps(table))
-    monai = pair_rows(slot_positions(positions, Windows(small, (0, 0, 0)), table, True), table, bias_steps(table))
-    assert round((right == monai).double().mean().item() * 100, 2) == 2.03
-    for window, rows in ((4, 115), (8, 547)):
-        cube = (window,) * 3
-        pairs = pair_rows(box_positions(cube, CPU), cube, (3 * window - 1, 2 * window - 1, 1))
-        assert len(pairs.unique()) == rows < table_rows(cube) and pairs.min() == 0
 
 
 @pytest.mark.parametrize("length, size, offset", [(5, 2, 0), (5, 2, 1), (4, 4, 0), (7, 3, 2), (3, 5, 0), (8, 4, 2), (2, 1, 0)])
@@ -55,7 +33,7 @@ def test_groups_are_bounded_and_hold_every_token_once(smallest, shifted):
     grid, window = (8, 12, 12), (4, 5, 4)
     corners = torch.tensor([[(0, 4, 8), (4, 4, 4), (4, 8, 8)], [(0, 0, 0), (4, 0, 0), (0, 8, 4)]])
     windows = fit_windows(window, grid, shifted)
-    packing = pack_blocks(corners, (4, 4, 4), grid, windows, window, bias_steps(window), smallest)
+    packing = pack_blocks(corners, (4, 4, 4), grid, windows, BiasTable(window), smallest)
     rows = 2 * 3 * 64
     assert sorted(packing.order[~packing.spare].tolist()) == list(range(rows))
     assert torch.equal(packing.order[packing.place], torch.arange(rows))
@@ -72,11 +50,19 @@ def test_groups_are_bounded_and_hold_every_token_once(smallest, shifted):
                 together = names[packing.order[slots[i]]] == names[packing.order[slots[j]]]
                 if packing.spare[slots[i]] or packing.spare[slots[j]]:
                     together = together and not packing.spare[slots[j]]
-                assert (batch.pairs[group, i, j] < table_rows(window)) == together
+                assert (batch.pairs[group, i, j] < BiasTable(window).rows) == together
             start += batch.slots
 
 
 def test_an_intact_grid_has_no_spare_slots():
-    packing = pack_grid(2, (5, 4, 7), fit_windows((3, 4, 4), (5, 4, 7), True), (3, 4, 4), bias_steps((3, 4, 4)), False, CPU)
-    assert packing.spare is None and sorted(packing.order.tolist()) == list(range(2 * 5 * 4 * 7))
+    packing = pack_grid(2, (5, 4, 7), fit_windows((3, 4, 4), (5, 4, 7), True), BiasTable((3, 4, 4)), CPU)
+    assert packing.spare is None and packing.padding == 0 and sorted(packing.order.tolist()) == list(range(2 * 5 * 4 * 7))
     assert torch.equal(packing.order[packing.place], torch.arange(len(packing.order)))
+
+
+@pytest.mark.parametrize("reading", ["monai", "nnformer"])
+def test_published_networks_fill_windows_up_with_padding(reading):
+    windows = fit_windows((3, 4, 4), (5, 4, 7), True)
+    packing = pack_grid(2, (5, 4, 7), windows, BiasTable((3, 4, 4), reading), CPU)
+    assert packing.padding == 2 * (6 * 4 * 8 - 5 * 4 * 7)
+    assert sorted(packing.order.tolist()) == list(range(2 * 6 * 4 * 8))
