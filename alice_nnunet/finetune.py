@@ -4,6 +4,7 @@ The alice block is plain data at the top level of nnU-Net's plans. nnU-Net saves
 prediction builds the network from the block alone and needs neither the checkpoint nor an environment variable:
 
     encoder, encoder_arguments    which encoder, and its constructor's arguments as the pretraining had them
+    network_arguments             what the segmentation network around it takes beside these, such as its width
     weights, weights_sha256       absolute path of the checkpoint that training starts from, and what it must hold
     input                         InputMap's arguments
     pretraining                   the checkpoint's description of its data
@@ -20,6 +21,9 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.networks.unetr import UNETR
 
 NETWORKS = {"vit": UNETR}  # the segmentation network around each encoder
+NETWORK_ARGUMENTS = {  # for each preset of an encoder: a narrow decoder around one that is meant for CPUs
+    "vit": {"tiny": {"feature_size": 8}, "small": {"feature_size": 16}, "paper": {"feature_size": 16}},
+}
 STEM = {"vit": "patch_embed.weight"}  # the first layer of each encoder, (E, C, z, y, x)
 
 
@@ -57,12 +61,13 @@ def alice_block(checkpoint: dict, path: str, sha256: str, plans: dict, configura
     checkpoint: load_pretraining(path). recipe: recipes.training_recipe's. flip_axes: see input_values.
     Raises UserError for an encoder that has no segmentation network.
     """
-    encoder = checkpoint["config"]["encoder"]
+    encoder, preset = checkpoint["config"]["encoder"], checkpoint["config"]["preset"]
     if encoder not in NETWORKS:
         raise UserError(f"{path} holds the encoder {encoder!r}; networks exist for {', '.join(NETWORKS)}")
     block = {
         "encoder": encoder,
         "encoder_arguments": checkpoint["config"]["encoder_arguments"],
+        "network_arguments": NETWORK_ARGUMENTS[encoder][preset],
         "weights": path,
         "weights_sha256": sha256,
         "input": input_values(checkpoint["data"], plans, configuration, flip_axes, path),
@@ -80,7 +85,8 @@ def build_network(block: dict, num_input_channels: int, num_output_channels: int
         raise UserError(f"the plans' alice block is for {len(block['input']['scale'])} channels and the dataset has "
                         f"{num_input_channels}; plan again")
     network = NETWORKS[block["encoder"]]
-    return network(num_input_channels, num_output_channels, block["encoder_arguments"], block["input"])
+    return network(num_input_channels, num_output_channels, block["encoder_arguments"], block["input"],
+                   **block["network_arguments"])
 
 
 def spread_stem(weights: dict[str, Tensor], stem: str, channels: int) -> dict[str, Tensor]:

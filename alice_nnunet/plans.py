@@ -98,8 +98,8 @@ def matched_plans(base: dict, name: str, checkpoint: dict, path: str, sha256: st
     plans["alice"] = alice_block(checkpoint, path, sha256, plans, configuration, recipe, flip_axes=[])
     configuration["architecture"] = {
         "network_class_name": NETWORK_CLASS[plans["alice"]["encoder"]],
-        "arch_kwargs": {"encoder_arguments": plans["alice"]["encoder_arguments"],
-                        "input_map": plans["alice"]["input"], "strides": STRIDES},
+        "arch_kwargs": {"encoder_arguments": plans["alice"]["encoder_arguments"], "input_map": plans["alice"]["input"],
+                        **plans["alice"]["network_arguments"], "strides": STRIDES},
         "_kw_requires_import": [],
     }
     return plans

@@ -13,12 +13,16 @@ RECIPES = {
 OF_THE_CONFIGURATION = ("batch_size", "patch_size")  # they are nnU-Net's own entries in the plans
 
 
-def training_recipe(recipe: dict, epochs: int | None = None, iterations: int | None = None) -> dict:
-    """The part of a recipe that the trainer follows, for another length if asked.
+def training_recipe(recipe: dict, epochs: int | None = None, iterations: int | None = None,
+                    learning_rate: float | None = None) -> dict:
+    """The part of a recipe that the trainer follows, changed where asked.
 
     epochs: the warm-up keeps its share of them. iterations: for each epoch; validation keeps its share, at least 1.
+    learning_rate: at the end of the warm-up.
     """
     training = {key: value for key, value in recipe.items() if key not in OF_THE_CONFIGURATION}
+    if learning_rate is not None:
+        training |= {"learning_rate": learning_rate}
     if epochs is not None:
         training |= {"epochs": epochs, "warmup_epochs": round(recipe["warmup_epochs"] * epochs / recipe["epochs"])}
     if iterations is not None:

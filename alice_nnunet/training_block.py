@@ -12,7 +12,7 @@ from alice_nnunet.finetune import alice_block, file_sha256, input_values
 from alice_nnunet.recipes import RECIPES, check_recipe, training_recipe
 
 VARIABLE = "alice_weights"
-OF_THE_NETWORK = ("encoder", "encoder_arguments", "weights_sha256", "input")  # what a trained model depends on
+OF_THE_NETWORK = ("encoder", "encoder_arguments", "network_arguments", "weights_sha256", "input")  # what a trained model depends on
 
 
 def block_of_plans(plans: dict) -> dict:

@@ -37,7 +37,7 @@ def main(argv: list[str] | None) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not an empty folder: choose another one with -o, or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    Demo(out, arguments.encoder, pretraining_steps=300, epochs=4, iterations=45).whole()
+    Demo(out, arguments.encoder, pretraining_steps=300, epochs=8, iterations=30).whole()
 
 
 class Demo:
@@ -53,7 +53,7 @@ class Demo:
         self.environment = {
             **os.environ, **{f"nnUNet_{name}": str(out / f"nnUNet_{name}") for name in ("raw", "preprocessed", "results")},
             "nnUNet_extTrainer": with_trainers(os.environ.get("nnUNet_extTrainer", "")),
-            "nnUNet_n_proc_DA": "1", "nnUNet_compile": "f",
+            "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f",  # each process of nnU-Net's imports torch
             "OMP_WAIT_POLICY": "PASSIVE",  # nnU-Net's processes share two cores: idle threads must not spin
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         }
@@ -107,15 +107,14 @@ class Demo:
                  "--set", f"iterations={self.pretraining_steps}", "--set", "validate_every=100")
 
     def finetune(self) -> None:
-        self.run("Derive nnU-Net plans that match the pretraining, with a patch small enough for a CPU", "alice-plan", "-d", "101",
+        self.run("Derive nnU-Net plans that match the pretraining, with a learning rate for a short training", "alice-plan", "-d", "101",
                  "-weights", str(self.pretraining / "checkpoint_final.pth"), "-epochs", str(self.epochs),
-                 "-iterations", str(self.iterations), "-patch", "32", "32", "32", "-np", "2")
+                 "-iterations", str(self.iterations), "-lr", "1e-3", "-np", "2")
         everyone = list(TRAINING_PEOPLE)
-        write_json_atomically(self.out / f"nnUNet_preprocessed/{LABELED}/splits_final.json",
-                              [{"train": everyone[:1], "val": everyone[1:]}])
+        write_json_atomically(self.out / f"nnUNet_preprocessed/{LABELED}/splits_final.json", [{"train": everyone, "val": everyone[1:]}])
         self.run("Preprocess the labeled scans by those plans (nnU-Net's command)",
                  "nnUNetv2_preprocess", "-d", "101", "-plans_name", "AlicePlans", "-c", "3d_fullres", "-np", "2")
-        self.run("Fine-tune fold 0 (nnU-Net's command)",
+        self.run(f"Fine-tune on both labeled people; nnU-Net's own validation is on {TRAINING_PEOPLE[1]}, one of them (nnU-Net's command)",
                  "nnUNetv2_train", "101", "3d_fullres", "0", "-tr", "AliceTrainer", "-p", "AlicePlans", "-device", "cpu")
 
     def predict(self) -> dict[str, float]:

@@ -28,6 +28,7 @@ def parser() -> CommandParser:
     p.add_argument("-n", default="AlicePlans", metavar="NAME", help="name of the plans (default: AlicePlans)")
     p.add_argument("-epochs", type=int, metavar="N", help="length of a training; the warm-up keeps its share")
     p.add_argument("-iterations", type=int, metavar="N", help="iterations of an epoch")
+    p.add_argument("-lr", type=float, metavar="X", help="learning rate at the end of the warm-up (default: the recipe's)")
     p.add_argument("-patch", type=int, nargs=3, metavar=("Z", "Y", "X"), help="patch size in voxels, multiples of 16")
     p.add_argument("-batch", type=int, metavar="N", help="batch size")
     p.add_argument("-np", type=int, default=default_num_processes, metavar="N", help="processes (default: %(default)s)")
@@ -46,7 +47,7 @@ def main(argv: list[str] | None) -> None:
     check_target(target, sha256)
     patch, batch, reasons = choose(checkpoint, dataset, arguments)
     plans = matched_plans(dataset.plans, arguments.n, checkpoint, path, sha256, training_recipe(
-        recipe, arguments.epochs, arguments.iterations), patch, batch, dataset.sizes, dataset.spacings)
+        recipe, arguments.epochs, arguments.iterations, arguments.lr), patch, batch, dataset.sizes, dataset.spacings)
     check_compatible(checkpoint["data"], plans, plans["configurations"][CONFIGURATION], path)
     check_recipe(plans["alice"]["recipe"])
     write_json_atomically(target, plans)
@@ -59,6 +60,8 @@ def check_arguments(arguments) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"-{name} must be at least 1, got {value}")
+    if arguments.lr is not None and not 0 < arguments.lr < 1:
+        raise UserError(f"-lr must be between 0 and 1, got {arguments.lr}")
     if not re.fullmatch(r"(?!.*__)\w[\w.-]*", arguments.n):
         raise UserError(f"-n must be a file name of letters, digits, '_', '-' and '.', without '__', got {arguments.n!r}")
 

@@ -10,7 +10,8 @@ import pytest
 
 import alice_nnunet
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the commands that tests start: idle threads must not spin
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the commands that tests start: idle threads must not spin,
+os.environ.setdefault("nnUNet_def_n_proc", "1")      # and nnU-Net must not start eight processes to export one case
 
 LARGEST_AXIS = 48  # voxels of real_ct
 

@@ -56,6 +56,11 @@ def test_every_encoder_tensor_is_loaded_and_reported():
     assert network(torch.rand(1, 1, *CROP)).shape == (1, 4, *CROP)
 
 
+def test_the_decoder_is_as_wide_as_the_preset_asks():
+    narrow, wide = (block_for(pretraining_checkpoint(preset=preset)) for preset in ("tiny", "paper"))
+    assert build_network(narrow, 1, 4).out.conv.conv.in_channels == 8 and build_network(wide, 1, 4).out.conv.conv.in_channels == 16
+
+
 def test_whatever_does_not_fit_is_listed_and_nothing_is_loaded():
     checkpoint = pretraining_checkpoint()
     network = build_network(block_for(checkpoint), 1, 2)

@@ -20,6 +20,12 @@ def test_warm_up_and_validation_keep_their_share():
     check_recipe(training_recipe(RECIPES["vit"], epochs=1))
 
 
+def test_another_learning_rate():
+    recipe = training_recipe(RECIPES["vit"], learning_rate=1e-3)
+    assert recipe == {**training_recipe(RECIPES["vit"]), "learning_rate": 1e-3}
+    check_recipe(recipe)
+
+
 @pytest.mark.parametrize("change, named", [({"optimizer": "SGD"}, "SGD"), ({"schedule": "poly"}, "poly"),
                                            ({"warmup_epochs": 1000}, "1000 of 1000"), ({"momentum": 0.9}, "momentum")])
 def test_a_recipe_that_cannot_be_followed_is_refused(change, named):

@@ -56,11 +56,12 @@ def test_says_what_it_chose_and_last_the_name(dataset, capsys):
 
 def test_options(dataset, capsys, monkeypatch):
     monkeypatch.chdir(dataset)
-    main("-d Dataset007_Body -weights c.pth -n Short -epochs 100 -iterations 10 -patch 32 16 48 -batch 5".split())
+    main("-d Dataset007_Body -weights c.pth -n Short -epochs 100 -iterations 10 -patch 32 16 48 -batch 5 -lr 0.002".split())
     plans = written(dataset, "Short")
     configuration, recipe = plans["configurations"]["3d_fullres"], plans["alice"]["recipe"]
     assert (configuration["patch_size"], configuration["batch_size"]) == ([32, 16, 48], 5)
     assert (recipe["epochs"], recipe["warmup_epochs"], recipe["iterations_per_epoch"]) == (100, 5, 10)
+    assert recipe["learning_rate"] == 0.002
     assert plans["alice"]["weights"] == str(dataset / "c.pth") and capsys.readouterr().out.splitlines()[-1] == "Short"
 
 
@@ -101,7 +102,7 @@ def test_sizes_are_those_after_turning_to_ras(dataset, capsys):
 @pytest.mark.parametrize("arguments, said", [
     (["-epochs", 0], "-epochs must be at least 1"), (["-patch", 30, 32, 32], "multiple of"),
     (["-n", "a/b"], "-n must be a file name"), (["-n", "a__b"], "without '__'"), (["-d", 99], "no dataset with the ID 99"),
-    (["-weights", "nowhere.pth"], "no checkpoint at"), (["-iterations", "x"], "invalid int value")])
+    (["-weights", "nowhere.pth"], "no checkpoint at"), (["-iterations", "x"], "invalid int value"), (["-lr", 0], "-lr must be between 0 and 1")])
 def test_wrong_arguments(dataset, capsys, arguments, said):
     assert said in refused(capsys, "-d", 7, "-weights", dataset / "c.pth", *arguments)
 
