@@ -29,7 +29,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
             "tensorboard",  # scalars and pictures of a pretraining
             "setuptools",  # nnU-Net 2.8 imports distutils, gone from Python 3.12
         ],
-        extras_require={"test": ["pytest", "pytest-xdist"]},
+        extras_require={"test": ["pytest", "pytest-xdist", "hypothesis"]},
         entry_points={"console_scripts": [
             "alice-env=alice_nnunet.pretrain.env:main",
             "alice-preprocess=alice_nnunet.pretrain.preprocess:main",

@@ -6,10 +6,20 @@ CONFIGURATION_KEYS = ("data_identifier", "preprocessor_name", "normalization_sch
                       "resampling_fn_data_kwargs", "spacing", "patch_size")
 
 
+# Where each encoder has what nnssl asks for: class, encoder, stem, learned position embedding, and the patch of Table 8.
+ENCODERS = {
+    "vit": {"class": "alice_nnunet.model.vit.ViT", "encoder": "blocks", "in_proj": "patch_embed", "lpe": "positions", "patch": [96, 96, 96]},
+    "swin": {"class": "alice_nnunet.model.swin.Swin", "encoder": "stages", "in_proj": "patch_embed", "lpe": None, "patch": [96, 96, 96]},
+    "nnformer": {"class": "alice_nnunet.model.nnformer.NnFormer", "encoder": "stages", "in_proj": "patch_embed.convolutions.0", "lpe": None,
+                 "patch": [96, 128, 128]},
+}
+
+
 def adaptation_plan(plans: dict, config: PretrainConfig) -> dict:
     """What another tool needs to fine-tune network_weights. plans: the AlicePretrainPlans."""
+    encoder = ENCODERS[config.encoder]
     return {
-        "architecture_plans": {"arch_class_name": "alice_nnunet.model.vit.ViT", "arch_kwargs": config.as_dict()["encoder_arguments"],
+        "architecture_plans": {"arch_class_name": encoder["class"], "arch_kwargs": config.as_dict()["encoder_arguments"],
                                "arch_kwargs_requiring_import": None},
         "pretrain_plan": {
             **{key: plans[key] for key in ("dataset_name", "plans_name", "original_median_spacing_after_transp",
@@ -18,11 +28,11 @@ def adaptation_plan(plans: dict, config: PretrainConfig) -> dict:
             "experiment_planner_used": plans["experiment_planner_used"],
         },
         "pretrain_num_input_channels": config.encoder_arguments["in_channels"],
-        "recommended_downstream_patchsize": [96, 96, 96] if config.preset == "paper" else list(config.encoder_arguments["crop_size"]),
-        "key_to_encoder": "blocks",
+        "recommended_downstream_patchsize": encoder["patch"] if config.preset == "paper" else list(config.encoder_arguments["crop_size"]),
+        "key_to_encoder": encoder["encoder"],
         "key_to_stem": "patch_embed",
-        "keys_to_in_proj": ["patch_embed"],
-        "key_to_lpe": "positions",
+        "keys_to_in_proj": [encoder["in_proj"]],
+        "key_to_lpe": encoder["lpe"],
     }
 
 

@@ -69,13 +69,16 @@ RUNS = {
     "paper": {"crop_size": (64, 192, 192), "spacing": (1.5, 0.76, 0.76)},
 }
 
+# What an encoder changes: after stages of windows a decoder of one block is enough (GreenMIM).
+DECODERS = {"vit": {}, "swin": {"decoder_depth": 1}, "nnformer": {"decoder_depth": 1}}
+
 
 def read_settings(preset: str, encoder: str, file: Path | None, assignments: list[str]) -> tuple[dict, dict]:
     """Flat names and values: the preset's, then those of the JSON file, then name=value. Returns all, and the given ones.
 
     Raises UserError for a name that does not exist, a value of the wrong kind, an unreadable file.
     """
-    defaults = {**PRESETS[encoder][preset], **RUNS[preset]}
+    defaults = {**PRESETS[encoder][preset], **RUNS[preset], **DECODERS[encoder]}
     given = {}
     if file is not None:
         try:
@@ -87,7 +90,7 @@ def read_settings(preset: str, encoder: str, file: Path | None, assignments: lis
         if not equals:
             raise UserError(f"--set expects name=value, got {assignment!r}")
         given[name] = parse(text)
-    known = known_settings(encoder)
+    known = known_settings(encoder, preset)
     for name, value in given.items():
         if name not in known:
             raise UserError(f"unknown setting {name!r}; known: {', '.join(sorted(known))}")
@@ -103,11 +106,11 @@ def flatten(settings: dict) -> dict:
     return {name: value for name, value in flat.items() if name not in ("dataset", "encoder", "preset", "in_channels")}
 
 
-def known_settings(encoder: str) -> dict:
+def known_settings(encoder: str, preset: str) -> dict:
     """Names that --set accepts, with an example of the kind of value."""
     run = {f.name: f.default for f in fields(PretrainConfig)
            if f.name not in ("dataset", "encoder", "preset", "encoder_arguments", "method")}
-    return {**run, **dataclasses.asdict(Method()), **PRESETS[encoder]["paper"], "crop_size": (0, 0, 0)}
+    return {**run, **dataclasses.asdict(Method()), **PRESETS[encoder][preset], "crop_size": (0, 0, 0)}
 
 
 def parse(text: str):
@@ -128,8 +131,15 @@ def check_kind(name: str, value, example):
         return float(value)
     if type(value) is type(example):
         return value
-    kind = f"{len(example)} numbers such as 64,192,192" if isinstance(example, tuple) else type(example).__name__
+    kind = type(example).__name__
+    if isinstance(example, tuple):
+        kind = f"{len(example)} values such as {json.dumps(example)}" if isinstance(example[0], tuple) else f"{len(example)} numbers such as 64,192,192"
     raise UserError(f"setting {name} must be {kind}, got {value!r}")
+
+
+def as_tuples(value):
+    """Lists, also those inside lists, as tuples: what JSON made lists of."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def make_config(dataset: str, encoder: str, preset: str, in_channels: int, settings: dict) -> PretrainConfig:
@@ -147,6 +157,6 @@ def make_config(dataset: str, encoder: str, preset: str, in_channels: int, setti
 
 def config_from_dict(saved: dict) -> PretrainConfig:
     """The config inside a checkpoint."""
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["encoder_arguments"].items()}
+    arguments = {name: as_tuples(value) for name, value in saved["encoder_arguments"].items()}
     return PretrainConfig(**{**saved, "method": Method(**saved["method"]), "encoder_arguments": arguments,
                              "betas": tuple(saved["betas"])})

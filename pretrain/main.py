@@ -112,7 +112,7 @@ def resumed_config(checkpoint: Path, preset: str, given: dict, data: dict) -> Pr
     saved = load_checkpoint(checkpoint)
     config = config_from_dict(saved["config"])
     values = {**saved["config"], **saved["config"]["method"], **saved["config"]["encoder_arguments"]}
-    as_saved = lambda value: list(value) if isinstance(value, tuple) else value
+    as_saved = lambda value: json.loads(json.dumps(value))  # lists for tuples
     changed = [f"{n} is {values[n]} in the run and {v} in the command" for n, v in given.items() if values[n] != as_saved(v)]
     if config.preset != preset:
         changed.append(f"preset is {config.preset} in the run and {preset} in the command")

@@ -27,9 +27,11 @@ def build_state(config: PretrainConfig, device: torch.device) -> State:
         torch.manual_seed(config.seed)
         encoder = build_encoder(config.encoder, config.encoder_arguments)
         model = Alice(encoder, config.encoder_arguments["in_channels"], config.method).to(device)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-              {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}]  # biases and norms, as in MAE
+    decayed, others = [], []  # no decay of biases (also those of window attention, which are tables) and norms, as in MAE and Swin
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 and not name.endswith(".bias") else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return State(model, torch.optim.AdamW(groups, config.lr, config.betas))
 
 

@@ -3,20 +3,13 @@
 B batch, C channels, D H W voxels in nnU-Net's (z, y, x) order, E width of a token, F feature_size.
 """
 
-import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from alice_nnunet.geometry import Triple, ceil_to
 from alice_nnunet.model.encoders import build_encoder
 from alice_nnunet.networks.input_map import InputMap
-
-
-def pad_to(image: Tensor, unit: Triple) -> Tensor:
-    """Zeros at the end of each axis up to a multiple of unit voxels. (B, C, D, H, W) -> (B, C, D', H', W')."""
-    missing = [new - old for new, old in zip(ceil_to(image.shape[2:], unit), image.shape[2:])]
-    return F.pad(image, [n for m in reversed(missing) for n in (0, m)]) if any(missing) else image
+from alice_nnunet.networks.padding import pad_to
 
 
 class UNETR(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from alice_nnunet.data.views import make_views
 from alice_nnunet.losses import cosine_loss, reconstruction_loss, spread
 from alice_nnunet.model.alice import Alice
+from alice_nnunet.model.encoders import PRESETS, build_encoder
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.vit import ViT
 
@@ -62,6 +63,19 @@ def test_every_trained_parameter_and_no_target_gets_a_gradient(options):
             assert parameter.grad is None and not parameter.requires_grad, name
         else:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("name", ["swin", "nnformer"])
+def test_every_parameter_of_a_windowed_encoder_is_trained(name):
+    torch.manual_seed(0)
+    encoder = build_encoder(name, {"in_channels": 2, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"]})
+    model, generator = Alice(encoder, 2, Method(**SMALL)), torch.Generator().manual_seed(0)
+    query, key = (make_views(torch.rand(1, 2, 32, 64, 64), model.unit, SPACING, model.method, generator) for _ in range(2))
+    model(query, key).loss.backward()
+    targets = {id(p) for module in model.targets() for p in module.parameters()}
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (id(parameter) in targets), name
+        assert parameter.grad is None or parameter.grad.abs().sum() > 0, name
 
 
 def test_no_gradient_reaches_the_target_even_if_it_could():

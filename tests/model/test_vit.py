@@ -84,7 +84,7 @@ def test_wrong_sizes_are_refused(encoder):
         encoder(torch.rand(1, 2, 30, 48, 64))
     with pytest.raises(ValueError, match="multiple of heads"):
         ViT(1, CROP, width=50, depth=1, heads=4)
-    with pytest.raises(UserError, match="known: vit"):
+    with pytest.raises(UserError, match="known: vit, swin, nnformer"):
         build_encoder("resnet", {})
 
 

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.config import PretrainConfig, config_from_dict, make_config, read_settings
+from alice_nnunet.model.encoders import PRESETS
+from alice_nnunet.pretrain.config import RUNS, PretrainConfig, config_from_dict, make_config, read_settings
 
 
 def config(*assignments, preset="paper", file=None) -> PretrainConfig:
@@ -37,6 +38,17 @@ def test_a_file_and_a_saved_config_are_settings_too(tmp_path):
 def test_it_survives_a_checkpoint():
     c = config("crop_size=32,64,64", preset="tiny")
     assert config_from_dict(json.loads(json.dumps(c.as_dict()))) == c
+
+
+@pytest.mark.parametrize("encoder", ["swin", "nnformer"])
+@pytest.mark.parametrize("preset", sorted(RUNS))
+def test_windows_are_settings_and_survive_a_checkpoint(encoder, preset):
+    settings, given = read_settings(preset, encoder, None, [f"windows={json.dumps(PRESETS[encoder][preset]['windows'])}"])
+    c = make_config("Dataset001_X", encoder, preset, 1, settings)
+    assert given["windows"] == c.encoder_arguments["windows"] == PRESETS[encoder][preset]["windows"] and c.method.decoder_depth == 1
+    assert config_from_dict(json.loads(json.dumps(c.as_dict()))) == c
+    with pytest.raises(UserError, match="windows must be"):
+        read_settings(preset, encoder, None, ["windows=7"])
 
 
 @pytest.mark.parametrize("assignment, message", [

@@ -1,0 +1,127 @@
+"""Swin's transformer block on tokens packed by their windows (Liu et al. 2021); used by Swin and nnFormer alike.
+
+R rows (tokens of a batch), E width, G groups of T slots: see windows.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alice_nnunet.model.bias_table import BiasTable
+from alice_nnunet.model.windows import Batch, Packing
+
+
+class Rearrange(torch.autograd.Function):
+    """Rows in another order, with a gradient that only looks up: every row has one slot that counts.
+
+    forward: rows (R, E), order (S,), place (R,), spare (S,) or None -> (S, E), and the other way round.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, forth: Tensor, back: Tensor, spare: Tensor | None) -> Tensor:
+        """spare: of the slots that x holds, if any; they get no gradient."""
+        ctx.save_for_backward(back, spare)
+        return x.index_select(0, forth)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        back, spare = ctx.saved_tensors
+        grad = grad.index_select(0, back)
+        return (grad if spare is None else grad.masked_fill_(spare.unsqueeze(-1), 0)), None, None, None
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention within windows, with a bias for the offset between two tokens.
+
+    Subclasses say where queries, keys and values come from. table: of the largest window.
+    """
+
+    def __init__(self, width: int, heads: int, table: BiasTable):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads, got width {width} and {heads} heads")
+        self.heads = heads
+        self.bias = nn.Parameter(torch.empty(table.rows, heads))
+        self.out = nn.Linear(width, width)
+        nn.init.trunc_normal_(self.bias, std=0.02)
+
+    def mix(self, qkv: Tensor, packing: Packing) -> Tensor:
+        """Queries, keys and values side by side, (R + padding, 3E), -> what the queries found, (R, E)."""
+        slots = Rearrange.apply(qkv, packing.order, packing.place, None)                            # (S, 3E)
+        forbidden = self.bias.new_full((1, self.heads), -torch.inf)
+        table = torch.cat([self.bias, forbidden]).to(slots.dtype).t().contiguous()                  # (heads, rows + 1)
+        parts = slots.split([batch.groups * batch.slots for batch in packing.batches])
+        mixed = torch.cat([self.attend(part, table, batch) for part, batch in zip(parts, packing.batches)])
+        rows = Rearrange.apply(mixed, packing.place, packing.order, packing.spare)
+        return self.out(rows[:len(rows) - packing.padding])
+
+    def attend(self, slots: Tensor, table: Tensor, batch: Batch) -> Tensor:
+        """Attention of one batch of groups. slots: (G * T, 3E). Returns (G * T, E)."""
+        shape = (batch.groups, batch.slots, 3, self.heads, -1)
+        query, key, value = slots.view(shape).permute(2, 0, 3, 1, 4)                                # (G, heads, T, E / heads)
+        bias = table.gather(1, batch.pairs.view(1, -1).expand(self.heads, -1))
+        bias = bias.view(self.heads, *batch.pairs.shape).transpose(0, 1)                            # (G or 1, heads, T, T)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return mixed.transpose(1, 2).reshape(len(slots), -1)
+
+
+class SelfAttention(WindowAttention):
+    """(R, E) -> (R, E)."""
+
+    def __init__(self, width: int, heads: int, table: BiasTable):
+        super().__init__(width, heads, table)
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        return self.mix(self.qkv(with_padding(x, packing)), packing)
+
+
+class CrossAttention(WindowAttention):
+    """Queries are x as it is, keys and values come from skip (nnFormer's decoder). (R, E), (R, E) -> (R, E)."""
+
+    def __init__(self, width: int, heads: int, table: BiasTable):
+        super().__init__(width, heads, table)
+        self.kv = nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor, skip: Tensor, packing: Packing) -> Tensor:
+        keys_values = self.kv(with_padding(skip, packing))
+        return self.mix(torch.cat([with_padding(x, packing).to(keys_values.dtype), keys_values], -1), packing)
+
+
+def with_padding(x: Tensor, packing: Packing) -> Tensor:
+    """(R, E) -> (R + padding, E)."""
+    return F.pad(x, (0, 0, 0, packing.padding)) if packing.padding else x
+
+
+class WindowBlock(nn.Module):
+    """Pre-norm transformer block with attention in windows, (R, E) -> (R, E)."""
+
+    def __init__(self, width: int, heads: int, table: BiasTable):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, table)
+        self.mlp = mlp(width)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        x = x + self.attention(self.norm1(x), packing)
+        return x + self.mlp(self.norm2(x))
+
+
+class CrossBlock(nn.Module):
+    """Transformer block in which x asks the skip connection, both normalised by one norm (nnFormer's decoder)."""
+
+    def __init__(self, width: int, heads: int, table: BiasTable):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = CrossAttention(width, heads, table)
+        self.mlp = mlp(width)
+
+    def forward(self, x: Tensor, skip: Tensor, packing: Packing) -> Tensor:
+        """(R, E), (R, E) -> (R, E)."""
+        x = x + skip + self.attention(self.norm1(x), self.norm1(skip), packing)
+        return x + self.mlp(self.norm2(x))
+
+
+def mlp(width: int) -> nn.Sequential:
+    """The two linear layers of a transformer block."""
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))

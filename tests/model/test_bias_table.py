@@ -1,0 +1,41 @@
+"""Rows of the bias table, right for every window, and as published networks read them."""
+
+import itertools
+
+import pytest
+import torch
+
+from alice_nnunet.model.bias_table import BiasTable
+
+
+def tokens(size) -> torch.Tensor:
+    return torch.tensor(list(itertools.product(*map(range, size))))
+
+
+@pytest.mark.parametrize("window", [(7, 7, 7), (7, 7, 2), (4, 8, 5)])
+@pytest.mark.parametrize("size", [(7, 7, 7), (6, 6, 6), (4, 7, 5), (1, 7, 2)])
+def test_a_shrunken_window_reads_the_rows_of_its_offsets(window, size):
+    size = tuple(min(s, w) for s, w in zip(size, window))
+    offsets = itertools.product(*(range(1 - w, w) for w in window))
+    number = {offset: row for row, offset in enumerate(offsets)}
+    places, table = tokens(size), BiasTable(window)
+    expected = [[number[tuple((a - b).tolist())] for b in places] for a in places]
+    assert table.pairs(table.line(places, size)).tolist() == expected and table.rows == len(number)
+
+
+def test_monai_reads_two_per_cent_of_a_shrunken_window_right():
+    """The figure counted in MONAI 1.6.1 for a window of 7 on a grid of 6."""
+    places = tokens((6, 6, 6))
+    right, monai = (table.pairs(table.line(places, (6, 6, 6))) for table in (BiasTable((7, 7, 7)), BiasTable((7, 7, 7), "monai")))
+    assert round((right == monai).double().mean().item() * 100, 2) == 2.03
+    full = tokens((7, 7, 7))
+    assert torch.equal(*(BiasTable((7, 7, 7), reading).line(full, (7, 7, 7)) for reading in ("right", "monai")))
+
+
+@pytest.mark.parametrize("window, rows", [(4, 115), (8, 547)])
+def test_nnformers_offsets_share_rows(window, rows):
+    """The figures counted in its authors' code."""
+    cube = (window,) * 3
+    table = BiasTable(cube, "nnformer")
+    pairs = table.pairs(table.line(tokens(cube), cube))
+    assert len(pairs.unique()) == rows < table.rows and pairs.min() == 0

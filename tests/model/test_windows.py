@@ -1,0 +1,68 @@
+"""Windows and their packing."""
+
+import itertools
+
+import pytest
+import torch
+
+from alice_nnunet.model.bias_table import BiasTable
+from alice_nnunet.model.windows import Windows, axis_pieces, box_positions, fit_windows, pack_blocks, pack_grid
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("length, size, offset", [(5, 2, 0), (5, 2, 1), (4, 4, 0), (7, 3, 2), (3, 5, 0), (8, 4, 2), (2, 1, 0)])
+def test_pieces_of_an_axis_are_its_windows(length, size, offset):
+    numbers = [(token + offset) // size for token in range(length)]
+    found = [None] * length
+    for start, count, tokens, place in axis_pieces(length, size, offset):
+        for token in range(start, start + count * tokens):
+            found[token] = start, (token - start) // tokens
+            assert (token + offset) % size == place + (token - start) % tokens
+    assert [a == b for a, b in zip(found, found[1:])] == [a == b for a, b in zip(numbers, numbers[1:])]
+
+
+def test_short_axes_are_one_window_and_not_shifted():
+    assert fit_windows((7, 7, 7), (7, 8, 3), True) == Windows((7, 7, 3), (0, 4, 0))
+    assert fit_windows((7, 7, 7), (9, 8, 3), False) == Windows((7, 7, 3), (0, 0, 0))
+
+
+@pytest.mark.parametrize("smallest", [1, 8, 32])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_groups_are_bounded_and_hold_every_token_once(smallest, shifted):
+    grid, window = (8, 12, 12), (4, 5, 4)
+    corners = torch.tensor([[(0, 4, 8), (4, 4, 4), (4, 8, 8)], [(0, 0, 0), (4, 0, 0), (0, 8, 4)]])
+    windows = fit_windows(window, grid, shifted)
+    packing = pack_blocks(corners, (4, 4, 4), grid, windows, BiasTable(window), smallest)
+    rows = 2 * 3 * 64
+    assert sorted(packing.order[~packing.spare].tolist()) == list(range(rows))
+    assert torch.equal(packing.order[packing.place], torch.arange(rows))
+    assert sum(batch.groups * batch.slots for batch in packing.batches) == len(packing.order)
+    assert all(smallest <= batch.slots <= max(smallest, 4 * 5 * 4) for batch in packing.batches)
+    tokens = corners.unsqueeze(2) + box_positions((4, 4, 4), CPU)
+    numbers = (tokens + torch.tensor(windows.offset)) // torch.tensor(windows.size)
+    names = [(crop, *number) for crop in range(2) for number in numbers[crop].view(-1, 3).tolist()]
+    start = 0
+    for batch in packing.batches:
+        for group in range(batch.groups):
+            slots = range(start, start + batch.slots)
+            for i, j in itertools.product(range(batch.slots), repeat=2):
+                together = names[packing.order[slots[i]]] == names[packing.order[slots[j]]]
+                if packing.spare[slots[i]] or packing.spare[slots[j]]:
+                    together = together and not packing.spare[slots[j]]
+                assert (batch.pairs[group, i, j] < BiasTable(window).rows) == together
+            start += batch.slots
+
+
+def test_an_intact_grid_has_no_spare_slots():
+    packing = pack_grid(2, (5, 4, 7), fit_windows((3, 4, 4), (5, 4, 7), True), BiasTable((3, 4, 4)), CPU)
+    assert packing.spare is None and packing.padding == 0 and sorted(packing.order.tolist()) == list(range(2 * 5 * 4 * 7))
+    assert torch.equal(packing.order[packing.place], torch.arange(len(packing.order)))
+
+
+@pytest.mark.parametrize("reading", ["monai", "nnformer"])
+def test_published_networks_fill_windows_up_with_padding(reading):
+    windows = fit_windows((3, 4, 4), (5, 4, 7), True)
+    packing = pack_grid(2, (5, 4, 7), windows, BiasTable((3, 4, 4), reading), CPU)
+    assert packing.padding == 2 * (6 * 4 * 8 - 5 * 4 * 7)
+    assert sorted(packing.order.tolist()) == list(range(2 * 6 * 4 * 8))
