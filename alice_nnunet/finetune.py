@@ -18,13 +18,18 @@ from torch import Tensor, nn
 
 from alice_nnunet.compatibility import pretraining_channel
 from alice_nnunet.errors import UserError
+from alice_nnunet.networks.nnformer import NnFormerNet
+from alice_nnunet.networks.swin_unetr import SwinUNETR
 from alice_nnunet.networks.unetr import UNETR
 
-NETWORKS = {"vit": UNETR}  # the segmentation network around each encoder
+NETWORKS = {"vit": UNETR, "swin": SwinUNETR, "nnformer": NnFormerNet}  # the segmentation network around each encoder
 NETWORK_ARGUMENTS = {  # for each preset of an encoder: a narrow decoder around one that is meant for CPUs
     "vit": {"tiny": {"feature_size": 8}, "small": {"feature_size": 16}, "paper": {"feature_size": 16}},
+    "swin": {"tiny": {}, "small": {}, "paper": {}},  # their decoders are as wide as their encoders
+    "nnformer": {"tiny": {}, "small": {}, "paper": {}},
 }
-STEM = {"vit": "patch_embed.weight"}  # the first layer of each encoder, (E, C, z, y, x)
+# the first layer of each encoder, (E, C, z, y, x)
+STEM = {"vit": "patch_embed.weight", "swin": "patch_embed.weight", "nnformer": "patch_embed.convolutions.0.weight"}
 
 
 def file_sha256(path: str) -> str:
@@ -77,16 +82,26 @@ def alice_block(checkpoint: dict, path: str, sha256: str, plans: dict, configura
     return json.loads(json.dumps(block))  # as it will come back from a plans file: lists for tuples
 
 
-def build_network(block: dict, num_input_channels: int, num_output_channels: int) -> nn.Module:
-    """The segmentation network that an alice block describes, random weights. Raises UserError if it cannot be built."""
+def output_levels(block: dict) -> int:
+    """How many outputs the network of an alice block has for deep supervision, each half as fine as the one before."""
+    return len(block["encoder_arguments"]["depths"]) - 1 if block["encoder"] == "nnformer" else 1
+
+
+def build_network(block: dict, num_input_channels: int, num_output_channels: int, deep_supervision: bool = False) -> nn.Module:
+    """The segmentation network that an alice block describes, random weights. Raises UserError if it cannot be built.
+
+    deep_supervision: give all outputs, where there are several; the weights are the same.
+    """
     if block["encoder"] not in NETWORKS:
         raise UserError(f"the plans ask for the encoder {block['encoder']!r}; known: {', '.join(NETWORKS)}")
     if len(block["input"]["scale"]) != num_input_channels:
         raise UserError(f"the plans' alice block is for {len(block['input']['scale'])} channels and the dataset has "
                         f"{num_input_channels}; plan again")
-    network = NETWORKS[block["encoder"]]
-    return network(num_input_channels, num_output_channels, block["encoder_arguments"], block["input"],
-                   **block["network_arguments"])
+    network = NETWORKS[block["encoder"]](num_input_channels, num_output_channels, block["encoder_arguments"], block["input"],
+                                         **block["network_arguments"])
+    if output_levels(block) > 1:
+        network.deep_supervision = deep_supervision
+    return network
 
 
 def spread_stem(weights: dict[str, Tensor], stem: str, channels: int) -> dict[str, Tensor]:

@@ -8,12 +8,12 @@ import numpy as np
 from alice_nnunet.compatibility import pretraining_channel
 from alice_nnunet.errors import UserError
 from alice_nnunet.finetune import alice_block
-from alice_nnunet.geometry import ceil_to
+from alice_nnunet.geometry import Triple, ceil_to
 
-TOKEN = (16, 16, 16)  # voxels; a patch is a whole number of them
 CONFIGURATION = "3d_fullres"
-NETWORK_CLASS = {"vit": "alice_nnunet.networks.unetr.UNETR"}
-STRIDES = [[1, 1, 1]] + 4 * [[2, 2, 2]]  # of UNETR's decoder, which nnU-Net reads where deep supervision is on
+NETWORK_CLASS = {"vit": "alice_nnunet.networks.unetr.UNETR", "swin": "alice_nnunet.networks.swin_unetr.SwinUNETR",
+                 "nnformer": "alice_nnunet.networks.nnformer.NnFormerNet"}
+STRIDES = [[1, 1, 1]] + 4 * [[2, 2, 2]]  # of a decoder, which nnU-Net wants to see in every plans
 SHARE_IN_A_BATCH = 0.05  # nnU-Net's: no batch sees more of a dataset's voxels
 SMALLEST_BATCH = 2  # nnU-Net's
 
@@ -38,16 +38,16 @@ def sizes_at(spacing: list[float], sizes: list, spacings: list) -> np.ndarray:
     return np.round(np.array(spacings) / np.array(spacing) * np.array(sizes))
 
 
-def choose_patch(given: list[int] | None, largest: list[int], median: np.ndarray) -> list[int]:
+def choose_patch(given: list[int] | None, largest: list[int], median: np.ndarray, unit: Triple) -> list[int]:
     """Patch size in voxels: the given one, else largest with every axis limited to the median size of the cases.
 
-    Raises UserError where the given one is no positive multiple of the token.
+    unit: of the encoder, in voxels. Raises UserError where the given one is no positive multiple of it.
     """
     if given is None:
-        return [min(a, b) for a, b in zip(ceil_to(tuple(largest), TOKEN), ceil_to(tuple(map(int, median)), TOKEN))]
-    if any(g <= 0 or g % t for g, t in zip(given, TOKEN)):
-        raise UserError(f"a patch size must be a multiple of {TOKEN} voxels (z, y, x), got {given}; the next one is "
-                        f"{list(ceil_to(tuple(max(1, g) for g in given), TOKEN))}")
+        return [min(a, b) for a, b in zip(ceil_to(tuple(largest), unit), ceil_to(tuple(map(int, median)), unit))]
+    if any(g <= 0 or g % u for g, u in zip(given, unit)):
+        raise UserError(f"a patch size must be a multiple of {unit} voxels (z, y, x), got {given}; the next one is "
+                        f"{list(ceil_to(tuple(max(1, g) for g in given), unit))}")
     return list(given)
 
 

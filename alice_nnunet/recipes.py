@@ -4,12 +4,25 @@ from alice_nnunet.errors import UserError
 
 RECIPES = {
     "vit": {
-        "optimizer": "AdamW", "learning_rate": 1e-4, "weight_decay": 1e-5,
+        "optimizer": "AdamW", "learning_rate": 1e-4, "weight_decay": 1e-5, "momentum": 0.9,
         "schedule": "cosine", "warmup_epochs": 50, "epochs": 1000,
         "iterations_per_epoch": 250, "val_iterations_per_epoch": 50,  # nnU-Net's
         "batch_size": 8, "patch_size": [96, 96, 96],
     },
+    "swin": {
+        "optimizer": "AdamW", "learning_rate": 4e-4, "weight_decay": 1e-5, "momentum": 0.9,
+        "schedule": "cosine", "warmup_epochs": 50, "epochs": 1000,
+        "iterations_per_epoch": 250, "val_iterations_per_epoch": 50,
+        "batch_size": 8, "patch_size": [96, 96, 96],
+    },
+    "nnformer": {
+        "optimizer": "SGD", "learning_rate": 1e-2, "weight_decay": 3e-5, "momentum": 0.99,
+        "schedule": "poly", "warmup_epochs": 40, "epochs": 1000,
+        "iterations_per_epoch": 250, "val_iterations_per_epoch": 50,
+        "batch_size": 8, "patch_size": [96, 128, 128],
+    },
 }
+OPTIMIZERS, SCHEDULES = ("AdamW", "SGD"), ("cosine", "poly")  # what the trainer knows
 OF_THE_CONFIGURATION = ("batch_size", "patch_size")  # they are nnU-Net's own entries in the plans
 
 
@@ -37,9 +50,9 @@ def check_recipe(recipe: dict) -> None:
     if set(recipe) != expected:
         raise UserError(f"the recipe in the plans must have exactly {', '.join(sorted(expected))}; "
                         f"it has {', '.join(sorted(recipe))}")
-    for key, known in (("optimizer", "AdamW"), ("schedule", "cosine")):
-        if recipe[key] != known:
-            raise UserError(f"the recipe in the plans asks for {key} {recipe[key]!r}; known: {known!r}")
+    for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if recipe[key] not in known:
+            raise UserError(f"the recipe in the plans asks for {key} {recipe[key]!r}; known: {', '.join(known)}")
     if not 0 <= recipe["warmup_epochs"] < recipe["epochs"]:
         raise UserError(f"the recipe's warm-up must be shorter than the training, got {recipe['warmup_epochs']} of "
                         f"{recipe['epochs']} epochs")

@@ -20,6 +20,19 @@ def warmup_cosine(step: int, steps: int, warmup: int, peak: float, final: float 
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def warmup_poly(step: int, steps: int, warmup: int, peak: float, exponent: float = 0.9) -> float:
+    """Linear from peak / warmup to peak over warmup steps, then peak * (1 - share of the rest done) ** exponent, as
+    nnU-Net decays; 0 would be reached at step steps (Alice, Table 8).
+
+    step: 0 <= step < steps. Raises ValueError where the warm-up leaves no step for the decay.
+    """
+    if not 0 <= warmup < steps:
+        raise ValueError(f"the warm-up must be shorter than the run, got {warmup} of {steps} steps")
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 - (step - warmup) / (steps - warmup)) ** exponent
+
+
 def ema_momentum(step: int, steps: int, start: float) -> float:
     """Momentum of the target, half a cosine from start to 1 (BYOL; Alice does not print its own)."""
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * step / steps))

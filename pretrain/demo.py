@@ -25,6 +25,7 @@ PICTURES = {
     "finetuning.png": "nnU-Net's own progress of the fine-tuning",
     "prediction.png": f"Prediction and reference for {TEST_PERSON}, a person that neither pretraining nor fine-tuning has seen",
 }
+LEARNING_RATES = {"vit": "1e-3", "swin": "1e-3", "nnformer": "1e-2"}  # of the short fine-tuning: AdamW, AdamW, SGD
 
 
 @command("alice-demo")
@@ -109,7 +110,7 @@ class Demo:
     def finetune(self) -> None:
         self.run("Derive nnU-Net plans that match the pretraining, with a learning rate for a short training", "alice-plan", "-d", "101",
                  "-weights", str(self.pretraining / "checkpoint_final.pth"), "-epochs", str(self.epochs),
-                 "-iterations", str(self.iterations), "-lr", "1e-3", "-np", "2")
+                 "-iterations", str(self.iterations), "-lr", LEARNING_RATES[self.encoder], "-np", "2")
         everyone = list(TRAINING_PEOPLE)
         write_json_atomically(self.out / f"nnUNet_preprocessed/{LABELED}/splits_final.json", [{"train": everyone, "val": everyone[1:]}])
         self.run("Preprocess the labeled scans by those plans (nnU-Net's command)",

@@ -13,6 +13,7 @@ from alice_nnunet.compatibility import check_compatible, check_pretraining, mill
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import write_json_atomically
 from alice_nnunet.finetune import NETWORKS, file_sha256
+from alice_nnunet.model.encoders import unit_of
 from alice_nnunet.plans import CONFIGURATION, choose_batch, choose_patch, matched_plans, sizes_at
 from alice_nnunet.pretrain.labeled_dataset import LabeledDataset, open_labeled_dataset
 from alice_nnunet.recipes import RECIPES, check_recipe, training_recipe
@@ -29,7 +30,7 @@ def parser() -> CommandParser:
     p.add_argument("-epochs", type=int, metavar="N", help="length of a training; the warm-up keeps its share")
     p.add_argument("-iterations", type=int, metavar="N", help="iterations of an epoch")
     p.add_argument("-lr", type=float, metavar="X", help="learning rate at the end of the warm-up (default: the recipe's)")
-    p.add_argument("-patch", type=int, nargs=3, metavar=("Z", "Y", "X"), help="patch size in voxels, multiples of 16")
+    p.add_argument("-patch", type=int, nargs=3, metavar=("Z", "Y", "X"), help="patch size in voxels, multiples of the encoder's unit")
     p.add_argument("-batch", type=int, metavar="N", help="batch size")
     p.add_argument("-np", type=int, default=default_num_processes, metavar="N", help="processes (default: %(default)s)")
     return p
@@ -95,14 +96,15 @@ def choose(checkpoint: dict, dataset: LabeledDataset, arguments) -> tuple[list[i
     sizes, recipe = sizes_at(spacing, dataset.sizes, dataset.spacings), RECIPES[config["encoder"]]
     paper, median = config["preset"] == "paper", np.median(sizes, 0)
     crop = config["encoder_arguments"]["crop_size"]
-    patch = choose_patch(arguments.patch, recipe["patch_size"] if paper else crop, median)
+    unit = unit_of(config["encoder"], config["encoder_arguments"])
+    patch = choose_patch(arguments.patch, recipe["patch_size"] if paper else crop, median, unit)
     wanted = recipe["batch_size"] if paper else BATCH
     batch = arguments.batch or choose_batch(wanted, patch, float(np.prod(median)) * len(sizes))
     source = "the recipe's (Alice, Table 8)" if paper else f"the {config['preset']} preset's"
     return patch, batch, {
         "patch": "as given" if arguments.patch else
                  f"{source} {voxels(recipe['patch_size'] if paper else crop)}, each axis at most the median volume, "
-                 f"{voxels(median)}, rounded up to 16",
+                 f"{voxels(median)}, rounded up to the encoder's unit, {voxels(unit)}",
         "batch": "as given" if arguments.batch else
                  f"{source} {wanted}, but no more than 5 % of the dataset's voxels in a batch, and no fewer than 2 patches",
     }

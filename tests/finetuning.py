@@ -32,18 +32,18 @@ def pretraining_data(**changes) -> dict:
             "number_of_cases": 11, "case_list_sha256": "0" * 64, **changes}
 
 
-def pretraining_checkpoint(seed: int = 0, preset: str = "tiny", **data_changes) -> dict:
-    """What load_pretraining gives, with random weights of a real ViT, the tiny one whatever preset it is called."""
+def pretraining_checkpoint(seed: int = 0, preset: str = "tiny", encoder: str = "vit", **data_changes) -> dict:
+    """What load_pretraining gives, with random weights of a real encoder, the tiny one whatever preset it is called."""
     torch.manual_seed(seed)
-    arguments = {"in_channels": 1, "crop_size": CROP, **PRESETS["vit"]["tiny"]}
-    return {"network_weights": build_encoder("vit", arguments).state_dict(), "step": 7,
-            "config": {"encoder": "vit", "preset": preset, "encoder_arguments": arguments},
+    arguments = {"in_channels": 1, "crop_size": CROP, **PRESETS[encoder]["tiny"]}
+    return {"network_weights": build_encoder(encoder, arguments).state_dict(), "step": 7,
+            "config": {"encoder": encoder, "preset": preset, "encoder_arguments": arguments},
             "data": pretraining_data(**data_changes), "nnssl_adaptation_plan": {}}
 
 
-def write_checkpoint(path: Path, seed: int = 0, preset: str = "tiny", **data_changes) -> Path:
+def write_checkpoint(path: Path, seed: int = 0, preset: str = "tiny", encoder: str = "vit", **data_changes) -> Path:
     """pretraining_checkpoint as a file."""
-    torch.save(pretraining_checkpoint(seed, preset, **data_changes), path)
+    torch.save(pretraining_checkpoint(seed, preset, encoder, **data_changes), path)
     return path
 
 

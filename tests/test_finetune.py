@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.finetune import alice_block, build_network, file_sha256, load_encoder
+from alice_nnunet.finetune import alice_block, build_network, file_sha256, load_encoder, output_levels
+from alice_nnunet.model.encoders import build_encoder
 from alice_nnunet.recipes import RECIPES, training_recipe
 from tests.finetuning import CROP, pretraining_checkpoint, pretraining_data, stock_plans
 
@@ -92,8 +93,29 @@ def test_block_of_other_channels_or_another_encoder_is_refused():
     checkpoint = pretraining_checkpoint()
     with pytest.raises(UserError, match="for 1 channels and the dataset has 2"):
         build_network(block_for(checkpoint), 2, 2)
-    with pytest.raises(UserError, match="'swin'"):
-        build_network({**block_for(checkpoint), "encoder": "swin"}, 1, 2)
+    with pytest.raises(UserError, match="'resnet'"):
+        build_network({**block_for(checkpoint), "encoder": "resnet"}, 1, 2)
     checkpoint["config"]["encoder"] = "resnet"
     with pytest.raises(UserError, match="'resnet'.*vit"):
         block_for(checkpoint)
+
+
+@pytest.mark.parametrize("encoder, levels", [("vit", 1), ("swin", 1), ("nnformer", 2)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_every_encoder_has_a_network_and_outputs_for_deep_supervision(encoder, levels, channels):
+    checkpoint = pretraining_checkpoint(encoder=encoder)
+    checkpoint["data"]["channels"] *= channels
+    block = block_for(checkpoint, channels)
+    network = build_network(block, channels, 3, deep_supervision=True)
+    lines = load_encoder(network, encoder, checkpoint, "/c.pth", "ab" * 32)
+    assert lines[1] == "Not loaded: none" and output_levels(block) == levels
+    image = torch.rand(1, 1, *CROP)
+    outputs = network(image.expand(-1, channels, -1, -1, -1))
+    assert [tuple(o.shape) for o in (outputs if levels > 1 else [outputs])] == [(1, 3, *(c // 2 ** i for c in CROP)) for i in range(levels)]
+    predicting = build_network(block, channels, 3)
+    predicting.load_state_dict(network.state_dict(), strict=True)
+    assert torch.is_tensor(predicting(image.expand(-1, channels, -1, -1, -1)))
+    # several channels start as the one of the pretraining repeated
+    alone = build_encoder(encoder, block["encoder_arguments"])
+    alone.load_state_dict(checkpoint["network_weights"])
+    torch.testing.assert_close(network.encoder(image.expand(-1, channels, -1, -1, -1)), alone(image), rtol=1e-4, atol=1e-4)

@@ -37,13 +37,17 @@ def test_sizes_are_nnunets():
     np.testing.assert_array_equal(sizes_at([1.5, 0.76, 0.76], SIZES, SPACINGS), expected)
 
 
+TOKEN = (16, 16, 16)
+
+
 def test_patch_is_limited_by_the_median_volume():
-    assert choose_patch(None, [96, 96, 96], np.array([40.0, 200, 96])) == [48, 96, 96]
-    assert choose_patch(None, [16, 64, 64], np.array([40.0, 60, 100])) == [16, 64, 64]
-    assert choose_patch([32, 48, 64], [96, 96, 96], np.array([10.0, 10, 10])) == [32, 48, 64]
+    assert choose_patch(None, [96, 96, 96], np.array([40.0, 200, 96]), TOKEN) == [48, 96, 96]
+    assert choose_patch(None, [16, 64, 64], np.array([40.0, 60, 100]), TOKEN) == [16, 64, 64]
+    assert choose_patch([32, 48, 64], [96, 96, 96], np.array([10.0, 10, 10]), TOKEN) == [32, 48, 64]
+    assert choose_patch(None, [96, 128, 128], np.array([40.0, 200, 70]), (16, 32, 32)) == [48, 128, 96]
     for wrong in ([33, 48, 64], [0, 48, 64], [-16, 16, 16]):
         with pytest.raises(UserError, match="multiple of"):
-            choose_patch(wrong, [96, 96, 96], np.array([100.0, 100, 100]))
+            choose_patch(wrong, [96, 96, 96], np.array([100.0, 100, 100]), TOKEN)
 
 
 def test_batch_keeps_nnunets_five_percent_rule():

@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from alice_nnunet.schedules import EpochSchedule, ema_momentum, warmup_cosine
+from alice_nnunet.schedules import EpochSchedule, ema_momentum, warmup_cosine, warmup_poly
 
 
 def test_warmup_then_cosine_to_zero():
@@ -17,6 +18,19 @@ def test_warmup_then_cosine_to_zero():
 def test_no_warmup_and_a_final_value():
     assert warmup_cosine(0, 10, 0, 1.0, 0.1) == 1.0 and warmup_cosine(9, 10, 0, 1.0, 0.1) == pytest.approx(0.1)
     assert warmup_cosine(0, 1, 0, 1.0) == 1.0
+
+
+def test_warmup_then_the_decay_of_nnunet():
+    values = [warmup_poly(epoch, 100, 10, 0.01) for epoch in range(100)]
+    assert values[:10] == pytest.approx([0.001 * (i + 1) for i in range(10)])
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], 0.01)
+    nnunets = PolyLRScheduler(optimizer, 0.01, 90)
+    for epoch in range(90):
+        nnunets.step(epoch)
+        assert values[10 + epoch] == pytest.approx(optimizer.param_groups[0]["lr"])
+    with pytest.raises(ValueError, match="shorter than the run"):
+        warmup_poly(0, 10, 10, 1.0)
 
 
 def test_a_warmup_as_long_as_the_run_is_refused():

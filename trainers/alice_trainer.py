@@ -9,12 +9,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from torch import nn
 from torch._dynamo import OptimizedModule
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
 
 from alice_nnunet.errors import exit_on_user_error
-from alice_nnunet.finetune import build_network, load_encoder
+from alice_nnunet.finetune import build_network, load_encoder, output_levels
 from alice_nnunet.plans import configuration_of
-from alice_nnunet.schedules import EpochSchedule, warmup_cosine
+from alice_nnunet.schedules import EpochSchedule, warmup_cosine, warmup_poly
 from alice_nnunet.training_block import (block_from_variable, block_of_plans, check_preprocessed, check_same_run,
                                          find_block, starting_weights)
 
@@ -41,7 +41,8 @@ class AliceTrainer(nnUNetTrainer):
         self.num_epochs, self.warmup_epochs = recipe["epochs"], recipe["warmup_epochs"]
         self.num_iterations_per_epoch = recipe["iterations_per_epoch"]
         self.num_val_iterations_per_epoch = recipe["val_iterations_per_epoch"]
-        self.enable_deep_supervision = False
+        self.levels = output_levels(plans["alice"])
+        self.enable_deep_supervision = self.levels > 1
         for line in lines:
             self.print_to_log_file(line)
 
@@ -50,13 +51,39 @@ class AliceTrainer(nnUNetTrainer):
                                    num_output_channels: int, enable_deep_supervision: bool = False) -> nn.Module:
         """The network of the alice block, random weights. nnU-Net calls this in training and in prediction."""
         with exit_on_user_error("AliceTrainer"):
-            return build_network(block_of_plans(plans_manager.plans), num_input_channels, num_output_channels)
+            return build_network(block_of_plans(plans_manager.plans), num_input_channels, num_output_channels,
+                                 enable_deep_supervision)
 
-    def configure_optimizers(self) -> tuple[AdamW, EpochSchedule]:
-        """AdamW; linear warm-up, then a cosine that would reach 0 after the last epoch."""
-        optimizer = AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
-        rate_at = partial(warmup_cosine, steps=self.num_epochs + 1, warmup=self.warmup_epochs, peak=self.initial_lr)
+    def configure_optimizers(self) -> tuple[Optimizer, EpochSchedule]:
+        """The recipe's optimizer (SGD with Nesterov's momentum, as nnU-Net's); linear warm-up, then a cosine or poly decay
+        that would reach 0 after the last epoch."""
+        recipe, parameters = self.plans_manager.plans["alice"]["recipe"], self.network.parameters()
+        if recipe["optimizer"] == "SGD":
+            optimizer = SGD(parameters, self.initial_lr, recipe["momentum"], weight_decay=self.weight_decay, nesterov=True)
+        else:
+            optimizer = AdamW(parameters, self.initial_lr, (recipe["momentum"], 0.999), weight_decay=self.weight_decay)
+        if recipe["schedule"] == "poly":
+            rate_at = partial(warmup_poly, steps=self.num_epochs, warmup=self.warmup_epochs, peak=self.initial_lr)
+        else:
+            rate_at = partial(warmup_cosine, steps=self.num_epochs + 1, warmup=self.warmup_epochs, peak=self.initial_lr)
         return optimizer, EpochSchedule(optimizer, rate_at)
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        """Each output is half as fine as the one before, whatever the strides in the plans are."""
+        return [[0.5 ** level] * 3 for level in range(self.levels)] if self.enable_deep_supervision else None
+
+    def _build_loss(self) -> nn.Module:
+        """nnU-Net's loss; each output counts half as much as the one before, 4/7, 2/7 and 1/7 for three (nnFormer)."""
+        loss = super()._build_loss()
+        if self.enable_deep_supervision:
+            loss.weight_factors = tuple(2 ** (self.levels - 1 - level) / (2 ** self.levels - 1) for level in range(self.levels))
+        return loss
+
+    def _do_i_compile(self) -> bool:
+        """Networks with windows are compiled only where nnUNet_compile asks for it: their attention comes in many small
+        calls, which nobody has measured compiled yet."""
+        windows = self.plans_manager.plans["alice"]["encoder"] != "vit"
+        return super()._do_i_compile() and ("nnUNet_compile" in os.environ or not windows)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """--c and --val: never into the network of other plans than those the checkpoint was trained with."""
@@ -88,9 +115,14 @@ class AliceTrainer(nnUNetTrainer):
     def load_weights(self) -> list[str]:
         """Load the pretrained encoder into the network. Returns lines for the log."""
         block = self.plans_manager.plans["alice"]
+        return load_encoder(self.plain_network(), block["encoder"], starting_weights(block), block["weights"], block["weights_sha256"])
+
+    def plain_network(self) -> nn.Module:
+        """The network without what nnU-Net wraps around it."""
         network = self.network.module if self.is_ddp else self.network
-        network = network._orig_mod if isinstance(network, OptimizedModule) else network
-        return load_encoder(network, block["encoder"], starting_weights(block), block["weights"], block["weights_sha256"])
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """One output, nothing to switch."""
+        """Several outputs or only the finest; nothing to switch for networks that have one."""
+        if self.enable_deep_supervision:
+            self.plain_network().deep_supervision = enabled

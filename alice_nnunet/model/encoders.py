@@ -1,6 +1,9 @@
 """The encoders by name, and their presets."""
 
+import torch
+
 from alice_nnunet.errors import UserError
+from alice_nnunet.geometry import Triple
 from alice_nnunet.model.nnformer import NnFormer
 from alice_nnunet.model.swin import Swin
 from alice_nnunet.model.vit import ViT
@@ -29,6 +32,12 @@ PRESETS = {
                   "windows": ((4, 4, 4), (4, 4, 4), (8, 8, 8), (4, 4, 4))},
     },
 }
+
+
+def unit_of(name: str, arguments: dict) -> Triple:
+    """Voxels (z, y, x) of the encoder's unit: what it takes are whole numbers of them. arguments: see build_encoder."""
+    with torch.device("meta"):
+        return build_encoder(name, arguments).unit
 
 
 def build_encoder(name: str, arguments: dict):

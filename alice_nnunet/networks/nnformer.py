@@ -31,15 +31,14 @@ class NnFormerNet(nn.Module):
 
     input_channels, num_classes: channels of the image and of the logits. encoder_arguments: NnFormer's, as its
     checkpoint holds them, whose in_channels gives way to input_channels; depths, heads and windows serve the decoder's
-    stages too. input_map: InputMap's arguments. deep_supervision: whether forward gives the coarser outputs too; their
-    heads exist in any case and the attribute can be changed at any time.
+    stages too. input_map: InputMap's arguments. The attribute deep_supervision says whether forward gives the coarser
+    outputs too, and may be changed at any time; their heads exist in any case.
     Takes any patch size: what is no multiple of the unit is padded with the window's floor and cropped again.
     """
 
-    def __init__(self, input_channels: int, num_classes: int, encoder_arguments: dict, input_map: dict,
-                 deep_supervision: bool = False):
+    def __init__(self, input_channels: int, num_classes: int, encoder_arguments: dict, input_map: dict):
         super().__init__()
-        self.input_map, self.deep_supervision = InputMap(**input_map), deep_supervision
+        self.input_map, self.deep_supervision = InputMap(**input_map), False
         self.encoder = build_encoder("nnformer", {**encoder_arguments, "in_channels": input_channels})
         tables = [stage.table for stage in self.encoder.stages]
         widths = [encoder_arguments["embed_width"] * 2 ** i for i in range(len(tables))]

@@ -18,7 +18,9 @@ def nnformer(input_map=IDENTITY, deep_supervision: bool = False, **changes) -> N
     arguments = {"in_channels": 1, "crop_size": [16, 32, 32], "embed_width": 8, "depths": [2, 2, 2], "heads": [1, 2, 4],
                  "windows": [[3, 3, 3], [2, 3, 2], [2, 2, 2]], **changes}
     torch.manual_seed(0)
-    return NnFormerNet(1, 3, arguments, input_map, deep_supervision).eval()
+    network = NnFormerNet(1, 3, arguments, input_map).eval()
+    network.deep_supervision = deep_supervision
+    return network
 
 
 def test_the_decoders_stage_is_attention_of_x_on_skip_then_a_shifted_block():

@@ -251,3 +251,46 @@ def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
     monkeypatch.setenv("alice_weights", str(folder / "other.pth"))
     assert "-n OTHERNAME" in refusal(capsys, new_fold.on_train_start)
     assert saved_plans(folder, "ShortAliceTrainer", "nnUNetPlans")["alice"] == block
+
+
+@pytest.mark.parametrize("encoder", ["swin", "nnformer"])
+def test_the_other_encoders_train_and_predict(trained, encoder):
+    """Planned, preprocessed data of the ViT's plans serve: only the network and the recipe differ."""
+    folder, _ = trained
+    write_checkpoint(folder / f"{encoder}.pth", encoder=encoder)
+    alice_plan(["-d", "7", "-weights", str(folder / f"{encoder}.pth"), "-n", encoder, "-epochs", "1", "-iterations", "1", "-np", "1"])
+    plans = folder / "preprocessed" / NAME / f"{encoder}.json"
+    content = json.loads(plans.read_text())
+    content["configurations"]["3d_fullres"]["data_identifier"] = "AlicePlans_3d_fullres"
+    plans.write_text(json.dumps(content))
+    log = train(folder, "-tr", "AliceTrainer", "-p", encoder).stdout
+    assert "Not loaded: none" in log and "Mean Validation Dice" in log
+    (folder / f"{encoder}.pth").unlink()
+    write_case(folder / f"in_{encoder}" / "a_0000.nii.gz", np.random.default_rng(0).normal(0, 100, (20, 17, 16)).astype(np.float32))
+    run(folder, "nnUNetv2_predict", "-i", f"in_{encoder}", "-o", f"out_{encoder}", "-d", "7", "-c", "3d_fullres", "-tr", "AliceTrainer",
+        "-p", encoder, "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta")
+    assert sitk.ReadImage(folder / f"out_{encoder}" / "a.nii.gz").GetSize() == (20, 17, 16)
+
+
+def test_nnformers_recipe_and_deep_supervision(trained):
+    folder, _ = trained
+    write_checkpoint(folder / "n.pth", encoder="nnformer")
+    alice_plan(["-d", "7", "-weights", str(folder / "n.pth"), "-n", "Deep", "-epochs", "100", "-np", "1"])
+    trainer = make(folder, plans="Deep")
+    trainer.initialize()
+    group, = trainer.optimizer.param_groups
+    assert isinstance(trainer.optimizer, torch.optim.SGD) and group["nesterov"] and group["momentum"] == 0.99
+    assert (group["weight_decay"], trainer.warmup_epochs) == (3e-5, 4)
+    rates = []
+    for epoch in range(100):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(group["lr"])
+    np.testing.assert_allclose(rates[:5], [2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2])
+    np.testing.assert_allclose(rates[52], 1e-2 * 0.5 ** 0.9)
+    assert trainer.enable_deep_supervision and trainer.network.deep_supervision and not trainer._do_i_compile()
+    assert trainer._get_deep_supervision_scales() == [[1, 1, 1], [0.5] * 3]
+    np.testing.assert_allclose(trainer.loss.weight_factors, [2 / 3, 1 / 3])
+    trainer.levels = 3
+    np.testing.assert_allclose(trainer._build_loss().weight_factors, [4 / 7, 2 / 7, 1 / 7])
+    trainer.set_deep_supervision_enabled(False)
+    assert not trainer.network.deep_supervision
