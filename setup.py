@@ -34,6 +34,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
             "alice-env=alice_nnunet.pretrain.env:main",
             "alice-preprocess=alice_nnunet.pretrain.preprocess:main",
             "alice-pretrain=alice_nnunet.pretrain.main:main",
+            "alice-embed=alice_nnunet.pretrain.embed:main",
             "alice-plan=alice_nnunet.pretrain.plan:main",
             "alice-demo=alice_nnunet.pretrain.demo:main",
         ]},

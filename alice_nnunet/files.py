@@ -1,5 +1,6 @@
 """Files that are either the old one or the new one, whatever moment the machine stops."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -66,3 +67,12 @@ def locked(path: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

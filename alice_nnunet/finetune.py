@@ -11,7 +11,6 @@ prediction builds the network from the block alone and needs neither the checkpo
     recipe                        optimizer, learning rate, epochs ...: what the trainer follows
 """
 
-import hashlib
 import json
 
 from torch import Tensor, nn
@@ -30,15 +29,6 @@ NETWORK_ARGUMENTS = {  # for each preset of an encoder: a narrow decoder around 
 }
 # the first layer of each encoder, (E, C, z, y, x)
 STEM = {"vit": "patch_embed.weight", "swin": "patch_embed.weight", "nnformer": "patch_embed.convolutions.0.weight"}
-
-
-def file_sha256(path: str) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def input_values(data: dict, plans: dict, configuration: dict, flip_axes: list[int], path: str) -> dict:

@@ -87,3 +87,47 @@ def prediction_figure(image: np.ndarray, predicted: np.ndarray, reference: np.nd
     figure.legend(handles=[Patch(color=colours(i + 1), label=name) for i, name in enumerate(names)], loc="outside lower center",
                   ncols=len(names))
     return figure
+
+
+def mark_points(axes, volume: np.ndarray, spacing: tuple[float, float, float], points: np.ndarray, title: str, start: int = 1) -> None:
+    """Numbered points over the axial and the coronal slice through the first of them, upright as in show_planes.
+
+    points: (P, 3) voxels (z, y, x); those of another slice are drawn where they project to. start: number of the first.
+    """
+    first = np.clip(points[0].astype(int), 0, np.array(volume.shape) - 1)
+    colours = matplotlib.colormaps["tab10"]
+    for axis, plane, row, aspect, name in ((axes[0], volume[first[0]], 1, spacing[1] / spacing[2], "axial"),
+                                           (axes[1], volume[:, first[1]], 0, spacing[0] / spacing[2], "coronal")):
+        axis.imshow(plane[:, ::-1], cmap="gray", vmin=0, vmax=1, origin="lower", aspect=aspect)
+        for number, point in enumerate(points, start):
+            across, up = volume.shape[2] - 1 - point[2], point[row]
+            axis.plot(across, up, "o", color=colours((number - 1) % 10), markersize=5, markeredgecolor="white")
+            axis.annotate(str(number), (across, up), color=colours((number - 1) % 10), fontsize=9, xytext=(3, 3), textcoords="offset points")
+        axis.set_title(f"{title}, {name}", fontsize=9)
+        axis.axis("off")
+
+
+def patches_figure(first: np.ndarray, second: np.ndarray, places: np.ndarray, others: np.ndarray, case: str) -> Figure:
+    """Two augmented patches (D, H, W) of one volume and some points that both show: the same number, the same place.
+
+    places, others: (P, 3) of the points in each, -1 and 1 are the patch's edges. Voxels are cubes.
+    """
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    some = np.linspace(0, len(places) - 1, min(6, len(places))).astype(int)
+    for row, patch, at, title in zip(figure.subplots(2, 2), (first, second), (places, others), ("one patch", "another")):
+        mark_points(row, patch, (1, 1, 1), (at[some] + 1) / 2 * patch.shape - 0.5, f"{case}, {title}")
+    return figure
+
+
+def matches_figure(query: np.ndarray, key: np.ndarray, points: np.ndarray, matches: np.ndarray, scores: list[float],
+                   spacing: tuple[float, float, float], titles: tuple[str, str]) -> Figure:
+    """Points of one volume and their matches in another, (Z, Y, X) each; a row of slices for every point, with its score.
+
+    points, matches: (P, 3) voxels.
+    """
+    figure = Figure(figsize=(12, 3.2 * len(points)), layout="constrained")
+    rows = figure.subplots(len(points), 4, squeeze=False)
+    for number, (row, point, match, score) in enumerate(zip(rows, points, matches, scores), 1):
+        mark_points(row[:2], query, spacing, point[None], titles[0], number)
+        mark_points(row[2:], key, spacing, match[None], f"{titles[1]}, score {score:.2f}", number)
+    return figure

@@ -8,7 +8,8 @@ from pathlib import Path
 from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.compatibility import check_compatible, dataset_number, flips_of_cases, replan
 from alice_nnunet.errors import UserError
-from alice_nnunet.finetune import alice_block, file_sha256, input_values
+from alice_nnunet.files import file_sha256
+from alice_nnunet.finetune import alice_block, input_values
 from alice_nnunet.recipes import RECIPES, check_recipe, training_recipe
 
 VARIABLE = "alice_weights"

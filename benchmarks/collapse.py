@@ -51,7 +51,7 @@ def pretrain(variant: str, seed: int, steps: int, out: Path, environment: dict) 
     """Run alice-pretrain (or go on with it) and return its last checkpoint."""
     results = out / f"{variant.replace(' ', '_')}_{seed}"
     settings = [f"--set={k}={v}" for k, v in {**VARIANTS[variant], "seed": seed, "iterations": steps, "validate_every": steps}.items()]
-    subprocess.run(["alice-pretrain", "-d", "23", "-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1", "--c", *settings],
+    subprocess.run(["alice-pretrain", "-d", "23", "-encoder", "vit", "-preset", "tiny", "-matcher", "body", "-device", "cpu", "-np", "1", "--c", *settings],
                    env={**environment, "nnUNet_results": str(results)}, check=True, stdout=subprocess.DEVNULL)
     return load_pretraining(next(results.glob("*/*/vit/checkpoint_final.pth")))
 

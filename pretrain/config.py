@@ -10,6 +10,10 @@ import torch
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders import PRESETS, build_encoder
 from alice_nnunet.model.method import Method
+from alice_nnunet.pretrain.settings import given_settings
+
+
+MATCHERS = ("embedding", "body", "same")
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ class PretrainConfig:
     warmup_iterations: int = -1       # -1: 2.8 % of the iterations, the paper's 100 epochs of 1800 volumes in 64s
     clip_grad: float = 3.0            # norm of all gradients
     ema: float = 0.996                # momentum of the target at the start; 1 at the end
-    matcher: str = "body"
+    matcher: str = "embedding"        # how the same body part is found in another person; same: the same volume twice
     min_score: float = 0.7            # pairs of crops that match worse are rejected
+    max_return: float = 0.0           # mm; embedding: so are those whose match leads back further away; 0: not checked
     validation_share: float = 0.1     # of the cases (A.1)
     precision: str = "auto"           # auto: bf16 where the device has it; fp32; bf16
     seed: int = 0
@@ -47,10 +52,12 @@ class PretrainConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.warmup_iterations < self.iterations:
             raise ValueError(f"warmup_iterations must be in [0, iterations), got {self.warmup_iterations} of {self.iterations}")
+        if self.max_return < 0:
+            raise ValueError(f"max_return must not be negative, got {self.max_return}")
         for name in ("ema", "min_score", "validation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("matcher", ("body",))):
+        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("matcher", MATCHERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
@@ -79,31 +86,8 @@ def read_settings(preset: str, encoder: str, file: Path | None, assignments: lis
     Raises UserError for a name that does not exist, a value of the wrong kind, an unreadable file.
     """
     defaults = {**PRESETS[encoder][preset], **RUNS[preset], **DECODERS[encoder]}
-    given = {}
-    if file is not None:
-        try:
-            given |= flatten(json.loads(Path(file).read_text()))
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{file} is not a readable JSON file of settings ({error})") from None
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals:
-            raise UserError(f"--set expects name=value, got {assignment!r}")
-        given[name] = parse(text)
-    known = known_settings(encoder, preset)
-    for name, value in given.items():
-        if name not in known:
-            raise UserError(f"unknown setting {name!r}; known: {', '.join(sorted(known))}")
-        given[name] = check_kind(name, value, known[name])
+    given = given_settings(file, assignments, known_settings(encoder, preset), ("dataset", "encoder", "preset", "in_channels"))
     return {**defaults, **given}, given
-
-
-def flatten(settings: dict) -> dict:
-    """A saved config.json is nested; its groups hold no name twice. What the command line decides is left out."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= value if isinstance(value, dict) else {name: value}
-    return {name: value for name, value in flat.items() if name not in ("dataset", "encoder", "preset", "in_channels")}
 
 
 def known_settings(encoder: str, preset: str) -> dict:
@@ -111,30 +95,6 @@ def known_settings(encoder: str, preset: str) -> dict:
     run = {f.name: f.default for f in fields(PretrainConfig)
            if f.name not in ("dataset", "encoder", "preset", "encoder_arguments", "method")}
     return {**run, **dataclasses.asdict(Method()), **PRESETS[encoder][preset], "crop_size": (0, 0, 0)}
-
-
-def parse(text: str):
-    """JSON where it is JSON, else 64,192,192 as a list, else the text."""
-    for attempt in (text, f"[{text}]"):
-        try:
-            return json.loads(attempt)
-        except ValueError:
-            continue
-    return {"True": True, "False": False}.get(text, text)
-
-
-def check_kind(name: str, value, example):
-    """value as the kind of example. Raises UserError where it is of another kind."""
-    if isinstance(example, tuple) and isinstance(value, (list, tuple)) and len(value) == len(example):
-        return tuple(check_kind(name, v, e) for v, e in zip(value, example))
-    if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is type(example):
-        return value
-    kind = type(example).__name__
-    if isinstance(example, tuple):
-        kind = f"{len(example)} values such as {json.dumps(example)}" if isinstance(example[0], tuple) else f"{len(example)} numbers such as 64,192,192"
-    raise UserError(f"setting {name} must be {kind}, got {value!r}")
 
 
 def as_tuples(value):

@@ -104,7 +104,7 @@ class Demo:
 
     def pretrain(self) -> None:
         self.run(f"Pretrain the tiny {self.encoder} encoder for {self.pretraining_steps} steps",
-                 "alice-pretrain", "-d", "100", "-encoder", self.encoder, "-preset", "tiny", "-device", "cpu",
+                 "alice-pretrain", "-d", "100", "-encoder", self.encoder, "-preset", "tiny", "-matcher", "body", "-device", "cpu",
                  "--set", f"iterations={self.pretraining_steps}", "--set", "validate_every=100")
 
     def finetune(self) -> None:

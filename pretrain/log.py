@@ -16,10 +16,13 @@ PANELS = {  # of progress.png
 
 
 class RunLog:
-    """The log of one run in folder. step: where it starts; later TensorBoard entries of an interrupted run are dropped."""
+    """The log of one run in folder. step: where it starts; later TensorBoard entries of an interrupted run are dropped.
 
-    def __init__(self, folder: Path, step: int):
-        self.folder = folder
+    panels: title -> names of the curves of progress.png.
+    """
+
+    def __init__(self, folder: Path, step: int, panels: dict[str, tuple[str, ...]] = PANELS):
+        self.folder, self.panels = folder, panels
         self.board = SummaryWriter(str(folder), purge_step=step)
 
     def line(self, text: str) -> None:
@@ -43,7 +46,7 @@ class RunLog:
     def progress(self, history: dict[str, list]) -> None:
         """Draw progress.png."""
         figure = Figure(figsize=(10, 12), layout="constrained")
-        for axes, (title, names) in zip(figure.subplots(len(PANELS), 1), PANELS.items()):
+        for axes, (title, names) in zip(figure.subplots(len(self.panels), 1), self.panels.items()):
             for name in names:
                 if name in history:
                     axes.plot(*zip(*history[name]), label=name, linestyle="--" if name.startswith("validation") else "-")

@@ -14,16 +14,18 @@ from torch.utils.data import DataLoader
 from alice_nnunet.data.pairs import AlignedPairs
 from alice_nnunet.data.views import make_views
 from alice_nnunet.matcher.body import match_by_body
+from alice_nnunet.matcher.learned import EmbeddingMatcher
+from alice_nnunet.matcher.match import Matcher, match_same
 from alice_nnunet.model.alice import Alice, Output
 from alice_nnunet.pictures import pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.config import PretrainConfig
 from alice_nnunet.pretrain.log import RunLog, time_left
+from alice_nnunet.pretrain.pretrain_plans import ANATOMY
 from alice_nnunet.pretrain.state import State, save_state
 from alice_nnunet.schedules import ema_momentum, warmup_cosine
 
 Spacing = tuple[float, float, float]
 COLLAPSED = 0.1  # spread under which a run warns
-MATCHERS = {"body": match_by_body}
 
 
 class NonFiniteLoss(RuntimeError):
@@ -95,9 +97,15 @@ class Run:
     held_out: list[str]
     workers: int
 
+    def matcher(self) -> Matcher:
+        """The one that the config names."""
+        if self.config.matcher == "embedding":
+            return EmbeddingMatcher(self.volumes.parent / ANATOMY, self.config.max_return or None)
+        return {"body": match_by_body, "same": match_same}[self.config.matcher]
+
     def pairs(self, queries: list[str], keys: list[str], stream: int, length: int) -> AlignedPairs:
-        return AlignedPairs(self.volumes, queries, keys, self.config.encoder_arguments["crop_size"], MATCHERS[self.config.matcher],
-                            self.config.min_score, (self.config.seed, stream), length)
+        return AlignedPairs(self.volumes, queries, keys, self.config.encoder_arguments["crop_size"], self.matcher(),
+                            self.config.min_score, (self.config.seed, stream), length, same_volume=self.config.matcher == "same")
 
     def training_batches(self) -> Iterator[dict]:
         """The batches from the present step to the last."""

@@ -4,20 +4,21 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.data.pairs import NoMatch
 from alice_nnunet.data.volumes import case_names
 from alice_nnunet.errors import CommandParser, UserError, command
-from alice_nnunet.files import write_json_atomically
+from alice_nnunet.files import file_sha256, write_json_atomically
+from alice_nnunet.matcher.weights import FINAL as EMBEDDING
 from alice_nnunet.model.encoders import PRESETS
 from alice_nnunet.pretrain.adaptation import adaptation_plan
-from alice_nnunet.pretrain.config import RUNS, PretrainConfig, config_from_dict, make_config, read_settings
+from alice_nnunet.pretrain.config import MATCHERS, RUNS, PretrainConfig, config_from_dict, make_config, read_settings
+from alice_nnunet.pretrain.dataset import choose_device, preprocessed_volumes, split
+from alice_nnunet.pretrain.embed import ensure_index
 from alice_nnunet.pretrain.loop import NonFiniteLoss, Run, train
-from alice_nnunet.pretrain.preprocess import preprocess_dataset
-from alice_nnunet.pretrain.pretrain_plans import CONFIGURATION, PLANS, data_description
+from alice_nnunet.pretrain.pretrain_plans import ANATOMY, CONFIGURATION, PLANS, data_description
 from alice_nnunet.pretrain.raw_dataset import dataset_name, nnunet_folder
 from alice_nnunet.pretrain.state import build_state, load_state
 
@@ -29,6 +30,8 @@ def parser() -> CommandParser:
     p.add_argument("-d", required=True, metavar="ID", help="dataset ID or name; its volumes are preprocessed if they are not yet")
     p.add_argument("-encoder", default="vit", choices=sorted(PRESETS), help="default: vit")
     p.add_argument("-preset", default="paper", choices=sorted(RUNS), help="default: paper")
+    p.add_argument("-matcher", choices=MATCHERS, help="how the same body part is found in another person: learned by alice-embed, which "
+                   "runs first where it has not; relative to the body's box; or not at all, the same volume twice (default: embedding)")
     p.add_argument("-device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     p.add_argument("-config", type=Path, metavar="FILE", help="JSON file of settings, such as another run's config.json")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments",
@@ -43,17 +46,13 @@ def main(argv: list[str] | None) -> None:
     arguments = parser().parse_args(argv)
     device = choose_device(arguments.device)
     name = dataset_name(arguments.d)
-    settings, given = read_settings(arguments.preset, arguments.encoder, arguments.config, arguments.assignments)
-    preprocessed = nnunet_folder("nnUNet_preprocessed") / name
-    if not is_preprocessed(preprocessed):
-        print(f"{name} is not (completely) preprocessed in {preprocessed}: doing that first", flush=True)
-        planned = (preprocessed / f"{PLANS}.json").is_file()  # plans that exist are followed
-        preprocess_dataset(name, arguments.np, spacing=None if planned else RUNS[arguments.preset]["spacing"],
-                           patch_size=None if planned else tuple(settings["crop_size"]))
-    plans = json.loads((preprocessed / f"{PLANS}.json").read_text())
-    volumes = preprocessed / plans["configurations"][CONFIGURATION]["data_identifier"]
+    assignments = arguments.assignments + ([f"matcher={arguments.matcher}"] if arguments.matcher else [])
+    settings, given = read_settings(arguments.preset, arguments.encoder, arguments.config, assignments)
+    plans, volumes = preprocessed_volumes(name, arguments.np, RUNS[arguments.preset]["spacing"], settings["crop_size"])
     cases = case_names(volumes)
     config = make_config(name, arguments.encoder, arguments.preset, len(data_description(plans, cases)["channels"]), settings)
+    if config.matcher == "embedding":
+        ensure_index(name, arguments.preset, plans, volumes, device, arguments.np)
     folder = nnunet_folder("nnUNet_results") / name / f"AlicePretrain__{PLANS}__{CONFIGURATION}" / arguments.encoder
     run = make_run(config, plans, cases, volumes, folder, device, arguments, given)
     try:
@@ -62,32 +61,12 @@ def main(argv: list[str] | None) -> None:
         raise UserError(f"{error}. The last checkpoint is intact: {folder}") from error
 
 
-def is_preprocessed(preprocessed: Path) -> bool:
-    """Whether alice-preprocess came to its end there, with at least one good case. preprocessed: the dataset's folder."""
-    report = preprocessed / f"{PLANS}_report.json"
-    return report.is_file() and bool(json.loads(report.read_text())["ok"])
-
-
-def choose_device(asked: str | None) -> torch.device:
-    """The device asked for, or cuda where there is one. Raises UserError where cuda is asked for and absent."""
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UserError("-device cuda: torch sees no CUDA device here; use -device cpu")
-    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def split(cases: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Training and held-out cases; at least one is held out where at least two remain for training (A.1)."""
-    if len(cases) < 2:
-        raise UserError(f"pretraining needs at least two preprocessed volumes of different people, found {len(cases)}")
-    count = min(len(cases) - 2, max(1, round(share * len(cases)))) if share else 0
-    order = np.random.default_rng((seed, 2)).permutation(len(cases))
-    return sorted(cases[i] for i in order[count:]), sorted(cases[i] for i in order[:count])
-
-
 def make_run(config: PretrainConfig, plans: dict, cases: list[str], volumes: Path, folder: Path, device: torch.device,
              arguments, given: dict) -> Run:
     """A new run in an empty folder, or with --c the one that lies there."""
     data = data_description(plans, cases)
+    if config.matcher == "embedding":
+        data["embedding_sha256"] = file_sha256(volumes.parent / ANATOMY / EMBEDDING)
     training, held_out = split(cases, config.validation_share, config.seed)
     checkpoint = next((folder / n for n in (FINAL, LATEST) if (folder / n).is_file()), None) if arguments.resume else None
     if checkpoint:

@@ -11,8 +11,8 @@ from nnunetv2.configuration import default_num_processes
 from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.compatibility import check_compatible, check_pretraining, millimetres
 from alice_nnunet.errors import CommandParser, UserError, command
-from alice_nnunet.files import write_json_atomically
-from alice_nnunet.finetune import NETWORKS, file_sha256
+from alice_nnunet.files import file_sha256, write_json_atomically
+from alice_nnunet.finetune import NETWORKS
 from alice_nnunet.model.encoders import unit_of
 from alice_nnunet.plans import CONFIGURATION, choose_batch, choose_patch, matched_plans, sizes_at
 from alice_nnunet.pretrain.labeled_dataset import LabeledDataset, open_labeled_dataset

@@ -19,6 +19,7 @@ from alice_nnunet.pretrain.raw_image import check_header, read_case
 
 PLANS = "AlicePretrainPlans"
 CONFIGURATION = "3d_fullres"
+ANATOMY = f"{PLANS}_anatomy"  # folder of the anatomical embedding, beside the volumes
 SPACING = (1.5, 0.76, 0.76)  # mm, (z, y, x); Alice, Sec. 4.1
 PATCH_SIZE = (64, 192, 192)  # voxels, (z, y, x)
 WINDOW = (-125.0, 255.0)  # HU

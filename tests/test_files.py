@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import locked, replacing, write_json_atomically
+from alice_nnunet.files import file_sha256, locked, replacing, write_json_atomically
 
 
 def test_writes_and_replaces_json(tmp_path):
@@ -51,3 +52,8 @@ def test_lock_keeps_a_second_process_out_until_the_first_ends(tmp_path):
     holder.wait()
     with locked(tmp_path / "lock"):
         pass
+
+
+def test_sha256_of_a_file(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc" * 1_000_000)
+    assert file_sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()

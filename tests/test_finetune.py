@@ -1,13 +1,11 @@
 """The alice block, the network it describes, and loading an encoder into it."""
 
-import hashlib
-
 import numpy as np
 import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.finetune import alice_block, build_network, file_sha256, load_encoder, output_levels
+from alice_nnunet.finetune import alice_block, build_network, load_encoder, output_levels
 from alice_nnunet.model.encoders import build_encoder
 from alice_nnunet.recipes import RECIPES, training_recipe
 from tests.finetuning import CROP, pretraining_checkpoint, pretraining_data, stock_plans
@@ -24,11 +22,6 @@ def block_for(checkpoint: dict, channels: int = 1, flips=()) -> dict:
 
 def load(network, checkpoint) -> list[str]:
     return load_encoder(network, "vit", checkpoint, "/c.pth", "ab" * 32)
-
-
-def test_sha256_of_a_file(tmp_path):
-    (tmp_path / "f").write_bytes(b"abc" * 1_000_000)
-    assert file_sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
 
 
 def test_block_maps_the_plans_intensities_to_the_window():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.finetune import file_sha256
+from alice_nnunet.files import file_sha256
 from alice_nnunet.training_block import (block_from_variable, block_of_plans, check_same_run, find_block, saved_block,
                                          starting_weights)
 from tests.finetuning import stock_plans, write_checkpoint

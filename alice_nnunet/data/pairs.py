@@ -1,6 +1,6 @@
 """Aligned crops of one body part from two people (Alice, Sec. 4.2 and A.1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from alice_nnunet.data.volumes import Volume, open_volume
 from alice_nnunet.geometry import Triple, crop_around
-from alice_nnunet.matcher.match import Match
+from alice_nnunet.matcher.match import Matcher
 
 DRAWS = 100  # pairs tried for one sample before the data are called unmatchable
 
@@ -21,15 +21,17 @@ class AlignedPairs(Dataset):
     """Item i is a pair of crops that depends on (seed, i) alone: not on workers, order, or what was drawn before.
 
     folder: preprocessed volumes. queries, keys: case names; q comes from queries and k, another case, from keys.
-    size: of the crops in voxels. matcher: point, query, key -> Match. min_score: pairs below are rejected and redrawn.
+    size: of the crops in voxels. min_score: pairs below are rejected and redrawn. same_volume: k is q itself, the
+    baseline without another person.
     """
 
     def __init__(self, folder: Path, queries: Sequence[str], keys: Sequence[str], size: Triple,
-                 matcher: Callable[[Triple, Volume, Volume], Match], min_score: float, seed: Sequence[int], length: int):
-        if len(set(queries) | set(keys)) < 2:
+                 matcher: Matcher, min_score: float, seed: Sequence[int], length: int, same_volume: bool = False):
+        if not same_volume and len(set(queries) | set(keys)) < 2:
             raise ValueError(f"aligned pairs need two different cases, got {sorted(set(queries) | set(keys))}")
         self.folder, self.queries, self.keys, self.size = Path(folder), list(queries), list(keys), size
         self.matcher, self.min_score, self.seed, self.length = matcher, min_score, tuple(seed), length
+        self.same_volume = same_volume
 
     def __len__(self) -> int:
         return self.length
@@ -48,7 +50,10 @@ class AlignedPairs(Dataset):
                       f"Do the {len(self.queries)} volumes in {self.folder} show the same body region?")
 
     def draw_volumes(self, rng: np.random.Generator) -> tuple[Volume, Volume]:
-        """Two different volumes, every ordered pair equally likely."""
+        """Two different volumes, every ordered pair equally likely; or one twice."""
         query = self.queries[rng.integers(len(self.queries))]
+        if self.same_volume:
+            volume = open_volume(self.folder, query)
+            return volume, volume
         others = [key for key in self.keys if key != query]
         return open_volume(self.folder, query), open_volume(self.folder, others[rng.integers(len(others))])

@@ -1,7 +1,9 @@
 """What a matcher answers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from alice_nnunet.data.volumes import Volume
 from alice_nnunet.geometry import Triple
 
 
@@ -11,3 +13,11 @@ class Match:
 
     point: Triple
     score: float
+
+
+Matcher = Callable[[Triple, Volume, Volume], Match]  # point (voxel of the query), query, key
+
+
+def match_same(point: Triple, query: Volume, key: Volume) -> Match:
+    """The point itself, for pairs of a volume with itself."""
+    return Match(point, 1.0)

@@ -14,7 +14,8 @@ import torch
 from alice_nnunet.checkpoint import load_checkpoint, load_pretraining
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders import build_encoder
-from alice_nnunet.pretrain.main import main, split
+from alice_nnunet.pretrain.dataset import split
+from alice_nnunet.pretrain.main import main
 
 COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
 STEPS = 24
@@ -36,7 +37,7 @@ def folders(tmp_path_factory, shipped_ct) -> dict:
 
 
 def words(*more: str) -> list[str]:
-    return [COMMAND, "-d", "31", "-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1", *SETTINGS, *more]
+    return [COMMAND, "-d", "31", "-encoder", "vit", "-preset", "tiny", "-matcher", "body", "-device", "cpu", "-np", "1", *SETTINGS, *more]
 
 
 def start(folders: dict, results: Path, *more: str) -> subprocess.Popen:

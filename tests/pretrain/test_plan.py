@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from alice_nnunet.finetune import file_sha256
+from alice_nnunet.files import file_sha256
 from alice_nnunet.pretrain.plan import main
 from tests.finetuning import stock_plans, write_case, write_checkpoint, write_dataset
 

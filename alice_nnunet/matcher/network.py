@@ -1,0 +1,87 @@
+"""The network of SAM, the self-supervised anatomical embedding (Yan et al., IEEE TMI 2022): each point of a volume gets a
+fine and a coarse vector that tell where in a body it lies.
+
+B batch, D H W voxels in (z, y, x) order. Axial slices are the plane: the first stages have no kernel along z.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alice_nnunet.geometry import Triple
+
+FINE_STRIDE: Triple = (2, 2, 2)     # voxels from one fine vector to the next
+COARSE_STRIDE: Triple = (4, 16, 16)
+PRESETS = {
+    "tiny": {"widths": (8, 16, 32, 64), "channels": 16, "stem": (3, 5, 5)},
+    "small": {"widths": (32, 64, 128, 256), "channels": 32, "stem": (3, 7, 7)},
+    "paper": {"widths": (64, 128, 256, 512), "channels": 128, "stem": (3, 7, 7)},  # SAM's: the released weights fit it
+}
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution without bias, batch norm; same size where the stride is 1."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)):
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, [k // 2 for k in kernel], bias=False)
+        self.bn = nn.BatchNorm3d(outputs)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+class Residual(nn.Module):
+    """ResNet's basic block, (B, inputs, D, H, W) -> (B, outputs, ...)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple):
+        super().__init__()
+        self.conv1, self.conv2 = ConvNorm(inputs, outputs, kernel, stride), ConvNorm(outputs, outputs, kernel)
+        self.downsample = ConvNorm(inputs, outputs, (1, 1, 1), stride) if stride != (1, 1, 1) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + shortcut)
+
+
+class Pyramid(nn.Module):
+    """Feature pyramid: maps of several resolutions, finest first, summed into one of the finest."""
+
+    def __init__(self, inputs: tuple[int, ...], channels: int):
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv3d(n, channels, 1) for n in inputs)
+        self.out = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        x = self.lateral[-1](maps[-1])
+        for lateral, finer in zip(reversed(self.lateral[:-1]), reversed(maps[:-1])):
+            x = lateral(finer) + F.interpolate(x, finer.shape[2:], mode="nearest")
+        return self.out(x)
+
+
+class AnatomyNet(nn.Module):
+    """ResNet-18 in 3D under two feature pyramids.
+
+    widths: channels of the four stages. channels: C, of a vector. stem: kernel of the first convolution.
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int] = (64, 128, 256, 512), channels: int = 128, stem: Triple = (3, 7, 7)):
+        super().__init__()
+        self.stem = ConvNorm(1, widths[0], stem)
+        flat, whole = (1, 3, 3), (3, 3, 3)
+        kernels, strides = (flat, flat, whole, whole), ((1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2))
+        self.stages = nn.ModuleList(
+            nn.Sequential(Residual(inputs, outputs, kernel, stride), Residual(outputs, outputs, kernel, (1, 1, 1)))
+            for inputs, outputs, kernel, stride in zip((widths[0], *widths), widths, kernels, strides))
+        self.fine, self.coarse = Pyramid(tuple(widths[:3]), channels), Pyramid((widths[3],), channels)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of length 1. image: (B, 1, D, H, W), 0 to 1.
+
+        Returns fine (B, C, D/2, H/2, W/2) and coarse (B, C, D/4, H/16, W/16), sizes rounded up. A vector stands for
+        the voxels of its stride.
+        """
+        x, maps = F.relu(self.stem(image)), []
+        for number, stage in enumerate(self.stages):
+            x = stage(x)
+            if number == 0:
+                x = F.max_pool3d(x, (2, 1, 1), ceil_mode=True)
+            maps.append(x)
+        return F.normalize(self.fine(maps[:3]), dim=1), F.normalize(self.coarse(maps[3:]), dim=1)

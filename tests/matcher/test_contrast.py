@@ -1,0 +1,181 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alice_nnunet.matcher.contrast import anatomy_losses, contrast, pick
+
+TEMPERATURE = 0.2
+
+
+def vectors(*shape: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def written_out(anchors, positives, others, allowed, hardness, hardest) -> float:
+    """InfoNCE one anchor after the other."""
+    total = 0.0
+    for i, anchor in enumerate(anchors):
+        candidates = sorted((j for j in range(len(others)) if allowed[i][j]), key=lambda j: -hardness[i][j].item())[:hardest]
+        positive = math.exp(float(anchor @ positives[i]) / TEMPERATURE)
+        negative = sum(math.exp(float(anchor @ others[j]) / TEMPERATURE) for j in candidates)
+        total -= math.log(positive / (positive + negative))
+    return total / len(anchors)
+
+
+def loss_of(anchors, positives, others, allowed, hardness, hardest: int) -> torch.Tensor:
+    return contrast(anchors, positives, pick(anchors @ others.T, allowed, hardness, hardest), TEMPERATURE)
+
+
+@pytest.fixture
+def drawn() -> dict:
+    """Seven anchors, twelve candidates; each anchor ignores some, anchor 3 all, anchor 4 none."""
+    generator = torch.Generator().manual_seed(0)
+    allowed = torch.rand(7, 12, generator=generator) > 0.4
+    allowed[3], allowed[4] = False, True
+    return {"anchors": vectors(7, 5, seed=1), "positives": vectors(7, 5, seed=2), "others": vectors(12, 5, seed=3), "allowed": allowed,
+            "hardness": torch.rand(7, 12, generator=generator, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("hardest", [1, 4, 12, 100])
+def test_it_is_infonce_over_the_hardest_that_are_allowed(drawn, hardest):
+    assert loss_of(**drawn, hardest=hardest).item() == pytest.approx(written_out(**drawn, hardest=hardest))
+
+
+def test_an_anchor_without_negatives_costs_nothing(drawn):
+    drawn["allowed"][:] = False
+    assert loss_of(**drawn, hardest=4).item() == 0
+
+
+def test_without_anchors_it_is_nothing():
+    none = torch.zeros(0, 5, requires_grad=True)
+    loss = contrast(none, none, torch.zeros(0, 3), TEMPERATURE)
+    loss.backward()
+    assert loss == 0
+
+
+def test_what_is_ignored_changes_nothing_and_learns_nothing(drawn):
+    drawn["allowed"][:, 5] = False
+    before = loss_of(**drawn, hardest=20)
+    changed = drawn["others"].clone()
+    changed[5] = drawn["anchors"][0] * 50
+    drawn["hardness"][:, 5] = 100
+    changed.requires_grad_()
+    after = loss_of(**drawn | {"others": changed}, hardest=20)
+    assert torch.equal(before, after)
+    after.backward()
+    assert (changed.grad[5] == 0).all() and torch.isfinite(changed.grad).all()
+    assert (changed.grad.abs().sum(1) > 0).sum() == 11
+
+
+def test_a_pair_that_is_ignored_sends_no_gradient_and_other_pairs_do(drawn):
+    """Candidate 5 is a negative of anchor 4 alone: only anchor 4 may hear of it."""
+    drawn["allowed"][:, 5] = False
+    drawn["allowed"][4, 5] = True
+    drawn["anchors"].requires_grad_()
+    gradient = []
+    for vector in (drawn["others"][5].clone(), -drawn["others"][5]):
+        drawn["others"][5] = vector
+        gradient += torch.autograd.grad(loss_of(**drawn, hardest=20), drawn["anchors"])
+    same = [torch.equal(a, b) for a, b in zip(*gradient)]
+    assert same == [True, True, True, True, False, True, True]
+
+
+def test_only_the_hardest_enter(drawn):
+    drawn["allowed"][:] = True
+    drawn["hardness"][:, 2] = -1
+    before = loss_of(**drawn, hardest=11)
+    changed = drawn | {"others": drawn["others"].clone()}
+    changed["others"][2] *= -3
+    assert torch.equal(before, loss_of(**changed, hardest=11))
+    assert not torch.equal(before, loss_of(**changed, hardest=12))
+
+
+@pytest.fixture
+def batch() -> dict:
+    """Three volumes, six points of each within 60 mm; five points are not in both patches."""
+    generator = torch.Generator().manual_seed(7)
+    inside = torch.ones(3, 6, dtype=torch.bool)
+    inside[0, 1] = inside[1, 4] = inside[1, 5] = inside[2, 0] = inside[2, 3] = False
+    return {"first": (vectors(3, 6, 4, seed=4), vectors(3, 6, 4, seed=5)), "second": (vectors(3, 6, 4, seed=6), vectors(3, 6, 4, seed=7)),
+            "inside": inside, "points": torch.rand(3, 6, 3, generator=generator) * 60}
+
+
+IGNORE = (20.0, 35.0)
+
+
+def losses_of(batch: dict, hardest: int, others: int = 100, seed: int = 0) -> dict[str, torch.Tensor]:
+    return anatomy_losses(**batch, ignore=IGNORE, hardest=hardest, others=others, temperature=TEMPERATURE,
+                          generator=torch.Generator().manual_seed(seed))
+
+
+def point_by_point(first, second, inside, points, hardest) -> dict[str, float]:
+    shown = [(b, k) for b in range(3) for k in range(6) if inside[b, k]]
+    losses = {"fine": 0.0, "coarse": 0.0}
+    for here, there in ((first, second), (second, first)):
+        alike = {(p, o): float(here[0][p] @ there[0][o] + here[1][p] @ there[1][o]) for p in shown for o in shown}
+        for level, name in enumerate(losses):
+            total = 0.0
+            for p in shown:
+                negatives = [o for o in shown if o[0] == p[0] and math.dist(points[p], points[o]) > IGNORE[level]]
+                negatives = sorted(negatives, key=lambda o: -alike[p, o])[:hardest]
+                negatives += [o for o in shown if name == "coarse" and o[0] != p[0]]
+                similarities = [float(here[level][p] @ there[level][o]) for o in [p, *negatives]]
+                exponents = [math.exp(s / TEMPERATURE) for s in similarities]
+                total -= math.log(exponents[0] / sum(exponents))
+            losses[name] += total / len(shown) / 2
+    return losses
+
+
+@pytest.mark.parametrize("hardest", [2, 6, 50])
+def test_losses_are_those_of_each_point_both_ways(batch, hardest):
+    found = losses_of(batch, hardest)
+    expected = point_by_point(**batch, hardest=hardest)
+    assert {name: loss.item() for name, loss in found.items()} == pytest.approx(expected)
+
+
+def test_fine_vectors_know_nothing_of_other_volumes(batch):
+    """Fine vectors of volume 1 get the same gradient whatever the fine vectors of volume 0 are."""
+    gradients = []
+    for seed in (20, 21):
+        fine = batch["first"][0].clone()
+        fine[0] = vectors(6, 4, seed=seed)
+        fine.requires_grad_()
+        loss = losses_of(batch | {"first": (fine, batch["first"][1])}, 50)
+        gradients += torch.autograd.grad(loss["fine"], fine)
+    assert torch.allclose(gradients[0][1], gradients[1][1]) and not torch.allclose(gradients[0][0], gradients[1][0])
+    assert (gradients[0][~batch["inside"]] == 0).all() and (gradients[0][batch["inside"]] != 0).any()
+
+
+def test_the_hardness_itself_is_not_learned(batch):
+    """No gradient of the fine loss reaches coarse vectors, which only choose its negatives."""
+    coarse = batch["first"][1].requires_grad_()
+    fine = batch["first"][0].requires_grad_()
+    loss = losses_of(batch, 2)["fine"]
+    assert torch.autograd.grad(loss, coarse, allow_unused=True, retain_graph=True)[0] is None
+    assert torch.autograd.grad(loss, fine)[0].abs().sum() > 0
+
+
+def test_patches_that_agree_cost_less(batch):
+    apart = losses_of(batch, 50)
+    agreeing = losses_of(batch | {"second": batch["first"]}, 50)
+    assert all(agreeing[name] < apart[name] for name in apart)
+
+
+def test_negatives_in_other_volumes_are_some_at_random():
+    """All vectors are the same, so that the loss counts: 4 points of each of 3 volumes, none of them near another."""
+    ones = torch.full((3, 4, 4), 0.5, dtype=torch.float64)
+    points = torch.arange(12.0).view(3, 4, 1).expand(-1, -1, 3) * 100
+    batch = {"first": (ones, ones), "second": (ones, ones), "inside": torch.ones(3, 4, dtype=torch.bool), "points": points}
+    for hardest, others in ((2, 3), (3, 8), (9, 100)):
+        losses = losses_of(batch, hardest, others)
+        own, rest = min(hardest, 3), min(others, 8)
+        assert losses["fine"].item() == pytest.approx(math.log(1 + own))
+        assert losses["coarse"].item() == pytest.approx(math.log(1 + own + rest))
+
+
+def test_they_are_drawn_from_the_generator(batch):
+    first, again, other = (losses_of(batch, 50, others=3, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first["coarse"], again["coarse"]) and not torch.equal(first["coarse"], other["coarse"])
+    assert torch.equal(first["fine"], other["fine"])

@@ -1,0 +1,157 @@
+"""alice-embed as a user runs it, and alice-pretrain on its matches: real CT, few steps, real commands."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from alice_nnunet.checkpoint import load_checkpoint
+from alice_nnunet.errors import UserError
+from alice_nnunet.matcher.index import open_embedding
+from alice_nnunet.matcher.network import PRESETS, AnatomyNet
+from alice_nnunet.matcher.released import released_name
+from alice_nnunet.matcher.weights import load_network
+from alice_nnunet.pretrain.embed import main, put_released
+from alice_nnunet.pretrain.embed_config import EmbedConfig, embed_config, embed_config_from_dict
+from alice_nnunet.pretrain.main import main as pretrain
+
+BIN = Path(sys.executable).parent
+CASES = ("crlm1004", "cptacpda_c3l00189", "lidc0314")
+SMALL = ["-preset", "tiny", "-device", "cpu", "-np", "1"] + [f"--set={s}" for s in (
+    "iterations=8", "batch_size=2", "points=64", "widths=4,4,8,8", "channels=4", "patch_size=16,32,32", "crop_size=20,40,40", "voxel=8",
+    "step=16", "save_every=2", "log_every=2", "validate_every=4")]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, shipped_ct) -> dict:
+    """Environment with a raw dataset of three people."""
+    root = tmp_path_factory.mktemp("nnunet")
+    raw = root / "raw" / "Dataset032_Torso"
+    (raw / "imagesTr").mkdir(parents=True)
+    for case in CASES:
+        (raw / "imagesTr" / f"{case}_0000.nii.gz").symlink_to(shipped_ct[case])
+    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
+    return {**os.environ, "nnUNet_raw": str(root / "raw"), "nnUNet_preprocessed": str(root / "preprocessed"),
+            "nnUNet_results": str(root / "results"), "OMP_NUM_THREADS": "1"}
+
+
+def anatomy(folders: dict) -> Path:
+    return Path(folders["nnUNet_preprocessed"]) / "Dataset032_Torso" / "AlicePretrainPlans_anatomy"
+
+
+def run(folders: dict, command: Callable, *words: str) -> str:
+    """Run a command in this process; what it prints."""
+    printed = io.StringIO()
+    with patch.dict(os.environ, folders), redirect_stdout(printed):
+        command(["-d", "32", *words])
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def embedded(folders) -> str:
+    """What a first alice-embed prints; it is killed once and started again."""
+    first = subprocess.Popen([BIN / "alice-embed", "-d", "32", *SMALL], env=folders, stdout=subprocess.DEVNULL)
+    while not (anatomy(folders) / "checkpoint_latest.pth").exists():
+        assert first.poll() is None
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    return run(folders, main, *SMALL)
+
+
+def test_it_goes_on_where_it_was_killed_and_leaves_what_is_promised(folders, embedded):
+    assert "going on from step" in embedded and "step 8/8 | fine" in embedded and "3 of 3 volumes are indexed, 3 of them now" in embedded
+    names = {p.name for p in anatomy(folders).iterdir()}
+    assert {"config.json", "training_log.txt", "progress.png", "patches.png", "checkpoint_final.pth"} <= names
+    assert {f"{case}.{ending}" for case in CASES for ending in ("npy", "json")} <= names
+
+
+def test_killed_or_not_the_weights_are_the_same(folders, embedded, tmp_path):
+    other = {**folders, "nnUNet_preprocessed": str(tmp_path)}
+    (tmp_path / "Dataset032_Torso").mkdir()
+    for path in anatomy(folders).parent.iterdir():
+        if path.name != anatomy(folders).name:
+            (tmp_path / "Dataset032_Torso" / path.name).symlink_to(path)
+    run(other, main, *SMALL)
+    ours, theirs = (load_checkpoint(anatomy(f) / "checkpoint_final.pth")["network_weights"] for f in (folders, other))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_second_time_only_what_is_damaged_is_done_again(folders, embedded):
+    spoiled = anatomy(folders) / "lidc0314.npy"
+    before = spoiled.read_bytes()
+    spoiled.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert "3 of 3 volumes are indexed, 1 of them now" in run(folders, main, *SMALL)
+    assert spoiled.read_bytes() == before
+    spoiled.write_bytes(before[:1000])
+    with pytest.raises(UserError, match="alice-embed"):
+        open_embedding(anatomy(folders), "lidc0314")
+    assert "1 of them now" in run(folders, main, *SMALL)
+
+
+def test_it_draws_matches(folders, embedded):
+    output = run(folders, main, *SMALL, "--show", "crlm1004", "lidc0314")
+    assert output.count("score") == 6
+    for name in ("matches_crlm1004_lidc0314.png", "pair_crlm1004_lidc0314.png"):
+        assert (anatomy(folders) / name).stat().st_size > 20_000
+
+
+def test_pretraining_on_its_matches(folders, embedded, capsys):
+    words = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] + [f"--set={s}" for s in (
+        "iterations=2", "batch_size=2", "width=24", "depth=2", "heads=2", "decoder_width=24", "decoder_depth=1", "decoder_heads=2",
+        "head_hidden=32", "log_every=1", "validation_share=0", "crop_size=16,32,32")]
+    output = run(folders, pretrain, *words, "--set=min_score=0")
+    assert "step 2/2" in output and "doing that first" not in output
+    assert "rejected" in output
+    with pytest.raises(SystemExit) as left:
+        run(folders, pretrain, *words, "--set=min_score=1")
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and "100 pairs in a row were rejected" in error and error.count("\n") == 1
+    for matcher in ("body", "same"):
+        assert "step 2/2" in run(folders, pretrain, *words, "-matcher", matcher)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--set=lr=0.5"], "lr is 0.001 there and 0.5 now"), (["--set=speed=1"], "unknown setting"), (["-preset", "huge"], "invalid choice"),
+    (["--show", "crlm1004", "nobody"], "no case nobody"), (["--set=patch_size=15,32,32"], "multiple of"),
+    (["--set=crop_size=64,64,64"], "may not overlap"), (["-d", "78"], "no dataset with the ID 78")])
+def test_wrong_use_is_one_line_and_code_2(folders, embedded, words, message, monkeypatch, capsys):
+    for name, value in folders.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as left:
+        main(["-d", "32", *SMALL, *words])
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_released_weights_become_the_finished_training(tmp_path):
+    weights = {released_name(name): value for name, value in AnatomyNet(**PRESETS["paper"]).state_dict().items()}
+    torch.save({"meta": {}, "state_dict": weights}, tmp_path / "SAM.pth")
+    folder, config = tmp_path / "anatomy", embed_config("Dataset001_X", "paper", ["step=6"])
+    put_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=False)
+    network, saved = load_network(folder)
+    assert saved["step"] == 6 and torch.equal(network.state_dict()["stages.0.0.conv1.conv.weight"],
+                                              weights["backbone.layer1.0.conv1.conv.weight"].flip(3, 4))
+    with pytest.raises(UserError, match="--overwrite"):
+        put_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=False)
+    put_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=True)
+    with pytest.raises(UserError, match="-preset paper"):
+        put_released(tmp_path / "SAM.pth", embed_config("Dataset001_X", "tiny", []), {}, folder, overwrite=True)
+
+
+def test_the_config_survives_a_checkpoint():
+    config = embed_config("Dataset001_X", "paper", ["iterations=100"])
+    assert config.network["widths"] == (64, 128, 256, 512) and config.iterations == 100 and config.warmup_iterations == 2
+    assert embed_config_from_dict(config.as_dict()) == config
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        EmbedConfig("Dataset001_X", temperature=0.0)
