@@ -49,28 +49,28 @@ def main(argv: list[str] | None) -> None:
     assignments = arguments.assignments + ([f"matcher={arguments.matcher}"] if arguments.matcher else [])
     settings, given = read_settings(arguments.preset, arguments.encoder, arguments.config, assignments)
     plans, volumes = preprocessed_volumes(name, arguments.np, RUNS[arguments.preset]["spacing"], settings["crop_size"])
-    cases = case_names(volumes)
-    config = make_config(name, arguments.encoder, arguments.preset, len(data_description(plans, cases)["channels"]), settings)
+    cases, embedding = case_names(volumes), volumes.parent / ANATOMY / EMBEDDING
+    data = data_description(plans, cases)
+    config = make_config(name, arguments.encoder, arguments.preset, len(data["channels"]), settings)
+    folder = nnunet_folder("nnUNet_results") / name / f"AlicePretrain__{PLANS}__{CONFIGURATION}" / arguments.encoder
+    checkpoint = next((folder / n for n in (FINAL, LATEST) if (folder / n).is_file()), None) if arguments.resume else None
+    if checkpoint:
+        config = resumed_config(checkpoint, arguments.preset, given, data, embedding)
     if config.matcher == "embedding":
         ensure_index(name, arguments.preset, plans, volumes, device, arguments.np)
-    folder = nnunet_folder("nnUNet_results") / name / f"AlicePretrain__{PLANS}__{CONFIGURATION}" / arguments.encoder
-    run = make_run(config, plans, cases, volumes, folder, device, arguments, given)
+        data["embedding_sha256"] = file_sha256(embedding)
+    run = make_run(config, checkpoint, plans, cases, data, volumes, folder, device, arguments)
     try:
         train(run)
     except (NonFiniteLoss, NoMatch) as error:
         raise UserError(f"{error}. The last checkpoint is intact: {folder}") from error
 
 
-def make_run(config: PretrainConfig, plans: dict, cases: list[str], volumes: Path, folder: Path, device: torch.device,
-             arguments, given: dict) -> Run:
-    """A new run in an empty folder, or with --c the one that lies there."""
-    data = data_description(plans, cases)
-    if config.matcher == "embedding":
-        data["embedding_sha256"] = file_sha256(volumes.parent / ANATOMY / EMBEDDING)
+def make_run(config: PretrainConfig, checkpoint: Path | None, plans: dict, cases: list[str], data: dict, volumes: Path, folder: Path,
+             device: torch.device, arguments) -> Run:
+    """A new run in an empty folder, or the one in checkpoint."""
     training, held_out = split(cases, config.validation_share, config.seed)
-    checkpoint = next((folder / n for n in (FINAL, LATEST) if (folder / n).is_file()), None) if arguments.resume else None
     if checkpoint:
-        config = resumed_config(checkpoint, arguments.preset, given, data)
         state = load_state(checkpoint, config, device)
         print(f"going on from step {state.step} of {checkpoint}", flush=True)
     else:
@@ -86,8 +86,8 @@ def make_run(config: PretrainConfig, plans: dict, cases: list[str], volumes: Pat
     return Run(config, state, volumes, folder, tuple(data["spacing"]), data, adaptation_plan(plans, config), training, held_out, workers)
 
 
-def resumed_config(checkpoint: Path, preset: str, given: dict, data: dict) -> PretrainConfig:
-    """The config of the run that goes on. Raises UserError if the command or the data are not those of the run."""
+def resumed_config(checkpoint: Path, preset: str, given: dict, data: dict, embedding: Path) -> PretrainConfig:
+    """The config of the run that goes on. Raises UserError if the command, the data or the embedding are not those of the run."""
     saved = load_checkpoint(checkpoint)
     config = config_from_dict(saved["config"])
     values = {**saved["config"], **saved["config"]["method"], **saved["config"]["encoder_arguments"]}
@@ -96,6 +96,8 @@ def resumed_config(checkpoint: Path, preset: str, given: dict, data: dict) -> Pr
     if config.preset != preset:
         changed.append(f"preset is {config.preset} in the run and {preset} in the command")
     changed += [f"the data's {n} is {saved['data'][n]} in the run and {data[n]} now" for n in data if saved["data"][n] != data[n]]
+    if config.matcher == "embedding" and not (embedding.is_file() and file_sha256(embedding) == saved["data"]["embedding_sha256"]):
+        changed.append(f"{embedding} is not the embedding that the run found its pairs with")
     if changed:
         raise UserError(f"--c goes on with the run as it was, but {'; '.join(changed)}. Start a new run without --c "
                         f"(the present one is moved aside), or give the same settings")

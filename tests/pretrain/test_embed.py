@@ -117,8 +117,19 @@ def test_pretraining_on_its_matches(folders, embedded, capsys):
         run(folders, pretrain, *words, "--set=min_score=1")
     error = capsys.readouterr().err
     assert left.value.code == 2 and "100 pairs in a row were rejected" in error and error.count("\n") == 1
-    for matcher in ("body", "same"):
+    weights = anatomy(folders) / "checkpoint_final.pth"
+    before = weights.read_bytes()
+    run(folders, pretrain, *words, "--set=min_score=0")
+    weights.write_bytes(before + b" ")
+    with pytest.raises(SystemExit):
+        run(folders, pretrain, *words, "--set=min_score=0", "--c")
+    assert "is not the embedding that the run found its pairs with" in capsys.readouterr().err
+    weights.write_bytes(before)
+    for matcher in ("same", "body"):
         assert "step 2/2" in run(folders, pretrain, *words, "-matcher", matcher)
+    weights.unlink()
+    assert "finished after 2 steps" in run(folders, pretrain, *words, "--c")  # the run's own matcher, nothing to learn first
+    weights.write_bytes(before)
 
 
 @pytest.mark.parametrize("words, message", [
