@@ -25,8 +25,7 @@ class EmbedConfig:
     iterations: int = 20_000
     batch_size: int = 6              # volumes, two patches of each
     points: int = 1000               # in each volume
-    hardest: int = 500               # negatives of each point in its own volume
-    others: int = 300                # negatives of each coarse vector in the other volumes, at random
+    hardest: int = 500               # negatives of each point
     temperature: float = 0.2         # 0.5 in SAM
     ignore_fine: float = 20.0        # mm around a point that are neither positive nor negative
     ignore_coarse: float = 40.0
@@ -44,7 +43,7 @@ class EmbedConfig:
     def __post_init__(self):
         if self.warmup_iterations == -1:
             object.__setattr__(self, "warmup_iterations", round(0.025 * self.iterations))
-        for name in ("voxel", "step", "iterations", "batch_size", "points", "hardest", "others", "temperature", "lr", "clip_grad",
+        for name in ("voxel", "step", "iterations", "batch_size", "points", "hardest", "temperature", "lr", "clip_grad",
                      "log_every", "validate_every", "save_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -67,7 +66,7 @@ class EmbedConfig:
 
 RUNS = {
     "tiny": {"voxel": 5.0, "patch_size": (24, 64, 64), "crop_size": (32, 80, 80), "step": 10.0, "batch_size": 4, "points": 512,
-             "hardest": 200, "others": 100, "iterations": 1000, "log_every": 20, "validate_every": 250, "save_every": 100},
+             "hardest": 200, "ignore_fine": 16.0, "iterations": 1000, "log_every": 20, "validate_every": 250, "save_every": 100},
     "small": {"voxel": 3.0, "batch_size": 4, "iterations": 10_000, "step": 6.0},
     "paper": {},
 }

@@ -83,8 +83,7 @@ def forward(network: AnatomyNet, batch: dict, generator: torch.Generator, config
         maps = network(torch.cat([first.image, second.image]))
     fine, coarse = (m.float().chunk(2) for m in maps)
     vectors = [(vectors_at(f, at), vectors_at(c, at)) for f, c, at in zip(fine, coarse, places)]
-    losses = anatomy_losses(*vectors, inside, points, (config.ignore_fine, config.ignore_coarse), config.hardest, config.others,
-                            config.temperature, generator)
+    losses = anatomy_losses(*vectors, inside, points, (config.ignore_fine, config.ignore_coarse), config.hardest, config.temperature)
     return Step(first, second, places, inside, losses, share_found(*vectors, inside, points, config.ignore_fine))
 
 

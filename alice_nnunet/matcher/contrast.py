@@ -10,34 +10,31 @@ from torch import Tensor
 Vectors = tuple[Tensor, Tensor]  # fine and coarse, (B, K, C) each
 
 
-def contrast(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of each anchor against its positive and its negatives, mean over anchors; 0 without anchors.
+def contrast(anchors: Tensor, positives: Tensor, others: Tensor, allowed: Tensor, hardness: Tensor, hardest: int,
+             temperature: float) -> Tensor:
+    """InfoNCE of each anchor against its positive and its hardest negatives, mean over anchors.
 
-    anchors, positives: (P, C). negatives: (P, M), similarities; -inf is left out of the softmax altogether.
+    anchors, positives: (P, C). others: (M, C), the candidates for negatives. allowed: (P, M), False where a candidate
+    is no negative of an anchor: it is left out of the softmax altogether. hardness: (P, M), what is counted as hard.
+    Without anchors it is 0.
     """
     if not len(anchors):
         return anchors.sum()
+    picked = hardness.masked_fill(~allowed, -torch.inf).topk(min(hardest, others.shape[0]), dim=1).indices  # (P, hardest)
+    negatives = (anchors @ others.T).masked_fill(~allowed, -torch.inf).gather(1, picked)
     logits = torch.cat([(anchors * positives).sum(1, keepdim=True), negatives], 1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(anchors), dtype=torch.long, device=anchors.device))
 
 
-def pick(alike: Tensor, allowed: Tensor, order: Tensor, number: int) -> Tensor:
-    """Similarities of the first number allowed candidates of each anchor, those with the largest order. All (P, M).
-
-    Returns (P, number), -inf where fewer are allowed.
-    """
-    picked = order.masked_fill(~allowed, -torch.inf).topk(min(number, order.shape[1]), dim=1).indices
-    return alike.masked_fill(~allowed, -torch.inf).gather(1, picked)
-
-
 def anatomy_losses(first: Vectors, second: Vectors, inside: Tensor, points: Tensor, ignore: tuple[float, float],
-                   hardest: int, others: int, temperature: float, generator: torch.Generator) -> dict[str, Tensor]:
+                   hardest: int, temperature: float) -> dict[str, Tensor]:
     """Loss of the fine and of the coarse vectors of the same points in two patches, both directions.
 
     inside: (B, K), whether both patches show the point. points: (B, K, 3) mm. ignore: mm around a point, fine and
-    coarse, where another point is neither positive nor negative. Negatives of a vector are the hardest of its own volume;
-    those of a coarse vector also others random ones of the other volumes, as in SAM. Never the hardest of those: the most
-    similar place in another person may be the same place, and nobody knows.
+    coarse, where another point is neither positive nor negative. Negatives of a fine vector come from its own volume:
+    the same place in another person is no negative, and nobody knows where that is. Those of a coarse vector come from
+    all volumes of the batch: that is what tells one body region from another. SAM draws them at random in the others,
+    here the hardest count wherever they are.
     """
     batch = inside.nonzero()[:, 0]
     place = points[inside]                                                   # (P, 3), the points of all volumes
@@ -46,11 +43,9 @@ def anatomy_losses(first: Vectors, second: Vectors, inside: Tensor, points: Tens
     losses = {"fine": 0.0, "coarse": 0.0}
     for here, there in ((first, second), (second, first)):
         (fine, coarse), (fine_other, coarse_other) = ([v[inside] for v in vectors] for vectors in (here, there))
-        alike = {"fine": fine @ fine_other.T, "coarse": coarse @ coarse_other.T}
-        hardness = (alike["fine"] + alike["coarse"]).detach()
-        chance = torch.rand(same.shape, generator=generator, device=generator.device)
-        negatives = [pick(alike[name], same & (apart > radius), hardness, hardest) for name, radius in zip(alike, ignore)]
-        negatives[1] = torch.cat([negatives[1], pick(alike["coarse"], ~same, chance, others)], 1)
-        losses["fine"] += contrast(fine, fine_other, negatives[0], temperature) / 2
-        losses["coarse"] += contrast(coarse, coarse_other, negatives[1], temperature) / 2
+        with torch.no_grad():
+            hardness = fine @ fine_other.T + coarse @ coarse_other.T
+        losses["fine"] += contrast(fine, fine_other, fine_other, same & (apart > ignore[0]), hardness, hardest, temperature) / 2
+        losses["coarse"] += contrast(coarse, coarse_other, coarse_other, ~same | (apart > ignore[1]), hardness, hardest,
+                                     temperature) / 2
     return losses

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alice_nnunet.matcher.contrast import anatomy_losses, contrast, pick
+from alice_nnunet.matcher.contrast import anatomy_losses, contrast
 
 TEMPERATURE = 0.2
 
@@ -24,10 +24,6 @@ def written_out(anchors, positives, others, allowed, hardness, hardest) -> float
     return total / len(anchors)
 
 
-def loss_of(anchors, positives, others, allowed, hardness, hardest: int) -> torch.Tensor:
-    return contrast(anchors, positives, pick(anchors @ others.T, allowed, hardness, hardest), TEMPERATURE)
-
-
 @pytest.fixture
 def drawn() -> dict:
     """Seven anchors, twelve candidates; each anchor ignores some, anchor 3 all, anchor 4 none."""
@@ -40,29 +36,22 @@ def drawn() -> dict:
 
 @pytest.mark.parametrize("hardest", [1, 4, 12, 100])
 def test_it_is_infonce_over_the_hardest_that_are_allowed(drawn, hardest):
-    assert loss_of(**drawn, hardest=hardest).item() == pytest.approx(written_out(**drawn, hardest=hardest))
+    assert contrast(**drawn, hardest=hardest, temperature=TEMPERATURE).item() == pytest.approx(written_out(**drawn, hardest=hardest))
 
 
 def test_an_anchor_without_negatives_costs_nothing(drawn):
     drawn["allowed"][:] = False
-    assert loss_of(**drawn, hardest=4).item() == 0
-
-
-def test_without_anchors_it_is_nothing():
-    none = torch.zeros(0, 5, requires_grad=True)
-    loss = contrast(none, none, torch.zeros(0, 3), TEMPERATURE)
-    loss.backward()
-    assert loss == 0
+    assert contrast(**drawn, hardest=4, temperature=TEMPERATURE).item() == 0
 
 
 def test_what_is_ignored_changes_nothing_and_learns_nothing(drawn):
     drawn["allowed"][:, 5] = False
-    before = loss_of(**drawn, hardest=20)
+    before = contrast(**drawn, hardest=20, temperature=TEMPERATURE)
     changed = drawn["others"].clone()
     changed[5] = drawn["anchors"][0] * 50
     drawn["hardness"][:, 5] = 100
     changed.requires_grad_()
-    after = loss_of(**drawn | {"others": changed}, hardest=20)
+    after = contrast(**drawn | {"others": changed}, hardest=20, temperature=TEMPERATURE)
     assert torch.equal(before, after)
     after.backward()
     assert (changed.grad[5] == 0).all() and torch.isfinite(changed.grad).all()
@@ -77,7 +66,7 @@ def test_a_pair_that_is_ignored_sends_no_gradient_and_other_pairs_do(drawn):
     gradient = []
     for vector in (drawn["others"][5].clone(), -drawn["others"][5]):
         drawn["others"][5] = vector
-        gradient += torch.autograd.grad(loss_of(**drawn, hardest=20), drawn["anchors"])
+        gradient += torch.autograd.grad(contrast(**drawn, hardest=20, temperature=TEMPERATURE), drawn["anchors"])
     same = [torch.equal(a, b) for a, b in zip(*gradient)]
     assert same == [True, True, True, True, False, True, True]
 
@@ -85,11 +74,11 @@ def test_a_pair_that_is_ignored_sends_no_gradient_and_other_pairs_do(drawn):
 def test_only_the_hardest_enter(drawn):
     drawn["allowed"][:] = True
     drawn["hardness"][:, 2] = -1
-    before = loss_of(**drawn, hardest=11)
+    before = contrast(**drawn, hardest=11, temperature=TEMPERATURE)
     changed = drawn | {"others": drawn["others"].clone()}
     changed["others"][2] *= -3
-    assert torch.equal(before, loss_of(**changed, hardest=11))
-    assert not torch.equal(before, loss_of(**changed, hardest=12))
+    assert torch.equal(before, contrast(**changed, hardest=11, temperature=TEMPERATURE))
+    assert not torch.equal(before, contrast(**changed, hardest=12, temperature=TEMPERATURE))
 
 
 @pytest.fixture
@@ -105,11 +94,6 @@ def batch() -> dict:
 IGNORE = (20.0, 35.0)
 
 
-def losses_of(batch: dict, hardest: int, others: int = 100, seed: int = 0) -> dict[str, torch.Tensor]:
-    return anatomy_losses(**batch, ignore=IGNORE, hardest=hardest, others=others, temperature=TEMPERATURE,
-                          generator=torch.Generator().manual_seed(seed))
-
-
 def point_by_point(first, second, inside, points, hardest) -> dict[str, float]:
     shown = [(b, k) for b in range(3) for k in range(6) if inside[b, k]]
     losses = {"fine": 0.0, "coarse": 0.0}
@@ -118,9 +102,9 @@ def point_by_point(first, second, inside, points, hardest) -> dict[str, float]:
         for level, name in enumerate(losses):
             total = 0.0
             for p in shown:
-                negatives = [o for o in shown if o[0] == p[0] and math.dist(points[p], points[o]) > IGNORE[level]]
+                negatives = [o for o in shown
+                             if (o[0] == p[0] and math.dist(points[p], points[o]) > IGNORE[level]) or (name == "coarse" and o[0] != p[0])]
                 negatives = sorted(negatives, key=lambda o: -alike[p, o])[:hardest]
-                negatives += [o for o in shown if name == "coarse" and o[0] != p[0]]
                 similarities = [float(here[level][p] @ there[level][o]) for o in [p, *negatives]]
                 exponents = [math.exp(s / TEMPERATURE) for s in similarities]
                 total -= math.log(exponents[0] / sum(exponents))
@@ -130,7 +114,7 @@ def point_by_point(first, second, inside, points, hardest) -> dict[str, float]:
 
 @pytest.mark.parametrize("hardest", [2, 6, 50])
 def test_losses_are_those_of_each_point_both_ways(batch, hardest):
-    found = losses_of(batch, hardest)
+    found = anatomy_losses(**batch, ignore=IGNORE, hardest=hardest, temperature=TEMPERATURE)
     expected = point_by_point(**batch, hardest=hardest)
     assert {name: loss.item() for name, loss in found.items()} == pytest.approx(expected)
 
@@ -142,7 +126,7 @@ def test_fine_vectors_know_nothing_of_other_volumes(batch):
         fine = batch["first"][0].clone()
         fine[0] = vectors(6, 4, seed=seed)
         fine.requires_grad_()
-        loss = losses_of(batch | {"first": (fine, batch["first"][1])}, 50)
+        loss = anatomy_losses(**batch | {"first": (fine, batch["first"][1])}, ignore=IGNORE, hardest=50, temperature=TEMPERATURE)
         gradients += torch.autograd.grad(loss["fine"], fine)
     assert torch.allclose(gradients[0][1], gradients[1][1]) and not torch.allclose(gradients[0][0], gradients[1][0])
     assert (gradients[0][~batch["inside"]] == 0).all() and (gradients[0][batch["inside"]] != 0).any()
@@ -152,30 +136,12 @@ def test_the_hardness_itself_is_not_learned(batch):
     """No gradient of the fine loss reaches coarse vectors, which only choose its negatives."""
     coarse = batch["first"][1].requires_grad_()
     fine = batch["first"][0].requires_grad_()
-    loss = losses_of(batch, 2)["fine"]
+    loss = anatomy_losses(**batch, ignore=IGNORE, hardest=2, temperature=TEMPERATURE)["fine"]
     assert torch.autograd.grad(loss, coarse, allow_unused=True, retain_graph=True)[0] is None
     assert torch.autograd.grad(loss, fine)[0].abs().sum() > 0
 
 
 def test_patches_that_agree_cost_less(batch):
-    apart = losses_of(batch, 50)
-    agreeing = losses_of(batch | {"second": batch["first"]}, 50)
+    apart = anatomy_losses(**batch, ignore=IGNORE, hardest=50, temperature=TEMPERATURE)
+    agreeing = anatomy_losses(**batch | {"second": batch["first"]}, ignore=IGNORE, hardest=50, temperature=TEMPERATURE)
     assert all(agreeing[name] < apart[name] for name in apart)
-
-
-def test_negatives_in_other_volumes_are_some_at_random():
-    """All vectors are the same, so that the loss counts: 4 points of each of 3 volumes, none of them near another."""
-    ones = torch.full((3, 4, 4), 0.5, dtype=torch.float64)
-    points = torch.arange(12.0).view(3, 4, 1).expand(-1, -1, 3) * 100
-    batch = {"first": (ones, ones), "second": (ones, ones), "inside": torch.ones(3, 4, dtype=torch.bool), "points": points}
-    for hardest, others in ((2, 3), (3, 8), (9, 100)):
-        losses = losses_of(batch, hardest, others)
-        own, rest = min(hardest, 3), min(others, 8)
-        assert losses["fine"].item() == pytest.approx(math.log(1 + own))
-        assert losses["coarse"].item() == pytest.approx(math.log(1 + own + rest))
-
-
-def test_they_are_drawn_from_the_generator(batch):
-    first, again, other = (losses_of(batch, 50, others=3, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(first["coarse"], again["coarse"]) and not torch.equal(first["coarse"], other["coarse"])
-    assert torch.equal(first["fine"], other["fine"])
