@@ -50,10 +50,14 @@ def anatomy(folders: dict) -> Path:
 
 
 def run(folders: dict, command: Callable, *words: str) -> str:
-    """Run a command in this process; what it prints."""
-    printed = io.StringIO()
-    with patch.dict(os.environ, folders), redirect_stdout(printed):
-        command(["-d", "32", *words])
+    """Run a command in this process, on one thread as the killed one; what it prints."""
+    printed, threads = io.StringIO(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with patch.dict(os.environ, folders), redirect_stdout(printed):
+            command(["-d", "32", *words])
+    finally:
+        torch.set_num_threads(threads)
     return printed.getvalue()
 
 

@@ -253,16 +253,20 @@ def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
     assert saved_plans(folder, "ShortAliceTrainer", "nnUNetPlans")["alice"] == block
 
 
-@pytest.mark.parametrize("encoder", ["swin", "nnformer"])
-def test_the_other_encoders_train_and_predict(trained, encoder):
-    """Planned, preprocessed data of the ViT's plans serve: only the network and the recipe differ."""
-    folder, _ = trained
+def plan_on_the_same_data(folder: Path, encoder: str, name: str, *options: str) -> None:
+    """Plans for random weights of an encoder in folder/encoder.pth, which use the cases that AlicePlans preprocessed."""
     write_checkpoint(folder / f"{encoder}.pth", encoder=encoder)
-    alice_plan(["-d", "7", "-weights", str(folder / f"{encoder}.pth"), "-n", encoder, "-epochs", "1", "-iterations", "1", "-np", "1"])
-    plans = folder / "preprocessed" / NAME / f"{encoder}.json"
+    alice_plan(["-d", "7", "-weights", str(folder / f"{encoder}.pth"), "-n", name, "-np", "1", *options])
+    plans = folder / "preprocessed" / NAME / f"{name}.json"
     content = json.loads(plans.read_text())
     content["configurations"]["3d_fullres"]["data_identifier"] = "AlicePlans_3d_fullres"
     plans.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("encoder", ["swin", "nnformer"])
+def test_the_other_encoders_train_and_predict(trained, encoder):
+    folder, _ = trained
+    plan_on_the_same_data(folder, encoder, encoder, "-epochs", "1", "-iterations", "1")
     log = train(folder, "-tr", "AliceTrainer", "-p", encoder).stdout
     assert "Not loaded: none" in log and "Mean Validation Dice" in log
     (folder / f"{encoder}.pth").unlink()
@@ -274,8 +278,7 @@ def test_the_other_encoders_train_and_predict(trained, encoder):
 
 def test_nnformers_recipe_and_deep_supervision(trained):
     folder, _ = trained
-    write_checkpoint(folder / "n.pth", encoder="nnformer")
-    alice_plan(["-d", "7", "-weights", str(folder / "n.pth"), "-n", "Deep", "-epochs", "100", "-np", "1"])
+    plan_on_the_same_data(folder, "nnformer", "Deep", "-epochs", "100")
     trainer = make(folder, plans="Deep")
     trainer.initialize()
     group, = trainer.optimizer.param_groups
