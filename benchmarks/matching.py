@@ -100,6 +100,7 @@ def organ_rows(people: list[Person], rng: np.random.Generator) -> list[dict]:
             for name, matcher in (("learned", learned), ("body", by_body)):
                 row[f"{name}_mm"] = float(np.linalg.norm(matcher(start, query, key) - goal))
                 row[f"{name}_inside"] = float(np.mean([key.label_at(matcher(p, query, key)) == organ for p in points]))
+            row["score"] = match_millimetres(start, query.embedding, key.embedding)[1]
             row["chance_mm"] = float(np.linalg.norm(key.body_points(200, rng) - goal, axis=1).mean())
             rows.append({"query": query.volume.name, "key": key.volume.name, "organ": ORGANS[organ - 1], **row})
     return rows
@@ -237,6 +238,9 @@ def main() -> None:
     rows = organ_rows(people, rng)
     print_table(rows)
     mean = lambda name: float(np.mean([r[name] for r in rows]))
+    taken = [r for r in rows if r["score"] >= MIN_SCORE]
+    print(f"\n{len(taken)} of {len(rows)} centroids reach the score {MIN_SCORE}: learned {np.mean([r['learned_mm'] for r in taken]):.1f} mm, "
+          f"body {np.mean([r['body_mm'] for r in taken]):.1f} mm\n")
     result = {**{n: mean(n) for n in ("learned_mm", "body_mm", "chance_mm", "learned_inside", "body_inside")},
               "cycle_mm": cycle_error(people, rng), "known_transform_mm": known_transform_error(people, embed, rng),
               **storage_error(people, arguments.data, plans, embed, rng), **regions(people, embed, rng),

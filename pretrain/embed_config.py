@@ -21,7 +21,7 @@ class EmbedConfig:
     voxel: float = 2.0               # mm of the network's input, along each axis
     patch_size: Triple = (32, 96, 96)  # voxels of it
     crop_size: Triple = (44, 128, 128)  # both patches are drawn from it (ours): they overlap by more than a half
-    step: float = 8.0                # mm between the nodes of the index; 4 in SAM, too large on the disk with 2 x 128 channels
+    step: float = 8.5                # mm between the nodes of the index; 4 in SAM, too large on the disk with 2 x 128 channels
     iterations: int = 20_000
     batch_size: int = 6              # volumes, two patches of each
     points: int = 1000               # in each volume

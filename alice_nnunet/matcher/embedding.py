@@ -17,7 +17,7 @@ from alice_nnunet.geometry import Triple, ceil_to
 from alice_nnunet.matcher.network import COARSE_STRIDE, FINE_STRIDE, AnatomyNet
 
 BLOCK = 3             # nodes along each edge of a block
-SEARCHED = 32         # blocks that are searched node by node
+SEARCHED = 8          # blocks that are searched node by node
 NEIGHBOURS = np.array(list(itertools.product((-1, 0, 1), repeat=3)))  # blocks away
 Millimetres = tuple[float, float, float]
 
