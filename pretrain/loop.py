@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
-from alice_nnunet.data.pairs import AlignedPairs
+from alice_nnunet.data.pairs import AlignedPairs, NoMatch
 from alice_nnunet.data.views import make_views
 from alice_nnunet.matcher.body import match_by_body
 from alice_nnunet.matcher.learned import EmbeddingMatcher
@@ -103,27 +103,33 @@ class Run:
             return EmbeddingMatcher(self.volumes.parent / ANATOMY, self.config.max_return or None)
         return {"body": match_by_body, "same": match_same}[self.config.matcher]
 
-    def pairs(self, queries: list[str], keys: list[str], stream: int, length: int) -> AlignedPairs:
+    def pairs(self, queries: list[str], keys: list[str], stream: int, length: int, min_score: float) -> AlignedPairs:
         return AlignedPairs(self.volumes, queries, keys, self.config.encoder_arguments["crop_size"], self.matcher(),
-                            self.config.min_score, (self.config.seed, stream), length, same_volume=self.config.matcher == "same")
+                            min_score, (self.config.seed, stream), length, same_volume=self.config.matcher == "same")
 
     def training_batches(self) -> Iterator[dict]:
         """The batches from the present step to the last."""
         size, total = self.config.batch_size, self.config.iterations * self.config.batch_size
-        pairs = self.pairs(self.training, self.training, 0, total)
+        pairs = self.pairs(self.training, self.training, 0, total, self.config.min_score)
         return iter(DataLoader(pairs, size, sampler=range(self.state.step * size, total), num_workers=self.workers,
                                pin_memory=next(self.state.model.parameters()).is_cuda))
 
-    def validation_batches(self) -> list[dict]:
+    def validation_batches(self, log: RunLog) -> list[dict]:
         """Whole batches of pairs of a held-out person with another one, at least 4 pairs and 2 for each held-out case.
 
-        None without held-out cases.
+        None without held-out cases. Where the held-out match nobody well enough their pairs are taken as they are, and log says so.
         """
         if not self.held_out:
             return []
         keys = self.held_out if len(self.held_out) > 1 else self.held_out + self.training
         size, wanted = self.config.batch_size, max(4, 2 * len(self.held_out))
-        return list(DataLoader(self.pairs(self.held_out, keys, 1, -(-wanted // size) * size), size))
+        batches = lambda score: list(DataLoader(self.pairs(self.held_out, keys, 1, -(-wanted // size) * size, score), size))
+        try:
+            return batches(self.config.min_score)
+        except NoMatch:
+            log.line(f"WARNING: the held-out volumes ({', '.join(self.held_out)}) match no other with a score of {self.config.min_score}: "
+                     "validation goes by pairs of any score, so its l_dv means little; training pairs are not concerned")
+            return batches(0.0)
 
     def save(self, name: str) -> None:
         save_state(self.folder / name, self.state, self.config, self.data, self.adaptation_plan)
@@ -132,7 +138,7 @@ class Run:
 def train(run: Run) -> None:
     """From the present step to the last: log, validate, save. checkpoint_final.pth is the end."""
     config, state, log = run.config, run.state, RunLog(run.folder, run.state.step)
-    held_out, batches, recent = run.validation_batches(), run.training_batches(), []
+    held_out, batches, recent = run.validation_batches(log), run.training_batches(), []
     while state.step < config.iterations:
         start = time.perf_counter()
         batch = next(batches)

@@ -18,11 +18,13 @@ import torch
 from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.errors import UserError
 from alice_nnunet.matcher.index import open_embedding
+from alice_nnunet.matcher.match import Match
 from alice_nnunet.matcher.network import PRESETS, AnatomyNet
 from alice_nnunet.matcher.released import released_name
 from alice_nnunet.matcher.weights import load_network
 from alice_nnunet.pretrain.embed import main, put_released
 from alice_nnunet.pretrain.embed_config import EmbedConfig, embed_config, embed_config_from_dict
+from alice_nnunet.pretrain.loop import Run
 from alice_nnunet.pretrain.main import main as pretrain
 
 BIN = Path(sys.executable).parent
@@ -147,6 +149,16 @@ def test_wrong_use_is_one_line_and_code_2(folders, embedded, words, message, mon
         main(["-d", "32", *SMALL, *words])
     error = capsys.readouterr().err
     assert left.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_held_out_volumes_that_match_nobody_are_named_and_do_not_stop_the_run(folders, embedded):
+    words = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] + [f"--set={s}" for s in (
+        "iterations=2", "batch_size=2", "width=24", "depth=2", "heads=2", "decoder_width=24", "decoder_depth=1", "decoder_heads=2",
+        "head_hidden=32", "crop_size=16,32,32")]
+    by_name = lambda run: lambda point, query, key: Match((5, 30, 30), 1.0 if query.name in run.training else 0.3)
+    with patch.object(Run, "matcher", by_name):
+        output = run(folders, pretrain, *words)
+    assert "match no other with a score of 0.7" in output and "step 2/2" in output and "validation | l_r" in output
 
 
 def test_released_weights_become_the_finished_training(tmp_path):
