@@ -57,7 +57,7 @@ def workplace(tmp_path_factory, real_ct):
 @pytest.fixture(scope="module")
 def trained(workplace):
     """The workplace after alice-plan, preprocessing and fold 0 of a training of one epoch; the log of the training."""
-    planned = run(workplace, "alice-plan", "-d", "7", "-weights", "c.pth", "-epochs", "1", "-iterations", "2", "-np", "1",
+    planned = run(workplace, "alice-plan", "-d", "7", "-weights", "c.pth", "-epochs", "1", "-iterations", "25", "-lr", "3e-3", "-np", "1",
                   nnUNet_n_proc_DA="1")  # nnU-Net's planner cannot do with 0
     assert planned.stdout.splitlines()[-1] == "AlicePlans"
     preprocess_dataset(7, "AlicePlans", ["3d_fullres"], [1])  # what nnUNetv2_preprocess calls
