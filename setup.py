@@ -26,6 +26,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
             "monai>=1.5",  # the UNETR decoder's blocks
             "numpy", "scipy", "blosc2>=3", "batchgenerators", "acvl-utils", "dynamic-network-architectures",
             "SimpleITK", "nibabel", "matplotlib", "tqdm",
+            "safetensors", "huggingface_hub",  # weights to share
             "tensorboard",  # scalars and pictures of a pretraining
             "setuptools",  # nnU-Net 2.8 imports distutils, gone from Python 3.12
         ],
@@ -36,6 +37,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
             "alice-pretrain=alice_nnunet.pretrain.main:main",
             "alice-embed=alice_nnunet.pretrain.embed:main",
             "alice-plan=alice_nnunet.pretrain.plan:main",
+            "alice-export=alice_nnunet.pretrain.export:main",
             "alice-demo=alice_nnunet.pretrain.demo:main",
         ]},
     )

@@ -28,9 +28,15 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict:
 
 
 def load_pretraining(path: Path) -> dict:
-    """A checkpoint that alice-pretrain wrote, on the CPU. Raises UserError for any other file."""
-    checkpoint = load_checkpoint(path)
+    """What alice-pretrain wrote into a checkpoint, or alice-export into a folder, on the CPU. Raises UserError for all else."""
+    if Path(path).is_dir():
+        from alice_nnunet.exported import load_exported  # not above: safetensors is missing on a bare GPU machine
+        checkpoint = load_exported(path)
+    elif Path(path).suffix == ".safetensors":
+        raise UserError(f"{path} is a file of tensors alone; name the folder of alice-export that it lies in")
+    else:
+        checkpoint = load_checkpoint(path)
     missing = [k for k in PRETRAINING_KEYS if k not in checkpoint] if isinstance(checkpoint, dict) else PRETRAINING_KEYS
     if missing:
-        raise UserError(f"{path} is not a checkpoint of alice-pretrain: it lacks {', '.join(missing)}")
+        raise UserError(f"{path} is not from alice-pretrain: it lacks {', '.join(missing)}")
     return checkpoint

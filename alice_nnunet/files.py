@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,30 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder beside path to fill; after the block it is on the disk under path's own name, in one step.
+
+    Raises UserError if path exists. When the block raises, the unfinished folder is gone. A kill leaves at most one
+    unfinished folder, NAME.partial, which the next call for the same path empties.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} exists already and was not touched: choose another name, or remove it")
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for entry in (*partial.rglob("*"), partial):
+            sync(entry)
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
     sync(path.parent)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.compatibility import check_compatible, dataset_number, flips_of_cases, replan
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import file_sha256
 from alice_nnunet.finetune import alice_block, input_values
 from alice_nnunet.recipes import RECIPES, check_recipe, training_recipe
+from alice_nnunet.weights import find_weights, weights_sha256
 
 VARIABLE = "alice_weights"
 OF_THE_NETWORK = ("encoder", "encoder_arguments", "network_arguments", "weights_sha256", "input")  # what a trained model depends on
@@ -50,14 +50,14 @@ def block_from_variable(plans: dict, configuration: dict, preprocessed: Path) ->
         raise UserError(f"the plans {plans['plans_name']} name no pretrained weights. Either plan for them (alice-plan -d "
                         f"ID -weights CKPT, nnUNetv2_preprocess, then train with -p AlicePlans), or keep these plans "
                         f"and name the checkpoint in the environment: {VARIABLE}=CKPT nnUNetv2_train ...")
-    path = os.path.abspath(os.environ[VARIABLE])
+    path = find_weights(os.environ[VARIABLE])
     checkpoint = load_pretraining(path)
     data, recipe = checkpoint["data"], RECIPES.get(checkpoint["config"]["encoder"], RECIPES["vit"])
     lines, flips = check_compatible(data, plans, configuration, path), []
     if plans["image_reader_writer"] != data["reader"]:
         flips = flips_of_cases(preprocessed, replan(plans, path))
         lines.append(f"Axes flipped on the way into the network and back: {['zyx'[axis] for axis in flips] or 'none'}")
-    return alice_block(checkpoint, path, file_sha256(path), plans, configuration, training_recipe(recipe), flips), lines
+    return alice_block(checkpoint, path, weights_sha256(path), plans, configuration, training_recipe(recipe), flips), lines
 
 
 def find_block(plans: dict, configuration: dict, results: Path, preprocessed: Path) -> tuple[dict, list[str]]:
@@ -111,10 +111,10 @@ def check_same_run(block: dict, results: Path, going_on: bool) -> None:
 def starting_weights(block: dict) -> dict:
     """The checkpoint that a block names. Raises UserError if the file is gone or is not the one that was planned with."""
     path = block["weights"]
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise UserError(f"the plans start from the weights in {path}, and that file is gone; put it back, or plan again "
                         f"with alice-plan (prediction and --val do not need it)")
-    if (found := file_sha256(path)) != block["weights_sha256"]:
+    if (found := weights_sha256(path)) != block["weights_sha256"]:
         raise UserError(f"{path} is not the file that was planned with: its sha256 is {found}, the plans say "
                         f"{block['weights_sha256']}; plan again with alice-plan, under another name (-n) to keep both")
     return load_pretraining(path)

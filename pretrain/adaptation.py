@@ -16,11 +16,13 @@ ENCODERS = {
 
 
 def adaptation_plan(plans: dict, config: PretrainConfig) -> dict:
-    """What another tool needs to fine-tune network_weights. plans: the AlicePretrainPlans."""
+    """What another tool needs to fine-tune network_weights. plans: the AlicePretrainPlans.
+
+    The encoder's arguments are not in it but in the checkpoint's config: nnssl takes arch_kwargs for those of its own CNNs.
+    """
     encoder = ENCODERS[config.encoder]
     return {
-        "architecture_plans": {"arch_class_name": encoder["class"], "arch_kwargs": config.as_dict()["encoder_arguments"],
-                               "arch_kwargs_requiring_import": None},
+        "architecture_plans": {"arch_class_name": encoder["class"], "arch_kwargs": None, "arch_kwargs_requiring_import": None},
         "pretrain_plan": {
             **{key: plans[key] for key in ("dataset_name", "plans_name", "original_median_spacing_after_transp",
                                            "image_reader_writer", "transpose_forward", "transpose_backward")},

@@ -1,7 +1,6 @@
 """alice-plan: nnU-Net plans that match a pretraining, so that fine-tuning shows its encoder what it knows."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -11,12 +10,13 @@ from nnunetv2.configuration import default_num_processes
 from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.compatibility import check_compatible, check_pretraining, millimetres
 from alice_nnunet.errors import CommandParser, UserError, command
-from alice_nnunet.files import file_sha256, write_json_atomically
+from alice_nnunet.files import write_json_atomically
 from alice_nnunet.finetune import NETWORKS
 from alice_nnunet.model.encoders import unit_of
 from alice_nnunet.plans import CONFIGURATION, choose_batch, choose_patch, matched_plans, sizes_at
 from alice_nnunet.pretrain.labeled_dataset import LabeledDataset, open_labeled_dataset
 from alice_nnunet.recipes import RECIPES, check_recipe, training_recipe
+from alice_nnunet.weights import find_weights, weights_sha256
 
 BATCH = 2  # for presets that do not fill a GPU; the recipe's is for the paper's
 
@@ -25,7 +25,8 @@ def parser() -> CommandParser:
     p = CommandParser("alice-plan", description="Write nnU-Net plans for fine-tuning from a pretraining checkpoint. "
                       "The last line printed is the name of the plans.")
     p.add_argument("-d", required=True, metavar="ID", help="ID or DatasetXXX_NAME of a labeled dataset in nnUNet_raw")
-    p.add_argument("-weights", required=True, metavar="CKPT", help="checkpoint of alice-pretrain")
+    p.add_argument("-weights", required=True, metavar="CKPT",
+                   help="checkpoint of alice-pretrain, folder of alice-export, or Hugging Face repository, owner/name or owner/name@revision")
     p.add_argument("-n", default="AlicePlans", metavar="NAME", help="name of the plans (default: AlicePlans)")
     p.add_argument("-epochs", type=int, metavar="N", help="length of a training; the warm-up keeps its share")
     p.add_argument("-iterations", type=int, metavar="N", help="iterations of an epoch")
@@ -40,8 +41,8 @@ def parser() -> CommandParser:
 def main(argv: list[str] | None) -> None:
     arguments = parser().parse_args(argv)
     check_arguments(arguments)
-    path = os.path.abspath(arguments.weights)
-    checkpoint, sha256 = load_pretraining(path), file_sha256(path)
+    path = find_weights(arguments.weights)
+    checkpoint, sha256 = load_pretraining(path), weights_sha256(path)
     recipe = checked_recipe(checkpoint, path)
     dataset = open_labeled_dataset(arguments.d, arguments.np)
     target = dataset.preprocessed / f"{arguments.n}.json"

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import file_sha256, locked, replacing, write_json_atomically
+from alice_nnunet.files import file_sha256, locked, new_folder, replacing, write_json_atomically
 
 
 def test_writes_and_replaces_json(tmp_path):
@@ -57,3 +57,19 @@ def test_lock_keeps_a_second_process_out_until_the_first_ends(tmp_path):
 def test_sha256_of_a_file(tmp_path):
     (tmp_path / "f").write_bytes(b"abc" * 1_000_000)
     assert file_sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "old").write_text("left by a kill")
+    with pytest.raises(OSError), new_folder(tmp_path / "out") as folder:
+        (folder / "half").write_text("x")
+        raise OSError("no space left")
+    assert not list(tmp_path.iterdir())
+    with new_folder(tmp_path / "a" / "out") as folder:
+        (folder / "inside").mkdir()
+        (folder / "inside" / "file").write_text("x")
+        assert not (tmp_path / "a" / "out").exists()
+    assert [p.name for p in (tmp_path / "a").rglob("*")] == ["out", "inside", "file"]
+    with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "a" / "out"):
+        raise AssertionError("never comes here")

@@ -2,15 +2,18 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from alice_nnunet.errors import UserError
+from alice_nnunet.exported import write_exported
 from alice_nnunet.files import file_sha256
 from alice_nnunet.training_block import (block_from_variable, block_of_plans, check_same_run, find_block, saved_block,
                                          starting_weights)
-from tests.finetuning import stock_plans, write_checkpoint
+from tests.finetuning import pretraining_checkpoint, stock_plans, write_checkpoint
 
 
 @pytest.fixture
@@ -115,6 +118,26 @@ def test_weights_gone_or_changed(folders):
         starting_weights(block)
     (folders / "c.pth").unlink()
     with pytest.raises(UserError, match=f"{folders / 'c.pth'}, and that file is gone"):
+        starting_weights(block)
+
+
+def test_an_exported_folder_as_the_variables_weights(folders, monkeypatch):
+    folder = folders / "shared"
+    for seed in (0, 1):
+        (folders / str(seed)).mkdir()
+        write_exported(folders / str(seed), pretraining_checkpoint(seed), {})
+    shutil.copytree(folders / "0", folder)
+    monkeypatch.setenv("alice_weights", str(folder))
+    block = from_variable(folders)
+    assert block["weights"] == str(folder) and block["weights_sha256"] == file_sha256(folder / "model.safetensors")
+    weights, expected = starting_weights(block)["network_weights"], pretraining_checkpoint(0)["network_weights"]
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
+    shutil.rmtree(folder)
+    shutil.copytree(folders / "1", folder)
+    with pytest.raises(UserError, match="not the file that was planned with.*sha256"):
+        starting_weights(block)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match=f"{folder}, and that file is gone"):
         starting_weights(block)
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alice_nnunet.model.encoders import ENCODERS, PRESETS, build_encoder
+from alice_nnunet.nnssl_schema import check_adaptation_plan
 from alice_nnunet.pretrain.adaptation import adaptation_plan
 from alice_nnunet.pretrain.config import make_config, read_settings
 
@@ -26,5 +27,4 @@ def test_keys_are_in_the_weights_and_the_class_is_the_encoders(encoder):
     assert all(f"{key}.weight" in names for key in plan["keys_to_in_proj"])
     assert plan["key_to_lpe"] is None or plan["key_to_lpe"] in names
     assert plan["architecture_plans"]["arch_class_name"].rsplit(".", 1)[1] == ENCODERS[encoder].__name__
-    again = ENCODERS[encoder](**plan["architecture_plans"]["arch_kwargs"]).state_dict()
-    assert {name: value.shape for name, value in again.items()} == {name: value.shape for name, value in names.items()}
+    check_adaptation_plan(plan, names, "c.pth")

@@ -9,6 +9,8 @@ import pytest
 
 from alice_nnunet.files import file_sha256
 from alice_nnunet.pretrain.plan import main
+from alice_nnunet.pretrain.export import main as alice_export
+from tests.exporting import write_run
 from tests.finetuning import stock_plans, write_case, write_checkpoint, write_dataset
 
 
@@ -82,6 +84,19 @@ def test_plans_of_other_weights_are_not_overwritten(dataset, capsys):
     assert written(dataset) == before
     main(["-d", "7", "-weights", str(other), "-n", "Others"])
     assert written(dataset, "Others")["configurations"]["3d_fullres"]["data_identifier"] == "Others_3d_fullres"
+
+
+def test_an_exported_folder_gives_the_plans_of_its_checkpoint(dataset, capsys):
+    write_run(dataset / "run.pth")
+    alice_export([str(dataset / "run.pth"), str(dataset / "shared")])
+    main(["-d", "7", "-weights", str(dataset / "run.pth"), "-n", "Checkpoint"])
+    main(["-d", "7", "-weights", str(dataset / "shared"), "-n", "Folder"])
+    checkpoint, folder = written(dataset, "Checkpoint")["alice"], written(dataset, "Folder")["alice"]
+    assert folder["weights"] == str(dataset / "shared")
+    assert folder["weights_sha256"] == file_sha256(dataset / "shared" / "model.safetensors")
+    assert {k: v for k, v in folder.items() if "weights" not in k} == {k: v for k, v in checkpoint.items() if "weights" not in k}
+    (dataset / "shared" / "config.json").unlink()
+    assert "no config.json in" in refused(capsys, "-d", 7, "-weights", dataset / "shared", "-n", "Third")
 
 
 def test_sizes_are_those_after_turning_to_ras(dataset, capsys):

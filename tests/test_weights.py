@@ -1,0 +1,93 @@
+"""What -weights and alice_weights may name: a file, an exported folder, a repository in the hub's cache."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from alice_nnunet.errors import UserError
+from alice_nnunet.exported import write_exported
+from alice_nnunet.files import file_sha256
+from alice_nnunet.weights import find_weights, weights_sha256
+from tests.finetuning import pretraining_checkpoint, write_checkpoint
+
+COMMIT, OTHER = "a1" * 20, "b2" * 20
+FIND = ("import json, sys\nfrom alice_nnunet.errors import UserError\nfrom alice_nnunet.weights import find_weights\nfound = []\n"
+        "for given in sys.argv[1:]:\n    try: found.append(find_weights(given))\n    except UserError as error: found.append(f'error: {error}')\n"
+        "print(json.dumps(found))")
+
+
+def cached(cache, commit: str, seed: int):
+    """An exported encoder in the layout of the hub's cache: a snapshot whose files are links to blobs."""
+    repository, exported = cache / "models--some-team--alice-vit", cache / f"exported{seed}"
+    exported.mkdir()
+    write_exported(exported, pretraining_checkpoint(seed), {})
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir(exist_ok=True)
+    for file in exported.iterdir():
+        blob = repository / "blobs" / file_sha256(file)
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    return snapshot
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A stand-in of the hub's cache: main is one commit, the tag v2 another."""
+    hub = tmp_path / "home" / "hub"
+    hub.mkdir(parents=True)
+    cached(hub, COMMIT, 0), cached(hub, OTHER, 1)
+    refs = hub / "models--some-team--alice-vit" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(COMMIT)
+    (refs / "v2").write_text(OTHER)
+    return tmp_path
+
+
+def find_offline(folder, *given: str) -> list[str]:
+    """find_weights in a process of its own: the hub's client reads its variables when it is imported."""
+    environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", FIND, *given], env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_repositories_in_the_cache_and_not(cache):
+    main, also_main, tag, commit, absent, revision = find_offline(
+        cache, "some-team/alice-vit", "some-team/alice-vit@main", "some-team/alice-vit@v2", f"some-team/alice-vit@{OTHER}",
+        "some-team/nothing", "some-team/alice-vit@v9")
+    snapshots = cache / "home" / "hub" / "models--some-team--alice-vit" / "snapshots"
+    assert main == also_main == str(snapshots / COMMIT) and tag == commit == str(snapshots / OTHER)
+    assert weights_sha256(main) == file_sha256(snapshots / COMMIT / "model.safetensors") != weights_sha256(tag)
+    for text, name in ((absent, "some-team/nothing"), (revision, "some-team/alice-vit@v9")):
+        assert text.startswith(f"error: {name} is no file or folder here") and "hf download" in text and str(cache / "home" / "hub") in text
+        assert "\n" not in text
+
+
+def test_what_is_here_comes_before_the_hub(cache):
+    (cache / "some-team" / "alice-vit").mkdir(parents=True)
+    assert find_offline(cache, "some-team/alice-vit") == [str(cache / "some-team" / "alice-vit")]
+
+
+@pytest.mark.parametrize("given", ["c.pth", "./runs/c", "/runs/c.pth", "runs/c.pth", "runs/vit/c", "runs/x.safetensors", "~/c"])
+def test_names_of_files_never_go_to_the_hub(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("alice_nnunet.weights.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    assert find_weights(given) == os.path.join(tmp_path, os.path.normpath(given))
+
+
+def test_the_hubs_own_errors_are_one_line(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="'a--b/c'|a--b/c is no file") as caught:
+        find_weights("a--b/c")  # a name that the hub does not allow
+    assert "\n" not in str(caught.value)
+
+
+def test_sha256_of_files_and_folders(tmp_path):
+    path = write_checkpoint(tmp_path / "c.pth")
+    assert weights_sha256(str(path)) == file_sha256(path)
+    with pytest.raises(UserError, match="no model.safetensors"):
+        weights_sha256(str(tmp_path))
