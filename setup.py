@@ -19,7 +19,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
                   "alice_nnunet.networks", "alice_nnunet.trainers", "alice_nnunet.pretrain"],
         # trainers/ and pretrain/ lie beside the package; installed, they are inside it.
         package_dir={"alice_nnunet.trainers": "trainers", "alice_nnunet.pretrain": "pretrain"},
-        package_data={"alice_nnunet": ["demo_data/NOTICE", "demo_data/*.nii.gz"]},
+        package_data={"alice_nnunet": ["demo_data/NOTICE", "demo_data/*.nii.gz"], "alice_nnunet.pretrain": ["submission/*"]},
         install_requires=[
             "nnunetv2>=2.8",  # nnUNet_extTrainer exists from 2.8.0
             "torch>=2.1.2",
@@ -27,6 +27,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
             "numpy", "scipy", "blosc2>=3", "batchgenerators", "acvl-utils", "dynamic-network-architectures",
             "SimpleITK", "nibabel", "matplotlib", "tqdm",
             "safetensors", "huggingface_hub",  # weights to share
+            "packaging",  # the versions of a submission
             "tensorboard",  # scalars and pictures of a pretraining
             "setuptools",  # nnU-Net 2.8 imports distutils, gone from Python 3.12
         ],
@@ -38,6 +39,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
             "alice-embed=alice_nnunet.pretrain.embed:main",
             "alice-plan=alice_nnunet.pretrain.plan:main",
             "alice-export=alice_nnunet.pretrain.export:main",
+            "alice-submit=alice_nnunet.pretrain.submit:main",
             "alice-demo=alice_nnunet.pretrain.demo:main",
         ]},
     )
