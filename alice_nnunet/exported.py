@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 import alice_nnunet
@@ -41,8 +41,8 @@ def write_exported(folder: Path, checkpoint: dict, plan: dict) -> dict:
 
 
 def save_tensors(path: Path, weights: dict[str, Tensor]) -> None:
-    """weights as safetensors; tensors that share memory are written one by one."""
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}, path, {"format": "pt"})
+    """weights as safetensors, readable for whom the umask lets; tensors that share memory are written one by one."""
+    path.write_bytes(save({name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}, {"format": "pt"}))
 
 
 def load_exported(folder: Path) -> dict:

@@ -6,17 +6,20 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+OF_TORCH = ("nvidia-", "cuda-", "triton")
+
 
 def pinned(name: str) -> list[str]:
     """What the installed distribution called name needs, directly or not, itself left out: sorted lines NAME==VERSION.
 
-    Local parts of versions (torch 2.9.0+cpu) are left out, since no index has them.
+    Local parts of versions (torch 2.9.0+cpu) are left out, since no index has them, and so are the CUDA libraries, which
+    each build of torch pins for itself.
     """
     seen, queue = set(), [(canonicalize_name(name), "")]
     versions = {}
     while queue:
         package, extra = queue.pop()
-        if (package, extra) in seen:
+        if (package, extra) in seen or package.startswith(OF_TORCH):
             continue
         seen.add((package, extra))
         try:

@@ -1,5 +1,6 @@
 """alice-submit: a trained model as a folder that segments by itself, as challenges such as FLARE want it."""
 
+import ast
 import json
 import os
 import shutil
@@ -39,13 +40,14 @@ def main(argv: list[str] | None) -> None:
     folds, out = choose_folds(arguments.model, arguments.f, arguments.chk), arguments.out.resolve()
     settings = {"folds": folds, "checkpoint": arguments.chk, "step_size": arguments.step_size, "mirroring": not arguments.disable_tta}
     with new_folder(out) as folder:
-        kept, whole = write_model(arguments.model, folder / "model", folds, arguments.chk)
+        kept, whole, trainer = write_model(arguments.model, folder / "model", folds, arguments.chk)
         write_code(folder / "code" / "alice_nnunet")
+        write_own_trainer(folder / "code" / "alice_nnunet" / "trainers", trainer)
         write_scripts(folder, arguments.model, settings)
         said = load_alone(folder)
-    print(f"Wrote {out}: folds {', '.join(map(str, folds))} of {arguments.model.resolve().name}, {kept / 1e6:.1f} MB of weights "
+    print(f"Wrote {out}: fold {', '.join(map(str, folds))} of {arguments.model.resolve().name}, {kept / 1e6:.1f} MB of weights "
           f"({whole / 1e6:.1f} MB with what only a training needs). {said}")
-    print(f"Next: PYTHON={sys.executable} sh {out / 'predict.sh'} INPUTS OUTPUTS, then {out / 'check_outputs.py'} INPUTS OUTPUTS; "
+    print(f"Next: PYTHON={sys.executable} sh {out / 'predict.sh'} INPUTS OUTPUTS, then {sys.executable} {out / 'check_outputs.py'} INPUTS OUTPUTS; "
           f"{out / 'README.md'} has the rest")
 
 
@@ -71,8 +73,9 @@ def choose_folds(model: Path, wanted: list[str] | None, checkpoint: str) -> list
     return [fold if fold == "all" else int(fold) for fold in dict.fromkeys(folds)]
 
 
-def write_model(model: Path, target: Path, folds: list[int | str], name: str) -> tuple[int, int]:
-    """Copy plans and what prediction needs of each fold's checkpoint. Returns bytes written, and bytes of the whole checkpoints.
+def write_model(model: Path, target: Path, folds: list[int | str], name: str) -> tuple[int, int, str]:
+    """Copy plans and what prediction needs of each fold's checkpoint. Returns bytes written, bytes of the whole checkpoints, and the
+    name of the trainer.
 
     Raises UserError for a checkpoint that cannot be read or is not of a training by nnU-Net.
     """
@@ -90,7 +93,7 @@ def write_model(model: Path, target: Path, folds: list[int | str], name: str) ->
         sizes.append((kept.stat().st_size, source.stat().st_size))
     for file in ("plans.json", "dataset.json"):
         shutil.copyfile(model / file, target / file)
-    return tuple(map(sum, zip(*sizes)))
+    return *map(sum, zip(*sizes)), checkpoint["trainer_name"]
 
 
 def write_code(target: Path) -> None:
@@ -101,6 +104,16 @@ def write_code(target: Path) -> None:
     installed = distribution("alice-nnunet")
     if licence := installed.read_text("licenses/LICENSE") or installed.read_text("LICENSE"):
         (target / "LICENSE").write_text(licence)
+
+
+def write_own_trainer(target: Path, name: str) -> None:
+    """Copy the file that defines a trainer called name from the folders of nnUNet_extTrainer, unless it is one of target's."""
+    folders = [target, *map(Path, filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)))]
+    for file in (file for folder in folders for file in sorted(folder.glob("*.py"))):
+        if any(isinstance(node, ast.ClassDef) and node.name == name for node in ast.parse(file.read_text(encoding="utf-8")).body):
+            if file.parent != target:
+                shutil.copyfile(file, target / file.name)
+            return
 
 
 def write_scripts(folder: Path, model: Path, settings: dict) -> None:
@@ -124,5 +137,6 @@ def load_alone(folder: Path) -> str:
     done = subprocess.run(["sh", str(folder / "predict.sh"), "--load"], env=clean, capture_output=True, text=True)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or done.stdout.strip().splitlines()[-1:]
-        raise UserError(f"the model does not load from the folder alone, nothing was written: {' '.join(last)}")
+        raise UserError(f"the model does not load from the folder alone, nothing was written: {' '.join(last)} (a trainer of your own must be in a "
+                        "folder of nnUNet_extTrainer, its file complete in itself)")
     return done.stdout.strip().splitlines()[-1]

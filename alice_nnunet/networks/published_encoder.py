@@ -55,7 +55,7 @@ def vit(arguments: dict, weights: dict[str, Tensor]) -> Published:
 
 def size_remark(size: tuple) -> str:
     return (f"MONAI's class takes images of one size only, and its position embeddings are for {size} voxels (z, y, x). For another "
-            "size interpolate vit.patch_embedding.position_embeddings; alice-plan does that by itself.")
+            "size interpolate vit.patch_embedding.position_embeddings; alice-nnunet's own UNETR does that by itself.")
 
 
 def swin(arguments: dict, weights: dict[str, Tensor]) -> Published:

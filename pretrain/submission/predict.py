@@ -29,7 +29,7 @@ def main() -> int:
     predictor = load_model()
     report = {"device": str(predictor.device), "torch": torch.__version__, "load_seconds": round(time.perf_counter() - started, 2),
               "peak_rss_of": "case" if forget_peaks(predictor.device) else "the process so far", "cases": []}
-    print(f"Model loaded in {report['load_seconds']} s, {len(predictor.list_of_parameters)} folds, device {report['device']}", flush=True)
+    print(f"Model loaded in {report['load_seconds']} s, folds: {len(predictor.list_of_parameters)}, device {report['device']}", flush=True)
     if arguments.load:
         return 0
     arguments.outputs.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from alice_nnunet.pretrain.env import with_trainers
 from alice_nnunet.pretrain.plan import main as alice_plan
@@ -127,7 +128,7 @@ def test_the_folder_is_whole_and_holds_no_more_than_prediction_needs(place):
     assert {"trainers", "networks", "LICENSE"} <= code and not code & {"demo_data", "pretrain"}
     lines = (folder / "requirements.txt").read_text().splitlines()
     assert {line.split("==")[0] for line in lines} >= {"nnunetv2", "torch", "monai", "nibabel"}
-    assert f"torch=={torch.__version__.split('+')[0]}" in lines and not any("+" in line or line.startswith("alice") for line in lines)
+    assert f"torch=={torch.__version__.split('+')[0]}" in lines and not any("+" in line or line.startswith(("alice", "nvidia")) for line in lines)
     assert f"FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim" in (folder / "Dockerfile").read_text()
     assert not any("@" in line for name in ("README.md", "Dockerfile") for line in (folder / name).read_text().splitlines())
 
@@ -172,6 +173,17 @@ def test_a_scan_that_cannot_be_read_costs_only_itself(predicted):
     assert ["error" in row for row in rows] == [False, True, False]
 
 
+@pytest.mark.parametrize("entries", [
+    {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}},
+    {"labels": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}, "regions_class_order": [5, 7]}])
+def test_labels_that_a_segmentation_may_have_are_nnunets(place, entries):
+    script = {"__name__": "script", "__file__": str(place / "submission" / "check_outputs.py")}
+    exec((place / "submission" / "check_outputs.py").read_text(), script)
+    manager = LabelManager(entries["labels"], entries.get("regions_class_order"))
+    logits = torch.cartesian_prod(*[torch.tensor([-9.0, 9.0])] * manager.num_segmentation_heads).T[:, None, None]
+    assert set(manager.convert_logits_to_segmentation(logits).unique().int().tolist()) == script["known_labels"](entries)
+
+
 @pytest.mark.parametrize("names, said", [([], "no .nii.gz files"), (["a.nii.gz"], "must hold CASE_0000.nii.gz; it has a.nii.gz"),
                                          (["a_0000.nii.gz", "a_0001.nii.gz"], "takes 1 channels"), (["a_0001.nii.gz"], "a_0000.nii.gz, a_0001")])
 def test_inputs_that_are_not_as_prescribed(place, tmp_path, names, said, monkeypatch):
@@ -184,6 +196,21 @@ def test_inputs_that_are_not_as_prescribed(place, tmp_path, names, said, monkeyp
         script["find_cases"](tmp_path, 1)
 
 
+def test_a_trainer_of_ones_own_comes_along(place, tmp_path, monkeypatch, capsys):
+    model = shutil.copytree(place / "model", tmp_path / "model")
+    checkpoint = model / "fold_0" / "checkpoint_final.pth"
+    torch.save(torch.load(checkpoint, weights_only=False) | {"trainer_name": "TheirOwnTrainer"}, checkpoint)
+    text = refused(capsys, model, tmp_path / "out", "-f", "0")
+    assert "does not load from the folder alone" in text and "TheirOwnTrainer" in text and "nnUNet_extTrainer" in text
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "their_own.py").write_text("from alice_nnunet.trainers.alice_trainer import AliceTrainer\n\n\n"
+                                                   "class TheirOwnTrainer(AliceTrainer):\n    pass\n")
+    monkeypatch.setenv("nnUNet_extTrainer", with_trainers(str(tmp_path / "own")))
+    main([str(model), str(tmp_path / "out"), "-f", "0", "--disable_tta"])
+    assert (tmp_path / "out" / "code" / "alice_nnunet" / "trainers" / "their_own.py").is_file()
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["mirroring"] is False
+
+
 def test_models_that_cannot_be_submitted(place, tmp_path, capsys):
     assert "no plans.json" in refused(capsys, place, tmp_path / "out")
     assert "there is one for 0, 1, all" in refused(capsys, place / "model", tmp_path / "out", "-f", "0", "3")
@@ -192,8 +219,6 @@ def test_models_that_cannot_be_submitted(place, tmp_path, capsys):
     assert "exists already" in refused(capsys, place / "model", place / "submission")
     model = shutil.copytree(place / "model", tmp_path / "model")
     checkpoint = model / "fold_0" / "checkpoint_final.pth"
-    torch.save(torch.load(checkpoint, weights_only=False) | {"trainer_name": "TheirOwnTrainer"}, checkpoint)
-    assert "does not load from the folder alone" in (text := refused(capsys, model, tmp_path / "out", "-f", "0")) and "TheirOwnTrainer" in text
     torch.save({"network_weights": {}}, checkpoint)
     assert "lacks trainer_name" in refused(capsys, model, tmp_path / "out")
     checkpoint.write_bytes(b"nothing")
