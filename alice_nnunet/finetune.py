@@ -5,7 +5,7 @@ prediction builds the network from the block alone and needs neither the checkpo
 
     encoder, encoder_arguments    which encoder, and its constructor's arguments as the pretraining had them
     network_arguments             what the segmentation network around it takes beside these, such as its width
-    weights, weights_sha256       absolute path of the checkpoint that training starts from, and what it must hold
+    weights, weights_sha256       absolute path of the checkpoint, or exported folder, that training starts from, and its hash
     input                         InputMap's arguments
     pretraining                   the checkpoint's description of its data
     recipe                        optimizer, learning rate, epochs ...: what the trainer follows

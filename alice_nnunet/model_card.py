@@ -7,6 +7,7 @@ from alice_nnunet.exported import CONFIG, MODEL, PLAN
 from alice_nnunet.networks.published_encoder import Published
 
 NETWORKS = {"vit": "UNETR's ViT", "swin": "Swin UNETR's encoder", "nnformer": "nnFormer's encoder"}
+COLLAPSED = 0.1  # the spread under which alice-pretrain warns
 TAGS = ["ct", "medical-imaging", "segmentation", "self-supervised-learning", "nnu-net", "monai"]
 CITATION = """\
 @inproceedings{jiang2023alice,
@@ -94,10 +95,12 @@ def metrics_section(metrics: dict) -> str:
     """The last values of the pretraining's curves."""
     if not metrics:
         return "## Metrics of the pretraining\n\nThe checkpoint holds none."
+    low = [name for name, entry in metrics.items() if name.startswith("spread") and entry["value"] < COLLAPSED]
+    warning = [f"**{' and '.join(low)} ended under {COLLAPSED}: these features may have collapsed.**", ""] if low else []
     rows = [f"| {name} | {entry['value']:.4g} | {entry['step']} |" for name, entry in metrics.items()]
     return "\n".join(["## Metrics of the pretraining", "", "The last value of each curve. l_r, l_dv and l_st are Eqs. 1, 2 and 5 of the paper; "
-                      "validation is on held-out volumes. A spread under 0.1 would mean collapsed features. None of this says how well a "
-                      "fine-tuned network segments.", "", "| | last value | at step |", "|---|---|---|", *rows])
+                      "validation is on held-out volumes. None of this says how well a fine-tuned network segments.", "", *warning,
+                      "| | last value | at step |", "|---|---|---|", *rows])
 
 
 def published_section(published: Published | None, reason: str) -> str:

@@ -93,6 +93,6 @@ def nnformer(arguments: dict, inside: dict[str, Tensor]) -> Published:
             "decoder = (\"decoder.\", \"final.\", \"model_down.norm\")  # these norms are of what the decoder takes; model_down.norm"
             f"{len(windows) - 1} is here\nassert not unexpected and all(key.startswith(decoder) for key in missing)")
     remark = (f"Settings: embed_dim={arguments['embed_width']}, depths={tuple(arguments['depths'])}, num_heads={tuple(arguments['heads'])}, "
-              f"window_size={tuple(w[0] for w in windows)}, patch_size (2, 4, 4). The names are the authors'; loading was not run with "
-              "their code.")
+              f"window_size={tuple(w[0] for w in windows)}, patch_size (2, 4, 4); the authors' network has four stages. The names are theirs; "
+              "loading was not run with their code.")
     return Published("nnformer.safetensors", weights, code, remark)

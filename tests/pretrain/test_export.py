@@ -57,10 +57,16 @@ def test_the_card_is_read_by_the_hub_and_says_what_an_image_must_look_like(run, 
     main([str(run), str(tmp_path / "out"), "-license", "cc-by-4.0"])
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "alice-nnunet" and "ct" in card.data.tags
-    for said in ("Dataset022_FLARE22, 11 volumes", "RAS", "z, y, x", "3 x 3 x 3 mm", "clipped to -125..255 HU", "| depth | 4 |", "| steps done | 40 |",
-                 "| l_r | 1.5 | 40 |", "| validation l_r | 1.625 | 40 |", "@inproceedings{jiang2023alice", "cc-by-4.0, for the weights"):
+    for said in ("Dataset022_FLARE22, 11 volumes", "RAS", "z, y, x", "3 x 3 x 3 mm", "clipped to -125..255 HU", "| depth | 4 |",
+                 "| steps done | 40 |", "| l_r | 1.5 | 40 |", "| validation l_r | 1.625 | 40 |", "@inproceedings{jiang2023alice", "cc-by-4.0, for the weights"):
         assert said in card.text
+    assert "may have collapsed" not in card.text
     assert str(tmp_path) not in card.text and str(run) not in card.text
+
+
+def test_the_card_warns_of_features_that_collapsed(run, tmp_path):
+    main([str(spoiled(run, tmp_path, lambda c: c["history"].update({"spread S": [[20, 0.5], [40, 0.09]]}))), str(tmp_path / "out")])
+    assert "**spread S ended under 0.1: these features may have collapsed.**" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_existing_folder_and_an_exported_one_are_refused(run, tmp_path, capsys):
