@@ -99,8 +99,8 @@ def write_model(model: Path, target: Path, folds: list[int | str], name: str) ->
 def write_code(target: Path) -> None:
     """Copy the library and the trainers as they are installed here, without the commands and demo data, and the licence."""
     trainers = find_spec("alice_nnunet.trainers").submodule_search_locations[0]
-    shutil.copytree(alice_nnunet.__path__[0], target, ignore=NOT_COPIED)
-    shutil.copytree(trainers, target / "trainers", ignore=NOT_COPIED)
+    shutil.copytree(alice_nnunet.__path__[0], target, ignore=NOT_COPIED, copy_function=shutil.copyfile)
+    shutil.copytree(trainers, target / "trainers", ignore=NOT_COPIED, copy_function=shutil.copyfile)
     installed = distribution("alice-nnunet")
     if licence := installed.read_text("licenses/LICENSE") or installed.read_text("LICENSE"):
         (target / "LICENSE").write_text(licence)
