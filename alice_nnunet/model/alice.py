@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from alice_nnunet.losses import cosine_loss, dino_loss, info_nce_loss, reconstruction_loss, spread
 from alice_nnunet.model.casa import CASA
 from alice_nnunet.model.decoder import Decoder
-from alice_nnunet.model.heads import BatchNormMLP, DinoHead, init_head
+from alice_nnunet.model.heads import BatchNormMLP, DinoHead, Predictor, init_head
 from alice_nnunet.model.method import Method
 
 
@@ -65,7 +65,7 @@ class Alice(nn.Module):
         self.phi = (DinoHead(width, method.head_hidden, method.head_bottleneck, c) if method.head == "dino"
                     else BatchNormMLP(width, method.head_hidden, c))
         self.casa = CASA(width, c)
-        self.predictors = nn.ModuleDict({term: BatchNormMLP(c, method.head_hidden, c) for term in ("dv", "st") if method.predictor})
+        self.predictors = nn.ModuleDict({term: Predictor(c, method.head_hidden) for term in ("dv", "st") if method.predictor})
         for module in (self.phi, self.casa, self.predictors):
             module.apply(init_head)
         self.target_encoder, self.psi = copy.deepcopy(self.encoder), copy.deepcopy(self.phi)
@@ -114,10 +114,10 @@ class Alice(nn.Module):
         return reconstruction_loss(branches.predicted, views.online, views.masked, self.unit)
 
     def predict(self, term: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The online side of term (dv or st) through its predictor, Q and K in one batch for its statistics."""
+        """The online side of term (dv or st) through its predictor, where the method has one."""
         if not self.method.predictor:
             return query, key
-        return self.predictors[term](torch.cat([query, key])).chunk(2)
+        return self.predictors[term](query), self.predictors[term](key)
 
     def center(self, term: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The target side of term less its running mean over tokens and steps, where the method centers it (DINO)."""

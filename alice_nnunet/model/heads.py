@@ -23,8 +23,8 @@ class DinoHead(nn.Module):
 class BatchNormMLP(nn.Module):
     """BYOL's MLP: linear, batch norm over all vectors, ReLU, linear. (..., width) -> (..., channels).
 
-    It is the predictor of the online side and, as an option, the heads phi and psi. The statistics are always those of
-    the batch: there is no running mean that one bad batch could spoil, and validation computes what training does.
+    An option for the heads phi and psi. The statistics are always those of the batch: there is no running mean that one
+    bad batch could spoil, and validation computes what training does.
     """
 
     def __init__(self, width: int, hidden: int, channels: int):
@@ -36,6 +36,21 @@ class BatchNormMLP(nn.Module):
         hidden = self.enter(features)
         normed = self.norm(hidden.flatten(0, -2)).view_as(hidden)
         return self.leave(F.relu(normed))
+
+
+class Predictor(nn.Module):
+    """BYOL's predictor on the online side of Eqs. 2 and 5, (..., channels) -> (..., channels), with layer norm for batch norm.
+
+    Early on all features are nearly alike. Batch norm magnifies what little differs, and as much its gradient: on the
+    encoder it drowns that of l_r, and a swin encoder's tokens become one. Layer norm magnifies nothing between vectors.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.enter, self.norm, self.leave = nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.Linear(hidden, channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.leave(F.relu(self.norm(self.enter(features))))
 
 
 def init_head(module: nn.Module) -> None:

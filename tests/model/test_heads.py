@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from alice_nnunet.model.heads import BatchNormMLP, DinoHead
+from alice_nnunet.model.heads import BatchNormMLP, DinoHead, Predictor
 
 
 def test_dino_head_is_the_formula():
@@ -29,3 +29,12 @@ def test_batch_norm_mlp_is_the_same_with_other_shapes_and_in_validation():
     expected = head(features)
     assert torch.allclose(expected, head(features.flatten(0, 1)).view(4, 5, 6), atol=1e-6)
     assert torch.equal(head.eval()(features), expected) and not list(head.buffers())
+
+
+def test_predictor_is_the_formula_and_looks_at_one_vector_at_a_time():
+    torch.manual_seed(0)
+    predictor, features = Predictor(6, 12), torch.randn(4, 5, 6)
+    hidden = predictor.enter(features)
+    hidden = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(predictor(features), predictor.leave(F.relu(hidden)), atol=1e-5)
+    assert torch.allclose(predictor(features)[1:2], predictor(features[1:2]), atol=1e-6)
