@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -101,9 +101,9 @@ def write_code(target: Path) -> None:
     trainers = find_spec("alice_nnunet.trainers").submodule_search_locations[0]
     shutil.copytree(alice_nnunet.__path__[0], target, ignore=NOT_COPIED, copy_function=shutil.copyfile)
     shutil.copytree(trainers, target / "trainers", ignore=NOT_COPIED, copy_function=shutil.copyfile)
-    installed = distribution("alice-nnunet")
-    if licence := installed.read_text("licenses/LICENSE") or installed.read_text("LICENSE"):
-        (target / "LICENSE").write_text(licence)
+    # A checkout's egg-info can come first on the path, and holds no licence.
+    texts = (found.read_text(name) for found in distributions(name="alice-nnunet") for name in ("licenses/LICENSE", "LICENSE"))
+    (target / "LICENSE").write_text(next(filter(None, texts)))
 
 
 def write_own_trainer(target: Path, name: str) -> None:
