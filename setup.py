@@ -15,7 +15,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
         license="Apache-2.0",
         license_files=["LICENSE", "alice_nnunet/demo_data/NOTICE"],
         python_requires=">=3.10",
-        packages=["alice_nnunet", "alice_nnunet.data", "alice_nnunet.matcher", "alice_nnunet.model",
+        packages=["alice_nnunet", "alice_nnunet.data", "alice_nnunet.evaluation", "alice_nnunet.matcher", "alice_nnunet.model",
                   "alice_nnunet.networks", "alice_nnunet.trainers", "alice_nnunet.pretrain"],
         # trainers/ and pretrain/ lie beside the package; installed, they are inside it.
         package_dir={"alice_nnunet.trainers": "trainers", "alice_nnunet.pretrain": "pretrain"},
@@ -23,7 +23,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
         install_requires=[
             "nnunetv2>=2.8",  # nnUNet_extTrainer exists from 2.8.0
             "torch>=2.1.2",
-            "monai>=1.5",  # the UNETR decoder's blocks
+            "monai>=1.5",  # the UNETR decoder's blocks, surface distances
             "numpy", "scipy", "blosc2>=3", "batchgenerators", "acvl-utils", "dynamic-network-architectures",
             "SimpleITK", "nibabel", "matplotlib", "tqdm",
             "safetensors", "huggingface_hub",  # weights to share
@@ -38,6 +38,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
             "alice-pretrain=alice_nnunet.pretrain.main:main",
             "alice-embed=alice_nnunet.pretrain.embed:main",
             "alice-plan=alice_nnunet.pretrain.plan:main",
+            "alice-evaluate=alice_nnunet.pretrain.evaluate:main",
             "alice-export=alice_nnunet.pretrain.export:main",
             "alice-submit=alice_nnunet.pretrain.submit:main",
             "alice-demo=alice_nnunet.pretrain.demo:main",

@@ -34,8 +34,8 @@ def run_each(function: Callable, jobs: dict[str, tuple], processes: int) -> Iter
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool:
-            raise UserError(f"one of {processes} processes was killed, probably because the memory ran out; finished "
-                            f"cases are kept: run it again with -np {processes // 2}") from None
+            raise UserError(f"one of {processes} processes was killed, probably because the memory ran out: "
+                            f"run it again with -np {processes // 2}; what is on the disk by now is kept") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

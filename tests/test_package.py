@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("alice-env", "alice-preprocess", "alice-embed", "alice-pretrain", "alice-plan", "alice-export", "alice-submit", "alice-demo")
+COMMANDS = ("alice-env", "alice-preprocess", "alice-embed", "alice-pretrain", "alice-plan", "alice-evaluate", "alice-export",
+            "alice-submit", "alice-demo")
 
 
 @pytest.fixture(scope="module")
