@@ -21,7 +21,7 @@ class PretrainConfig:
     """Everything that decides what a run computes. Saved as config.json and inside each checkpoint."""
 
     dataset: str                      # DatasetXXX_NAME
-    encoder: str = "vit"
+    encoder: str = "nnformer"
     preset: str = "paper"
     encoder_arguments: dict = field(default_factory=dict)  # in_channels, crop_size (z, y, x), width, ...
     method: Method = Method()

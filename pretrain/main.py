@@ -28,7 +28,7 @@ LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 def parser() -> CommandParser:
     p = CommandParser("alice-pretrain", description="Pretrain an encoder on unlabeled volumes (Alice, ICCV 2023).")
     p.add_argument("-d", required=True, metavar="ID", help="dataset ID or name; its volumes are preprocessed if they are not yet")
-    p.add_argument("-encoder", default="vit", choices=sorted(PRESETS), help="default: vit")
+    p.add_argument("-encoder", default="nnformer", choices=sorted(PRESETS), help="default: nnformer")
     p.add_argument("-preset", default="paper", choices=sorted(RUNS), help="default: paper")
     p.add_argument("-matcher", choices=MATCHERS, help="how the same body part is found in another person: learned by alice-embed, which "
                    "runs first where it has not; relative to the body's box; or not at all, the same volume twice (default: embedding)")
