@@ -35,14 +35,17 @@ def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return 2 - 2 * F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1).mean()
 
 
-def info_nce_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def info_nce_loss(student: Tensor, teacher: Tensor, temperature: float, others: Tensor | None = None, first: int = 0) -> Tensor:
     """l_s of Eqs. 2 and 5 as in Table 7: each student finds its teacher among all teachers of the batch.
 
-    student, teacher: (..., C), with every leading index one body part.
+    student, teacher: (..., C), with every leading index one body part. others: (L, C), the teachers of the whole batch where
+    these are only a part of it, as rows first, first + 1, ... of them.
     """
     students = F.normalize(student.float(), dim=-1).flatten(0, -2)           # (M, C)
-    teachers = F.normalize(teacher.detach().float(), dim=-1).flatten(0, -2)  # (M, C)
-    return F.cross_entropy(students @ teachers.T / temperature, torch.arange(len(students), device=student.device))
+    choices = (teacher.flatten(0, -2) if others is None else others).detach()
+    teachers = F.normalize(choices.float(), dim=-1)                          # (M or L, C)
+    own = torch.arange(first, first + len(students), device=student.device)
+    return F.cross_entropy(students @ teachers.T / temperature, own)
 
 
 def dino_loss(student: Tensor, teacher: Tensor, student_temperature: float = 0.1, teacher_temperature: float = 0.04) -> Tensor:
@@ -52,10 +55,19 @@ def dino_loss(student: Tensor, teacher: Tensor, student_temperature: float = 0.1
 
 
 @torch.no_grad()
-def spread(features: Tensor) -> Tensor:
+def moments(features: Tensor) -> Tensor:
+    """Mean and mean square of the l2-normalised features, for spread(). Those of equal parts of a batch average to those of
+    the batch. (..., C) -> (2, C), double precision.
+    """
+    vectors = F.normalize(features.float().flatten(0, -2), dim=-1).double()  # (M, C)
+    return torch.stack([vectors.mean(0), vectors.square().mean(0)])
+
+
+def spread(moments: Tensor, count: int) -> Tensor:
     """How far apart features are: std over all vectors of the l2-normalised features, times sqrt(C).
 
-    features: (..., C). 0 when all are equal (collapse), about 1 when directions are spread evenly.
+    moments: (2, C), of count vectors. 0 when all are equal (collapse), about 1 when directions are spread evenly.
     """
-    vectors = F.normalize(features.float().flatten(0, -2), dim=-1)  # (M, C)
-    return vectors.std(0).mean() * vectors.shape[1] ** 0.5
+    mean, square = moments
+    variance = (square - mean.square()).clamp(min=0) * count / (count - 1)
+    return (variance.sqrt().mean() * len(mean) ** 0.5).float()

@@ -26,7 +26,7 @@ class PretrainConfig:
     encoder_arguments: dict = field(default_factory=dict)  # in_channels, crop_size (z, y, x), width, ...
     method: Method = Method()
     iterations: int = 100_000
-    batch_size: int = 8               # pairs
+    batch_size: int = 8               # pairs for each GPU and step
     lr: float = 5e-5                  # AdamW, peak
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
@@ -38,6 +38,8 @@ class PretrainConfig:
     max_return: float = 0.0           # mm; embedding: so are those whose match leads back further away; 0: not checked
     validation_share: float = 0.1     # of the cases (A.1)
     precision: str = "auto"           # auto: bf16 where the device has it; fp32; bf16
+    accumulate: int = 1               # parts that a batch is computed in, one after the other; the step is the same
+    max_nonfinite: int = 5            # steps in a row whose loss or gradient is no number, after which a run stops
     seed: int = 0
     log_every: int = 50               # steps
     validate_every: int = 1000
@@ -46,12 +48,17 @@ class PretrainConfig:
     def __post_init__(self):
         if self.warmup_iterations == -1:
             object.__setattr__(self, "warmup_iterations", round(0.028 * self.iterations))
-        positive = ("iterations", "batch_size", "lr", "clip_grad", "log_every", "validate_every", "save_every")
+        positive = ("iterations", "batch_size", "lr", "clip_grad", "accumulate", "max_nonfinite", "log_every", "validate_every",
+                    "save_every")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.warmup_iterations < self.iterations:
             raise ValueError(f"warmup_iterations must be in [0, iterations), got {self.warmup_iterations} of {self.iterations}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate must divide batch_size, got {self.accumulate} and {self.batch_size}")
+        if self.accumulate > 1 and (self.method.similarity == "infonce" or self.method.head == "byol"):
+            raise ValueError("accumulate must be 1 for similarity infonce and for head byol, which compare every pair of a batch with all others")
         if self.max_return < 0:
             raise ValueError(f"max_return must not be negative, got {self.max_return}")
         for name in ("ema", "min_score", "validation_share"):

@@ -22,7 +22,7 @@ from alice_nnunet.pretrain import embed_loop
 from alice_nnunet.pretrain.config import RUNS as PRETRAIN_RUNS
 from alice_nnunet.pretrain.dataset import choose_device, preprocessed_volumes, split
 from alice_nnunet.pretrain.embed_config import RUNS, EmbedConfig, embed_config, embed_config_from_dict
-from alice_nnunet.pretrain.loop import NonFiniteLoss
+from alice_nnunet.pretrain.step import NonFiniteLoss
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY, data_description
 from alice_nnunet.pretrain.raw_dataset import dataset_name
 

@@ -19,7 +19,7 @@ from alice_nnunet.matcher.patches import Patches, draw_patches, vectors_at
 from alice_nnunet.pictures import patches_figure
 from alice_nnunet.pretrain.embed_config import EmbedConfig
 from alice_nnunet.pretrain.log import RunLog, time_left
-from alice_nnunet.pretrain.loop import NonFiniteLoss, autocast, generator_at
+from alice_nnunet.pretrain.step import NonFiniteLoss, autocast, generator_at
 from alice_nnunet.schedules import warmup_cosine
 
 PANELS = {"losses": ("fine", "coarse", "validation fine", "validation coarse"),

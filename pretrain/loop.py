@@ -1,85 +1,31 @@
-"""The pretraining loop: a step that is a function of (state, batch, step), and the plumbing around it."""
+"""The pretraining loop: the plumbing around a step."""
 
+import json
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
 from alice_nnunet.data.pairs import AlignedPairs, NoMatch
-from alice_nnunet.data.views import make_views
 from alice_nnunet.matcher.body import match_by_body
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.matcher.match import Matcher, match_same
-from alice_nnunet.model.alice import Alice, Output
 from alice_nnunet.pictures import pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.config import PretrainConfig
+from alice_nnunet.pretrain.distributed import gather_lists, largest, own_share
 from alice_nnunet.pretrain.log import RunLog, time_left
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY
 from alice_nnunet.pretrain.state import State, save_state
-from alice_nnunet.schedules import ema_momentum, warmup_cosine
+from alice_nnunet.pretrain.step import NonFiniteLoss, Spacing, train_step, validate
+from alice_nnunet.pretrain.stop import StopRequest, ignore_signals
+from alice_nnunet.ranks import rank, world
 
-Spacing = tuple[float, float, float]
 COLLAPSED = 0.1  # spread under which a run warns
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is not a finite number."""
-
-
-def generator_at(seed: int, stream: int, step: int, device: torch.device) -> torch.Generator:
-    """The generator of one step: the same numbers whether or not the run was interrupted. stream: training 0, validation 1."""
-    words = np.random.SeedSequence((seed, stream, step)).generate_state(2, np.uint32)
-    return torch.Generator(device).manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 where asked for, or where the device has it and precision is auto (a CPU emulates it slowly: fp32 there)."""
-    auto = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and auto))
-
-
-def forward(model: Alice, batch: dict, generator: torch.Generator, config: PretrainConfig, spacing: Spacing) -> Output:
-    """Views of both crops, then the three losses."""
-    device = generator.device
-    query, key = (make_views(batch[name].to(device, non_blocking=True), model.unit, spacing, config.method, generator)
-                  for name in ("query", "key"))
-    with autocast(device, config.precision):
-        return model(query, key)
-
-
-def train_step(state: State, batch: dict, config: PretrainConfig, spacing: Spacing) -> dict[str, Tensor]:
-    """One optimiser step on a batch of aligned pairs. Returns the numbers to log, still on the device."""
-    model, optimizer, step = state.model.train(), state.optimizer, state.step
-    for group in optimizer.param_groups:
-        group["lr"] = warmup_cosine(step, config.iterations, config.warmup_iterations, config.lr)
-    output = forward(model, batch, generator_at(config.seed, 0, step, next(model.parameters()).device), config, spacing)
-    optimizer.zero_grad(set_to_none=True)
-    output.loss.backward()
-    norm = clip_grad_norm_(model.parameters(), config.clip_grad)
-    if not torch.isfinite(norm):
-        cases = ", ".join(f"{q} with {k}" for q, k in zip(batch["query_case"], batch["key_case"]))
-        raise NonFiniteLoss(f"step {step}: loss {output.loss.item()}, gradient norm {norm.item()}; the pairs were {cases}")
-    optimizer.step()
-    model.update_target(ema_momentum(step, config.iterations, config.ema), output.target_means)  # EMA, Sec. 3.1
-    state.step += 1
-    return {"loss": output.loss.detach(), **{k: v.detach() for k, v in output.losses.items()},
-            **{f"spread {k}": v for k, v in output.spreads.items()}, "gradient norm": norm}
-
-
-@torch.no_grad()
-def validate(state: State, batches: list[dict], config: PretrainConfig, spacing: Spacing) -> tuple[dict[str, float], Output]:
-    """Mean losses over the held-out pairs, with the same views every time, and the output for the first batch."""
-    model, device = state.model.eval(), next(state.model.parameters()).device
-    outputs = [forward(model, batch, generator_at(config.seed, 1, index, device), config, spacing)
-               for index, batch in enumerate(batches)]
-    means = {f"validation {name}": torch.stack([o.losses[name] for o in outputs]).mean().item() for name in outputs[0].losses}
-    return means, outputs[0]
 
 
 @dataclass
@@ -108,11 +54,12 @@ class Run:
                             min_score, (self.config.seed, stream), length, same_volume=self.config.matcher == "same")
 
     def training_batches(self) -> Iterator[dict]:
-        """The batches from the present step to the last."""
-        size, total = self.config.batch_size, self.config.iterations * self.config.batch_size
-        pairs = self.pairs(self.training, self.training, 0, total, self.config.min_score)
-        return iter(DataLoader(pairs, size, sampler=range(self.state.step * size, total), num_workers=self.workers,
-                               pin_memory=next(self.state.model.parameters()).is_cuda))
+        """This process's batches from the present step to the last. They depend on the pairs in a step of all processes alone."""
+        size, steps = self.config.batch_size, self.config.iterations
+        pairs = self.pairs(self.training, self.training, 0, steps * size * world(), self.config.min_score)
+        return iter(DataLoader(pairs, batch_sampler=[own_share(step, size) for step in range(self.state.step, steps)],
+                               num_workers=self.workers, pin_memory=next(self.state.model.parameters()).is_cuda,
+                               worker_init_fn=ignore_signals))
 
     def validation_batches(self, log: RunLog) -> list[dict]:
         """Whole batches of pairs of a held-out person with another one, at least 4 pairs and 2 for each held-out case.
@@ -135,27 +82,69 @@ class Run:
         save_state(self.folder / name, self.state, self.config, self.data, self.adaptation_plan)
 
 
-def train(run: Run) -> None:
-    """From the present step to the last: log, validate, save. checkpoint_final.pth is the end."""
-    config, state, log = run.config, run.state, RunLog(run.folder, run.state.step)
-    held_out, batches, recent = run.validation_batches(log), run.training_batches(), []
-    while state.step < config.iterations:
-        start = time.perf_counter()
-        batch = next(batches)
-        loaded = time.perf_counter()
-        numbers = train_step(state, batch, config, run.spacing)
-        recent.append({**numbers, "rejected": batch["rejected"].float().mean(), "data time": loaded - start,
-                       "step time": time.perf_counter() - start})
-        if state.step % config.log_every == 0 or state.step == config.iterations:
-            report(run, log, recent)
-            recent = []
-        if held_out and (state.step % config.validate_every == 0 or state.step == config.iterations):
-            show_validation(run, log, held_out)
-        if state.step % config.save_every == 0 and state.step < config.iterations:
-            run.save("checkpoint_latest.pth")
-    run.save("checkpoint_final.pth")
-    log.line(f"finished after {state.step} steps: {run.folder / 'checkpoint_final.pth'}")
-    log.close()
+def train(run: Run) -> int:
+    """From the present step to the last: log, validate, save; checkpoint_final.pth is the end.
+
+    Returns 0, or the signal that stopped it after a step, with that step saved. Raises NonFiniteLoss after
+    config.max_nonfinite steps in a row without a finite loss and gradient. Process 0 of several logs, validates and saves.
+    """
+    config, state, recent = run.config, run.state, []
+    log = RunLog(run.folder, state.step) if rank() == 0 else None
+    held_out, batches = run.validation_batches(log) if log else [], run.training_batches()
+    device = next(state.model.parameters()).device
+    with StopRequest() as stop:
+        while state.step < config.iterations:
+            start = time.perf_counter()
+            batch = next(batches)
+            loaded = time.perf_counter()
+            numbers = train_step(state, batch, config, run.spacing)
+            if state.nonfinite:
+                note_nonfinite(run, log, batch, numbers)
+            else:
+                recent.append({**numbers, "rejected": batch["rejected"].float().mean(), "data time": loaded - start,
+                               "step time": time.perf_counter() - start})
+            asked = largest(stop.number, device)
+            if log:
+                follow(run, log, recent, held_out, asked)
+            if asked and state.step < config.iterations:
+                break
+        else:
+            asked = 0
+    if log:
+        log.close()
+    return asked
+
+
+def follow(run: Run, log: RunLog, recent: list[dict], held_out: list[dict], asked: int) -> None:
+    """What process 0 does after a step: log, validate, save, when it is time for it or, asked by a signal, to end."""
+    config, state = run.config, run.state
+    last = state.step == config.iterations
+    if recent and (state.step % config.log_every == 0 or last):
+        report(run, log, recent)
+        recent.clear()
+    if held_out and not asked and (state.step % config.validate_every == 0 or last):
+        show_validation(run, log, held_out)
+    if last:
+        run.save("checkpoint_final.pth")
+        log.line(f"finished after {state.step} steps: {run.folder / 'checkpoint_final.pth'}")
+    elif asked or state.step % config.save_every == 0:
+        run.save("checkpoint_latest.pth")
+    if asked and not last:
+        log.line(f"stopped by {signal.Signals(asked).name} after step {state.step}, which is saved: go on with --c")
+
+
+def note_nonfinite(run: Run, log: RunLog | None, batch: dict, numbers: dict[str, Tensor]) -> None:
+    """Write down the pairs of a step that was skipped. Raises NonFiniteLoss where it was one too many in a row."""
+    pairs, step, file = gather_lists(list(zip(batch["query_case"], batch["key_case"]))), run.state.step - 1, run.folder / "nonfinite_cases.jsonl"
+    loss, norm = numbers["loss"].item(), numbers["gradient norm"].item()
+    if log:
+        with open(file, "a") as lines:
+            lines.write(json.dumps({"step": step, "loss": str(loss), "gradient norm": str(norm), "pairs": pairs}) + "\n")
+        log.line(f"WARNING: step {step} was skipped: loss {loss}, gradient norm {norm}; its pairs are in {file}")
+    if run.state.nonfinite >= run.config.max_nonfinite:
+        cases = ", ".join(f"{query} with {key}" for query, key in pairs)
+        raise NonFiniteLoss(f"step {step}: loss {loss}, gradient norm {norm}, and so for {run.state.nonfinite} steps in a row; the pairs were {cases}; "
+                            f"all of them are in {file}")
 
 
 def report(run: Run, log: RunLog, recent: list[dict]) -> None:

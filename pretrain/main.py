@@ -1,7 +1,9 @@
 """alice-pretrain: pretrain an encoder on the unlabeled volumes of an nnU-Net dataset."""
 
+import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -16,13 +18,19 @@ from alice_nnunet.model.encoders import PRESETS
 from alice_nnunet.pretrain.adaptation import adaptation_plan
 from alice_nnunet.pretrain.config import MATCHERS, RUNS, PretrainConfig, config_from_dict, make_config, read_settings
 from alice_nnunet.pretrain.dataset import choose_device, preprocessed_volumes, split
+from alice_nnunet.pretrain.distributed import Team, launch, launched, team
 from alice_nnunet.pretrain.embed import ensure_index
-from alice_nnunet.pretrain.loop import NonFiniteLoss, Run, train
+from alice_nnunet.pretrain.loop import Run, train
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY, CONFIGURATION, PLANS, data_description
 from alice_nnunet.pretrain.raw_dataset import dataset_name, nnunet_folder
 from alice_nnunet.pretrain.state import build_state, load_state
+from alice_nnunet.pretrain.step import NonFiniteLoss
+from alice_nnunet.pretrain.stop import exit_code
+from alice_nnunet.ranks import rank, world
 
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
+# Settings that --c may change: they decide how a run is computed and when it is saved, not what comes out of it.
+CHANGEABLE = ("accumulate", "max_nonfinite", "log_every", "validate_every", "save_every")
 
 
 def parser() -> CommandParser:
@@ -33,6 +41,8 @@ def parser() -> CommandParser:
     p.add_argument("-matcher", choices=MATCHERS, help="how the same body part is found in another person: learned by alice-embed, which "
                    "runs first where it has not; relative to the body's box; or not at all, the same volume twice (default: embedding)")
     p.add_argument("-device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    p.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs of this machine that train together, with batch_size pairs each; "
+                   "with -device cpu so many processes (default: 1; more machines: docs/cluster.md)")
     p.add_argument("-config", type=Path, metavar="FILE", help="JSON file of settings, such as another run's config.json")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments",
                    help="change one setting, e.g. --set iterations=200; may be repeated")
@@ -45,10 +55,23 @@ def parser() -> CommandParser:
 def main(argv: list[str] | None) -> None:
     arguments = parser().parse_args(argv)
     device = choose_device(arguments.device)
+    if arguments.num_gpus < 1:
+        raise UserError(f"-num_gpus must be at least 1, got {arguments.num_gpus}")
+    if arguments.num_gpus > 1 and not launched():
+        raise SystemExit(launch(arguments.num_gpus, sys.argv[1:] if argv is None else argv, device))
+    with team(device) as processes:
+        stopped_by = pretrain(arguments, processes)
+        processes.wait()  # for process 0 to have saved: where one ends, the others are ended
+    if stopped_by:
+        raise SystemExit(exit_code(stopped_by))
+
+
+def pretrain(arguments, processes: Team) -> int:
+    """The whole run. Returns the signal that stopped it before its end, or 0."""
     name = dataset_name(arguments.d)
     assignments = arguments.assignments + ([f"matcher={arguments.matcher}"] if arguments.matcher else [])
     settings, given = read_settings(arguments.preset, arguments.encoder, arguments.config, assignments)
-    plans, volumes = preprocessed_volumes(name, arguments.np, RUNS[arguments.preset]["spacing"], settings["crop_size"])
+    plans, volumes = processes.first(lambda: preprocessed_volumes(name, arguments.np, RUNS[arguments.preset]["spacing"], settings["crop_size"]))
     cases, embedding = case_names(volumes), volumes.parent / ANATOMY / EMBEDDING
     data = data_description(plans, cases)
     config = make_config(name, arguments.encoder, arguments.preset, len(data["channels"]), settings)
@@ -57,40 +80,57 @@ def main(argv: list[str] | None) -> None:
     if checkpoint:
         config = resumed_config(checkpoint, arguments.preset, given, data, embedding)
     if config.matcher == "embedding":
-        ensure_index(name, arguments.preset, plans, volumes, device, arguments.np)
+        if rank() == 0:
+            ensure_index(name, arguments.preset, plans, volumes, processes.device, arguments.np)
+        processes.wait()
         data["embedding_sha256"] = file_sha256(embedding)
-    run = make_run(config, checkpoint, plans, cases, data, volumes, folder, device, arguments)
+    run = make_run(config, checkpoint, plans, cases, data, volumes, folder, processes, arguments)
     try:
-        train(run)
+        return train(run)
     except (NonFiniteLoss, NoMatch) as error:
         raise UserError(f"{error}. The last checkpoint is intact: {folder}") from error
 
 
 def make_run(config: PretrainConfig, checkpoint: Path | None, plans: dict, cases: list[str], data: dict, volumes: Path, folder: Path,
-             device: torch.device, arguments) -> Run:
+             processes: Team, arguments) -> Run:
     """A new run in an empty folder, or the one in checkpoint."""
     training, held_out = split(cases, config.validation_share, config.seed)
-    if checkpoint:
-        state = load_state(checkpoint, config, device)
-        print(f"going on from step {state.step} of {checkpoint}", flush=True)
-    else:
-        if arguments.resume:
-            print(f"--c: no checkpoint in {folder}, starting a new run", flush=True)
-        move_aside(folder)
-        state = build_state(config, device)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(folder / "config.json", config.as_dict())
-    print(f"{config.encoder} {config.preset} on {device}: {len(training)} training and {len(held_out)} held-out volumes, "
-          f"{sum(p.numel() for p in state.model.encoder.parameters()) / 1e6:.1f} M encoder parameters, results in {folder}", flush=True)
+    device = processes.device
+    state = load_state(checkpoint, config, device) if checkpoint else build_state(config, device)
+    if rank() == 0:
+        prepare_folder(folder, config, checkpoint, state.step, arguments.resume)
+        several = f", {world()} processes with {config.batch_size} pairs each" if world() > 1 else ""
+        print(f"{config.encoder} {config.preset} on {device}{several}: {len(training)} training and {len(held_out)} held-out volumes, "
+              f"{sum(p.numel() for p in state.model.encoder.parameters()) / 1e6:.1f} M encoder parameters, results in {folder}", flush=True)
     workers = 0 if device.type == "cpu" else arguments.np
     return Run(config, state, volumes, folder, tuple(data["spacing"]), data, adaptation_plan(plans, config), training, held_out, workers)
+
+
+def prepare_folder(folder: Path, config: PretrainConfig, checkpoint: Path | None, step: int, resume: bool) -> None:
+    """The folder of a run that starts or goes on, with its config; a new run keeps an earlier one beside it."""
+    if checkpoint:
+        print(f"going on from step {step} of {checkpoint}", flush=True)
+    else:
+        if resume:
+            print(f"--c: no checkpoint in {folder}, starting a new run", flush=True)
+        move_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(folder / "config.json", config.as_dict())
 
 
 def resumed_config(checkpoint: Path, preset: str, given: dict, data: dict, embedding: Path) -> PretrainConfig:
     """The config of the run that goes on. Raises UserError if the command, the data or the embedding are not those of the run."""
     saved = load_checkpoint(checkpoint)
-    config = config_from_dict(saved["config"])
-    values = {**saved["config"], **saved["config"]["method"], **saved["config"]["encoder_arguments"]}
+    pairs = saved["config"]["batch_size"] * saved.get("processes", 1)
+    if pairs % world():
+        raise UserError(f"--c goes on with the run as it was, with {pairs} pairs in a step: {world()} processes cannot share them evenly")
+    changes = {name: value for name, value in given.items() if name in CHANGEABLE}
+    try:
+        config = config_from_dict({**saved["config"], **changes, "batch_size": pairs // world()})
+    except ValueError as error:
+        raise UserError(f"--c: {error}") from None
+    now = config.as_dict()
+    values = {**now, **now["method"], **now["encoder_arguments"]}
     as_saved = lambda value: json.loads(json.dumps(value))  # lists for tuples
     changed = [f"{n} is {values[n]} in the run and {v} in the command" for n, v in given.items() if values[n] != as_saved(v)]
     if config.preset != preset:

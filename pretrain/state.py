@@ -4,20 +4,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.model.alice import Alice
 from alice_nnunet.model.encoders import build_encoder
 from alice_nnunet.pretrain.config import PretrainConfig
+from alice_nnunet.pretrain.distributed import parallel
+from alice_nnunet.ranks import world
 
 
 @dataclass
 class State:
-    """Model, optimizer, the number of steps done, and what was logged. Every random number comes from (seed, step)."""
+    """Model, optimizer, the number of steps done, and what was logged. Every random number comes from (seed, step).
+
+    network: what a step calls, the model itself or the model with its gradients averaged over processes. nonfinite: how many
+    of the last steps in a row were skipped.
+    """
 
     model: Alice
+    network: nn.Module
     optimizer: torch.optim.AdamW
     step: int = 0
+    nonfinite: int = 0
     history: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -32,7 +41,7 @@ def build_state(config: PretrainConfig, device: torch.device) -> State:
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 and not name.endswith(".bias") else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return State(model, torch.optim.AdamW(groups, config.lr, config.betas))
+    return State(model, parallel(model), torch.optim.AdamW(groups, config.lr, config.betas))
 
 
 def save_state(path: Path, state: State, config: PretrainConfig, data: dict, adaptation_plan: dict) -> None:
@@ -42,7 +51,9 @@ def save_state(path: Path, state: State, config: PretrainConfig, data: dict, ada
         "model": state.model.state_dict(),  # online and target encoder, decoder, phi, psi, both CASA, predictors
         "optimizer": state.optimizer.state_dict(),
         "step": state.step,
+        "nonfinite": state.nonfinite,
         "random_states": {"seed": config.seed, "step": state.step},  # each step draws from generators seeded by these
+        "processes": world(),  # each had config.batch_size pairs
         "history": state.history,
         "config": config.as_dict(),
         "data": data,
@@ -55,5 +66,5 @@ def load_state(path: Path, config: PretrainConfig, device: torch.device) -> Stat
     saved, state = load_checkpoint(path, device), build_state(config, device)
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])
-    state.step, state.history = saved["step"], saved["history"]
+    state.step, state.history, state.nonfinite = saved["step"], saved["history"], saved.get("nonfinite", 0)
     return state

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from alice_nnunet.losses import (cosine_loss, dino_loss, info_nce_loss, normalised_tokens, reconstruction_loss, spread)
+from alice_nnunet.losses import (cosine_loss, dino_loss, info_nce_loss, moments, normalised_tokens, reconstruction_loss, spread)
 
 UNIT = (2, 2, 2)
 
@@ -71,5 +71,19 @@ def test_the_teacher_gets_no_gradient(loss):
 
 
 def test_spread_is_one_for_noise_and_zero_for_collapse():
-    assert spread(torch.randn(2000, 64)).item() == pytest.approx(1, abs=0.02)
-    assert spread(torch.randn(1, 64).expand(100, -1) * torch.rand(100, 1)).item() == pytest.approx(0, abs=1e-5)
+    assert spread(moments(torch.randn(2000, 64)), 2000).item() == pytest.approx(1, abs=0.02)
+    assert spread(moments(torch.randn(1, 64).expand(100, -1) * torch.rand(100, 1)), 100).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_spread_is_the_deviation_and_comes_from_the_parts_of_a_batch():
+    features = 5 + torch.randn(6, 4, 32)
+    vectors = torch.nn.functional.normalize(features.flatten(0, 1), dim=-1)
+    parts = torch.stack([moments(part) for part in features.split(2)]).mean(0)
+    for values in (moments(features), parts):
+        assert spread(values, 24).item() == pytest.approx(vectors.std(0).mean().item() * 32 ** 0.5, rel=1e-5)
+
+
+def test_info_nce_of_a_part_looks_among_the_teachers_of_the_whole_batch():
+    a, b = torch.randn(2, 3, 4, 8).unbind(0)
+    parts = [info_nce_loss(part, teacher, 0.2, b.flatten(0, 1), 4 * i) for i, (part, teacher) in enumerate(zip(a, b))]
+    assert torch.stack(parts).mean().item() == pytest.approx(info_nce_loss(a, b, 0.2).item(), abs=1e-5)

@@ -32,6 +32,10 @@ class Augmentation:
     factor: Tensor  # (B,) intensity factor
     shift: Tensor   # (B,) intensity shift
 
+    def rows(self, part: slice) -> "Augmentation":
+        """Those of some of the crops."""
+        return Augmentation(self.angles[part], self.scale[part], self.flips[part], self.factor[part], self.shift[part])
+
 
 def draw_flips(batch: int, generator: torch.Generator) -> Tensor:
     """(B, 3), -1 or 1 with even odds."""
@@ -84,14 +88,17 @@ def flip(crops: Tensor, flips: Tensor) -> Tensor:
 
 
 def make_views(crops: Tensor, unit: Triple, spacing: tuple[float, float, float], method: Method,
-               generator: torch.Generator) -> Views:
+               generator: torch.Generator, rank: int = 0, world: int = 1) -> Views:
     """The views u, w of Q or r, v of K.
 
-    crops: (B, C, D, H, W) on the generator's device; unit: voxels hidden together; spacing: (z, y, x) mm.
+    crops: (B, C, D, H, W) on the generator's device; unit: voxels hidden together; spacing: (z, y, x) mm. The crops are part
+    number rank of a batch in world equal parts: numbers are drawn for the whole batch, so a crop's views are the same
+    however the batch is divided.
     """
-    batch, tokens = len(crops), math.prod(grid_of(crops.shape[2:], unit))
-    online = flip(crops, draw_flips(batch, generator)) if method.online_flips else crops
-    keep = random_keep(batch, tokens, method.mask_ratio, generator)
-    target = augment(crops, draw_augmentation(batch, generator), spacing)
-    target_keep = random_keep(batch, tokens, method.target_mask_ratio, generator) if method.target_mask_ratio else None
+    batch, tokens = len(crops) * world, math.prod(grid_of(crops.shape[2:], unit))
+    own = slice(len(crops) * rank, len(crops) * (rank + 1))
+    online = flip(crops, draw_flips(batch, generator)[own]) if method.online_flips else crops
+    keep = random_keep(batch, tokens, method.mask_ratio, generator)[own]
+    target = augment(crops, draw_augmentation(batch, generator).rows(own), spacing)
+    target_keep = random_keep(batch, tokens, method.target_mask_ratio, generator)[own] if method.target_mask_ratio else None
     return Views(online, keep, masked_from(keep, tokens), target, target_keep)

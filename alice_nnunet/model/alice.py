@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from alice_nnunet.losses import cosine_loss, dino_loss, info_nce_loss, reconstruction_loss, spread
+from alice_nnunet.losses import cosine_loss, dino_loss, info_nce_loss, moments, reconstruction_loss, spread
 from alice_nnunet.model.casa import CASA
 from alice_nnunet.model.decoder import Decoder
 from alice_nnunet.model.heads import BatchNormMLP, DinoHead, Predictor, init_head
 from alice_nnunet.model.method import Method
+from alice_nnunet.ranks import gather_rows, rank
 
 
 @dataclass
@@ -25,6 +26,11 @@ class Views:
     masked: Tensor              # (B, N), True where hidden: the complement of keep
     target: Tensor              # (B, C, D, H, W): w of Q or v of K, strongly augmented, intact
     target_keep: Tensor | None  # (B, V'), or None for all tokens
+
+    def rows(self, part: slice) -> "Views":
+        """Those of some of the crops."""
+        target_keep = None if self.target_keep is None else self.target_keep[part]
+        return Views(self.online[part], self.keep[part], self.masked[part], self.target[part], target_keep)
 
 
 @dataclass
@@ -41,15 +47,24 @@ class Branches:
 
 @dataclass
 class Output:
-    """What a step logs and optimises. loss is the weighted sum of the losses."""
+    """What a step logs and optimises. loss is the weighted sum of the losses.
+
+    losses, moments and target_means of equal parts of a batch average to those of the batch.
+    """
 
     loss: Tensor
     losses: dict[str, Tensor]    # l_r, l_dv, l_st of Eqs. 1, 2, 5
-    spreads: dict[str, Tensor]   # of cls (target), S and T; under 0.1 means collapse
+    moments: dict[str, Tensor]   # (2, C) of cls (target), S and T, see losses.py, and
+    vectors: dict[str, int]      # over how many vectors
     target_means: dict[str, Tensor]  # (C,) of Y (dv) and T (st), what the centers follow
     crop: Tensor                 # (B, C, D, H, W), Q as the online branch had it,
     masked: Tensor               # (B, N), what of it was hidden,
     predicted: Tensor            # (B, N, voxels of a token), and its reconstruction
+
+    @property
+    def spreads(self) -> dict[str, Tensor]:
+        """Of cls, S and T; under 0.1 means collapse."""
+        return {name: spread(values, self.vectors[name]) for name, values in self.moments.items()}
 
 
 class Alice(nn.Module):
@@ -70,7 +85,7 @@ class Alice(nn.Module):
             module.apply(init_head)
         self.target_encoder, self.psi = copy.deepcopy(self.encoder), copy.deepcopy(self.phi)
         self.target_casa = copy.deepcopy(self.casa) if method.ema_casa else None
-        for module in self.targets():
+        for module in (*self.targets(), *self.untrained()):
             module.requires_grad_(False)
         for term in ("dv", "st"):
             if method.centers(term):
@@ -86,12 +101,14 @@ class Alice(nn.Module):
         t_q, t_k = self.center("st", q.teacher, k.teacher)
         s_q, s_k = self.predict("st", q.student, k.student)
         l_st = self.similarity(s_q, t_q) + self.similarity(s_k, t_k)                                    # Eq. 5
-        both = lambda a, b: spread(torch.cat([a, b]))
+        weighted = ((self.method.weight_r, l_r), (self.method.weight_dv, l_dv), (self.method.weight_st, l_st))
+        both = {"cls": torch.cat([y_q, y_k]), "S": torch.cat([q.student, k.student]), "T": torch.cat([t_q, t_k])}
         mean = lambda a, b: torch.cat([a, b]).float().mean((0, 1))
         return Output(
-            loss=self.method.weight_r * l_r + self.method.weight_dv * l_dv + self.method.weight_st * l_st,
+            loss=sum(weight * loss for weight, loss in weighted if weight),
             losses={"l_r": l_r, "l_dv": l_dv, "l_st": l_st},
-            spreads={"cls": both(y_q, y_k), "S": both(q.student, k.student), "T": both(t_q, t_k)},
+            moments={name: moments(features) for name, features in both.items()},
+            vectors={name: features.shape[:-1].numel() for name, features in both.items()},
             target_means={"dv": mean(q.target, k.target), "st": mean(q.teacher, k.teacher)},
             crop=query.online, masked=query.masked, predicted=q.predicted.detach(),
         )
@@ -131,12 +148,23 @@ class Alice(nn.Module):
         if self.method.similarity == "cosine":
             return cosine_loss(student, teacher)
         if self.method.similarity == "infonce":
-            return info_nce_loss(student, teacher, self.method.temperature)
+            own = teacher.flatten(0, -2)
+            if not self.training:  # one process validates, and the others would not answer it
+                return info_nce_loss(student, own, self.method.temperature)
+            return info_nce_loss(student, own, self.method.temperature, gather_rows(own), rank() * len(own))
         return dino_loss(student, teacher)
 
     def targets(self) -> list[nn.Module]:
         """The modules that follow by EMA and never get a gradient."""
         return [m for m in (self.target_encoder, self.psi, self.target_casa) if m is not None]
+
+    def untrained(self) -> list[nn.Module]:
+        """The modules that serve only terms of weight 0: no gradient reaches them."""
+        r, dv, st = (weight > 0 for weight in (self.method.weight_r, self.method.weight_dv, self.method.weight_st))
+        unused = [] if r else [self.decoder.to_voxels]
+        unused += [] if dv or st else [self.phi, self.decoder.to_tokens]
+        unused += [] if st else [self.casa]
+        return unused + [predictor for term, predictor in self.predictors.items() if not {"dv": dv, "st": st}[term]]
 
     @torch.no_grad()
     def update_target(self, momentum: float, target_means: dict[str, Tensor]) -> None:
@@ -146,4 +174,4 @@ class Alice(nn.Module):
         torch._foreach_lerp_(targets, [p for module in online for p in module.parameters()], 1 - momentum)
         for term, mean in target_means.items():
             if self.method.centers(term):
-                getattr(self, f"center_{term}").lerp_(mean, 0.1)
+                getattr(self, f"center_{term}").lerp_(mean.float(), 0.1)

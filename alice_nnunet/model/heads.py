@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alice_nnunet.ranks import mean_over_ranks, together
+
 
 class DinoHead(nn.Module):
     """Three-layer MLP, l2-normalised bottleneck, linear layer with rows of unit length (DINO).
@@ -20,6 +22,18 @@ class DinoHead(nn.Module):
         return F.linear(F.normalize(self.mlp(tokens), dim=-1), F.normalize(self.last.weight, dim=-1))
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over the vectors of all processes that train together, (M, channels) -> (M, channels)."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        if not (self.training and together()):
+            return super().forward(vectors)
+        vectors = vectors.float()
+        centered = vectors - mean_over_ranks(vectors.mean(0))
+        variance = mean_over_ranks(centered.square().mean(0))
+        return centered * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
 class BatchNormMLP(nn.Module):
     """BYOL's MLP: linear, batch norm over all vectors, ReLU, linear. (..., width) -> (..., channels).
 
@@ -30,7 +44,7 @@ class BatchNormMLP(nn.Module):
     def __init__(self, width: int, hidden: int, channels: int):
         super().__init__()
         self.enter, self.leave = nn.Linear(width, hidden), nn.Linear(hidden, channels)
-        self.norm = nn.BatchNorm1d(hidden, track_running_stats=False)
+        self.norm = BatchNorm(hidden, track_running_stats=False)
 
     def forward(self, features: Tensor) -> Tensor:
         hidden = self.enter(features)

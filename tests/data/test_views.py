@@ -70,6 +70,14 @@ def test_draws_are_in_range_and_from_the_generator():
     assert torch.equal(many.angles, again.angles) and torch.equal(many.flips, again.flips)
 
 
+def test_views_are_the_same_however_a_batch_is_divided():
+    crops, method = torch.rand(4, 1, 32, 32, 32), Method(online_flips=True, target_mask_ratio=0.5)
+    make = lambda part, *place: make_views(part, (16, 16, 16), (3.0, 3.0, 3.0), method, torch.Generator().manual_seed(0), *place)
+    whole, parts = make(crops), [make(crops[2 * i:2 * i + 2], i, 2) for i in range(2)]
+    for name in ("online", "keep", "masked", "target", "target_keep"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts])), name
+
+
 def test_views_hide_the_online_view_and_augment_the_target():
     crops = torch.rand(3, 1, 32, 32, 32)
     views = make_views(crops, (16, 16, 16), (3.0, 3.0, 3.0), Method(), torch.Generator().manual_seed(0))

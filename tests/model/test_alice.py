@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alice_nnunet.data.views import make_views
-from alice_nnunet.losses import cosine_loss, reconstruction_loss, spread
+from alice_nnunet.losses import cosine_loss, moments, reconstruction_loss, spread
 from alice_nnunet.model.alice import Alice
 from alice_nnunet.model.encoders import PRESETS, build_encoder
 from alice_nnunet.model.method import Method
@@ -26,7 +26,8 @@ def views(model: Alice, seed: int = 0, batch: int = 2):
 
 
 OPTIONS = [{}, {"predictor": False, "ema_casa": False, "center_teacher": False}, {"predictor": False, "ema_casa": False}, {"predictor": False}, {"ema_casa": False}, {"head": "byol"},
-           {"similarity": "infonce"}, {"similarity": "dino"}, {"target_mask_ratio": 0.5}, {"online_flips": True}]
+           {"similarity": "infonce"}, {"similarity": "dino"}, {"target_mask_ratio": 0.5}, {"online_flips": True}, {"weight_r": 0}, {"weight_dv": 0},
+           {"weight_st": 0}, {"weight_dv": 0, "weight_st": 0, "similarity": "dino"}, {"weight_r": 0, "weight_dv": 0, "ema_casa": False}]
 
 
 def test_forward_is_the_three_equations():
@@ -48,8 +49,8 @@ def test_forward_is_the_three_equations():
     for name, expected in (("l_r", r_q + r_k), ("l_dv", l_dv), ("l_st", l_st)):
         assert torch.allclose(output.losses[name], expected, atol=1e-6), name
     assert torch.allclose(output.loss, 10 * (r_q + r_k) + l_dv + l_st, atol=1e-5)
-    assert torch.allclose(output.spreads["S"], spread(torch.cat([s_q, s_k])))
-    assert torch.allclose(output.spreads["cls"], spread(torch.cat([y_q, y_k])))
+    assert torch.allclose(output.spreads["S"], spread(moments(torch.cat([s_q, s_k])), 2 * s_q[..., 0].numel()))
+    assert torch.allclose(output.spreads["cls"], spread(moments(torch.cat([y_q, y_k])), 4))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -57,7 +58,7 @@ def test_every_trained_parameter_and_no_target_gets_a_gradient(options):
     model = build(**options)
     for view in (views(model, 0), views(model, 1)):
         model(*view).loss.backward()
-    targets = {id(p) for module in model.targets() for p in module.parameters()}
+    targets = {id(p) for module in (*model.targets(), *model.untrained()) for p in module.parameters()}
     for name, parameter in model.named_parameters():
         if id(parameter) in targets:
             assert parameter.grad is None and not parameter.requires_grad, name

@@ -56,7 +56,8 @@ def test_windows_are_settings_and_survive_a_checkpoint(encoder, preset):
     ("iterations=1.5", "must be int"), ("iterations=0", "must be positive"), ("predictor=1", "must be bool"),
     ("mask_ratio=1", "mask_ratio must be in"), ("crop_size=30,64,64", "multiple of"), ("crop_size=64", "numbers such as"),
     ("similarity=l1", "must be one of"), ("warmup_iterations=2000", "warmup_iterations must be"), ("lr=-1", "must be positive"),
-    ("precision=fp8", "must be one of"), ("matcher=eye", "must be one of"), ("ema=1.5", "ema must be in")])
+    ("precision=fp8", "must be one of"), ("matcher=eye", "must be one of"), ("ema=1.5", "ema must be in"),
+    ("accumulate=3", "accumulate must divide batch_size"), ("max_nonfinite=0", "must be positive")])
 def test_wrong_settings_are_refused(assignment, message):
     with pytest.raises(UserError, match=message):
         config(assignment, preset="tiny")

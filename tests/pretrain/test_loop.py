@@ -1,10 +1,14 @@
+import copy
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from alice_nnunet.data.views import make_views
 from alice_nnunet.pretrain.config import make_config, read_settings
-from alice_nnunet.pretrain.loop import NonFiniteLoss, generator_at, report, train_step, validate
+from alice_nnunet.pretrain.loop import note_nonfinite, report
+from alice_nnunet.pretrain.step import NonFiniteLoss, generator_at, train_step, validate
 from alice_nnunet.pretrain.state import build_state, load_state, save_state
 from alice_nnunet.schedules import ema_momentum, warmup_cosine
 
@@ -84,15 +88,56 @@ def test_generators_differ_by_seed_stream_and_step():
     assert len(draws) == 30
 
 
-def test_a_loss_that_is_no_number_names_the_cases_and_changes_nothing():
+def spoiled() -> dict:
+    crops = batch()
+    crops["query"][1] = float("nan")
+    return crops
+
+
+def test_a_step_whose_loss_is_no_number_is_skipped():
     c = config()
     state = build_state(c, CPU)
-    before = {n: v.clone() for n, v in state.model.state_dict().items()}
-    spoiled = batch()
-    spoiled["query"][1] = float("nan")
-    with pytest.raises(NonFiniteLoss, match="b with d"):
-        train_step(state, spoiled, c, SPACING)
-    assert state.step == 0 and all(torch.equal(before[n], v) for n, v in state.model.state_dict().items())
+    train_step(state, batch(), c, SPACING)
+    before = copy.deepcopy((state.model.state_dict(), state.optimizer.state_dict()["state"]))
+    numbers = train_step(state, spoiled(), c, SPACING)
+    train_step(state, spoiled(), c, SPACING)
+    assert not torch.isfinite(numbers["loss"]) and (state.step, state.nonfinite) == (3, 2)
+    assert all(torch.equal(before[0][n], v) for n, v in state.model.state_dict().items())
+    for weight, numbers in state.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(before[1][weight][n], v) for n, v in numbers.items())
+    numbers = train_step(state, batch(), c, SPACING)
+    assert torch.isfinite(numbers["loss"]) and (state.step, state.nonfinite) == (4, 0)
+
+
+def test_skipped_steps_are_written_down_and_end_a_run_when_there_are_too_many(tmp_path):
+    class Run:
+        config, state, folder = config("max_nonfinite=2"), build_state(config(), CPU), tmp_path
+
+    log = Log()
+    for step in (1, 2):
+        numbers = train_step(Run.state, spoiled(), Run.config, SPACING)
+        if step == 1:
+            note_nonfinite(Run, log, spoiled(), numbers)
+    with pytest.raises(NonFiniteLoss, match="2 steps in a row; the pairs were a with c, b with d"):
+        note_nonfinite(Run, log, spoiled(), numbers)
+    lines = [json.loads(line) for line in (tmp_path / "nonfinite_cases.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1] and lines[0]["pairs"] == [["a", "c"], ["b", "d"]] and lines[0]["loss"] == "nan"
+    assert len(log.lines) == 2 and "was skipped" in log.lines[0]
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dino"])
+def test_a_batch_in_parts_is_the_same_step(similarity):
+    states, numbers = [], []
+    for parts in (1, 2):
+        c = config(f"accumulate={parts}", "clip_grad=1000000.0", f"similarity={similarity}")
+        states.append(build_state(c, CPU))
+        train_step(states[-1], batch(1), c, SPACING)
+        numbers.append(train_step(states[-1], batch(), c, SPACING))
+    for name in numbers[0]:
+        assert numbers[0][name].item() == pytest.approx(numbers[1][name].item(), rel=1e-4), name
+    for (name, whole), parts in zip(states[0].model.named_parameters(), states[1].model.parameters()):
+        assert whole.grad is parts.grad is None or torch.allclose(whole.grad, parts.grad, atol=1e-5, rtol=1e-3), name
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(states[0].model.buffers(), states[1].model.buffers()))
 
 
 def test_validation_is_repeatable_and_changes_nothing():

@@ -104,12 +104,47 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(folders, unbroken, t
     second.wait()
     output = finish(folders, tmp_path, "--c")
     assert "going on from step" in output
-    ours, theirs = (load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth") for root in (tmp_path, unbroken[0]))
+    assert_same_end(tmp_path, unbroken[0])
+    assert not list(latest.parent.glob("*.partial"))
+
+
+def assert_same_end(results: Path, others: Path) -> None:
+    """Both runs ended with the same weights and the same optimizer, bit for bit."""
+    ours, theirs = (load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth") for root in (results, others))
     assert ours["model"].keys() == theirs["model"].keys()
     assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
     for state, other in zip(ours["optimizer"]["state"].values(), theirs["optimizer"]["state"].values()):
         assert all(torch.equal(state[k], other[k]) for k in state)
-    assert not list(latest.parent.glob("*.partial"))
+
+
+def stop(process: subprocess.Popen, number: int, latest: Path) -> int:
+    """Let the run save once, signal it, and return its exit code; it must have saved the step it ended after."""
+    before = latest.stat().st_mtime_ns if latest.exists() else None
+    wait_for(lambda: latest.exists() and latest.stat().st_mtime_ns != before, process)
+    process.send_signal(number)
+    output = process.communicate()[0]
+    step = load_checkpoint(latest)["step"]
+    assert f"stopped by {signal.Signals(number).name} after step {step}, which is saved" in output
+    return process.returncode
+
+
+def test_asked_to_end_it_saves_and_goes_on_with_the_same_weights(folders, unbroken, tmp_path):
+    latest = tmp_path / "Dataset031_Torso" / RUN / "vit" / "checkpoint_latest.pth"
+    for number, code in ((signal.SIGUSR1, 75), (signal.SIGINT, 130)):
+        assert stop(start(folders, tmp_path, "--c"), number, latest) == code
+    finish(folders, tmp_path, "--c")
+    assert_same_end(tmp_path, unbroken[0])
+
+
+def test_two_processes_stop_together_and_one_goes_on(folders, unbroken, tmp_path):
+    """-num_gpus 2 with half the batch, SIGTERM, then one process with the whole batch: the end of the unbroken run, but for rounding."""
+    latest = tmp_path / "Dataset031_Torso" / RUN / "vit" / "checkpoint_latest.pth"
+    assert stop(start(folders, tmp_path, "-num_gpus", "2", "--set=batch_size=1"), signal.SIGTERM, latest) == 75
+    saved = load_checkpoint(latest)
+    assert saved["processes"] == 2 and saved["config"]["batch_size"] == 1
+    finish(folders, tmp_path, "--c")
+    ours, theirs = (load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth")["model"] for root in (tmp_path, unbroken[0]))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -131,7 +166,7 @@ def test_another_run_keeps_the_earlier_one(folders, unbroken):
 
 @pytest.mark.parametrize("change, message", [(["--c", "--set=lr=0.1"], "lr is 0.0003 in the run and 0.1 in the command"),
                                              (["--set=width=50", "--set=heads=4"], "multiple of heads"), (["--set=speed=3"], "unknown setting"),
-                                             (["-preset", "huge"], "invalid choice"), (["-d", "77"], "no dataset with the ID 77"),
+                                             (["-preset", "huge"], "invalid choice"), (["-num_gpus", "0"], "-num_gpus must be at least 1"), (["-d", "77"], "no dataset with the ID 77"),
                                              (["-encoder", "resnet"], "invalid choice"), (["-config", "none.json"], "not a readable JSON")])
 def test_wrong_use_is_one_line_and_code_2(folders, unbroken, change, message, monkeypatch, capsys):
     for name, value in {**folders, "nnUNet_results": str(unbroken[0])}.items():

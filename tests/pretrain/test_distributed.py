@@ -1,0 +1,72 @@
+"""Several processes are one: the same gradients, losses and weights as one process with the whole batch (gloo, CPU)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from alice_nnunet.errors import UserError
+from alice_nnunet.pretrain.distributed import launch, launched, own_share, wait_for
+from tests.pretrain.part_of_a_batch import two_steps
+
+METHODS = [[], ["similarity=infonce"], ["similarity=dino"], ["head=byol"], ["accumulate=2"], ["weight_r=0"], ["weight_dv=0"], ["weight_st=0"],
+           ["weight_dv=0", "weight_st=0", "center_teacher=false"], ["ema_casa=false", "target_mask_ratio=0.5", "online_flips=true"]]
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory) -> list[dict]:
+    """two_steps() of each method in two processes under torchrun."""
+    out = tmp_path_factory.mktemp("divided") / "results.pth"
+    script = Path(__file__).with_name("part_of_a_batch.py")
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(out), json.dumps(METHODS)],
+                   check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.parametrize("number, method", list(enumerate(METHODS)), ids=str)
+def test_two_processes_with_half_the_batch_are_one_with_the_whole(divided, number, method):
+    ours, whole = divided[number], two_steps(method)
+    assert ours["gradients"].keys() == whole["gradients"].keys()
+    for name, gradient in whole["gradients"].items():
+        assert torch.allclose(ours["gradients"][name], gradient, atol=1e-3 * gradient.abs().max() + 2e-6), name
+    for name, value in whole["numbers"].items():
+        assert ours["numbers"][name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
+    for name, value in whole["model"].items():
+        if name.startswith("center"):
+            assert torch.allclose(ours["model"][name], value, atol=1e-6), name
+
+
+def test_the_shares_of_all_processes_are_one_stream(monkeypatch):
+    taken = []
+    for step in range(3):
+        for number in range(2):
+            monkeypatch.setattr("alice_nnunet.pretrain.distributed.rank", lambda: number)
+            monkeypatch.setattr("alice_nnunet.pretrain.distributed.world", lambda: 2)
+            taken += own_share(step, 4)
+    assert taken == list(range(24))
+
+
+def child(code: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_the_code_of_a_run_is_that_of_the_process_that_failed():
+    assert wait_for([child("pass"), child("pass")]) == 0
+    assert wait_for([child("pass"), child("raise SystemExit(3)")]) == 3
+    assert wait_for([child("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), child("pass")]) == 128 + signal.SIGKILL
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="-num_gpus 2: torch sees 1"):
+        launch(2, [], torch.device("cuda"))
+
+
+def test_a_process_alone_is_not_launched(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert not launched()
