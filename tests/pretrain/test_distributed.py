@@ -32,8 +32,9 @@ def divided(tmp_path_factory) -> list[dict]:
 def test_two_processes_with_half_the_batch_are_one_with_the_whole(divided, number, method):
     ours, whole = divided[number], two_steps(method)
     assert ours["gradients"].keys() == whole["gradients"].keys()
+    rounding = 1e-5 * max(gradient.abs().max() for gradient in whole["gradients"].values())  # for those that batch norm makes 0
     for name, gradient in whole["gradients"].items():
-        assert torch.allclose(ours["gradients"][name], gradient, atol=1e-3 * gradient.abs().max() + 2e-6), name
+        assert torch.allclose(ours["gradients"][name], gradient, atol=1e-3 * gradient.abs().max() + rounding), name
     for name, value in whole["numbers"].items():
         assert ours["numbers"][name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
     for name, value in whole["model"].items():
