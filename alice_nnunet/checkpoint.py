@@ -11,9 +11,17 @@ PRETRAINING_KEYS = ("network_weights", "step", "config", "data", "nnssl_adaptati
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write checkpoint to path; whatever happens, path holds the old file or the whole new one."""
-    with replacing(path) as temporary:
-        torch.save(checkpoint, temporary)
+    """Write checkpoint to path; whatever happens, path holds the old file or the whole new one.
+
+    Raises UserError where the disk is full, or the folder cannot be written to.
+    """
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError for whatever goes wrong while it writes
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise UserError(f"{path} could not be written ({str(reason).splitlines()[0]}); what was there before is intact. "
+                        f"Make room, or the folder writable, and go on from there") from error
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict:

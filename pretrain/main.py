@@ -84,11 +84,13 @@ def pretrain(arguments, processes: Team) -> int:
             ensure_index(name, arguments.preset, plans, volumes, processes.device, arguments.np)
         processes.wait()
         data["embedding_sha256"] = file_sha256(embedding)
-    run = make_run(config, checkpoint, plans, cases, data, volumes, folder, processes, arguments)
     try:
-        return train(run)
+        return train(make_run(config, checkpoint, plans, cases, data, volumes, folder, processes, arguments))
     except (NonFiniteLoss, NoMatch) as error:
         raise UserError(f"{error}. The last checkpoint is intact: {folder}") from error
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: {error.strerror or error}. The last checkpoint is intact: {folder}; go on with --c "
+                        f"when this is mended") from error
 
 
 def make_run(config: PretrainConfig, checkpoint: Path | None, plans: dict, cases: list[str], data: dict, volumes: Path, folder: Path,

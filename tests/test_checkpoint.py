@@ -1,3 +1,6 @@
+import resource
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -13,17 +16,28 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["c.pth"]
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+@contextmanager
+def files_of_at_most(size: int):
+    """A disk that is full, as far as a process can have one to itself: no file gets longer than size bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 1000, 50_000])
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(tmp_path, size):
     save_checkpoint(tmp_path / "c.pth", {"step": 1})
-
-    def half(content, path):
-        path.write_bytes(b"half")
-        raise OSError("no space left")
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError):
-        save_checkpoint(tmp_path / "c.pth", {"step": 2})
+    with files_of_at_most(size), pytest.raises(UserError, match=f"{tmp_path}/c.pth could not be written .*File too large"):
+        save_checkpoint(tmp_path / "c.pth", {"step": 2, "weights": torch.rand(100_000)})
     assert load_checkpoint(tmp_path / "c.pth") == {"step": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_so_is_a_folder_that_cannot_be_written_to(tmp_path):
+    with pytest.raises(UserError, match="none/c.pth could not be written .*No such file"):
+        save_checkpoint(tmp_path / "none" / "c.pth", {"step": 2})
 
 
 def test_other_files_are_refused_in_one_line(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +147,24 @@ def test_two_processes_stop_together_and_one_goes_on(folders, unbroken, tmp_path
     finish(folders, tmp_path, "--c")
     ours, theirs = (load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth")["model"] for root in (tmp_path, unbroken[0]))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
+
+
+def test_a_full_disk_ends_a_run_with_one_line_and_the_last_checkpoint_intact(folders, unbroken, tmp_path, monkeypatch, capsys):
+    latest = tmp_path / "Dataset031_Torso" / RUN / "vit" / "checkpoint_latest.pth"
+    latest.parent.mkdir(parents=True)
+    shutil.copy(unbroken[0] / latest.relative_to(tmp_path), latest)
+    for name, value in {**folders, "nnUNet_results": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (latest.stat().st_size // 2, limit[1]))
+    try:
+        with pytest.raises(SystemExit) as left:
+            main([*words()[1:], "--c"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and "checkpoint_final.pth could not be written" in error and error.count("\n") == 1
+    assert load_checkpoint(latest)["step"] == STEPS - 4 and not list(latest.parent.glob("*.partial"))
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
