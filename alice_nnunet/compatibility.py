@@ -34,6 +34,36 @@ def pretraining_channel(data: dict, index: int, channels: int, path: str) -> dic
     return pretrained[index if len(pretrained) == channels else 0]
 
 
+def other_channels(data: dict, schemes: list[str], path: str) -> list[int]:
+    """The channels that nnU-Net normalises otherwise than the pretraining's which they stand for.
+
+    data: of the checkpoint in path. schemes: of all channels, nnU-Net's class names.
+    """
+    return [index for index, scheme in enumerate(schemes)
+            if scheme != pretraining_channel(data, index, len(schemes), path)["scheme"]]
+
+
+def check_channels(data: dict, plans: dict, schemes: list[str], path: str) -> list[str]:
+    """Compare the kinds of a pretraining's images, CT or others, with those of a dataset.
+
+    Some of several channels may be of another kind, a PET beside a CT, where plans say that this was accepted, or with
+    alice_accept_channels=1 in the environment. Returns lines for the log; raises UserError that says what to do.
+    """
+    others = other_channels(data, schemes, path)
+    if not others:
+        return []
+    index, wanted = others[0], pretraining_channel(data, others[0], len(schemes), path)["scheme"]
+    text = (f"channel {index} of {plans['dataset_name']} is normalised by {schemes[index]} and {path} was pretrained with {wanted}; "
+            f"if it is a CT, name it CT in channel_names of dataset.json and run nnUNetv2_plan_experiment -d {dataset_number(plans)}, else ")
+    if len(others) == len(schemes):
+        raise UserError(f"{text}use weights pretrained on such images")
+    accepted = plans.get("alice", {}).get("other_channels") == others
+    if not accepted and os.environ.get("alice_accept_channels") != "1":
+        raise UserError(f"{text}say that it is none by alice_accept_channels=1 in the environment: nnU-Net's normalisation is kept for it, "
+                        f"and the encoder's first layer starts with zeros for it")
+    return [f"Channels that the pretraining did not see: {', '.join(map(str, others))}; their weights in the first layer start as zeros"]
+
+
 def axes_of(properties: dict) -> np.ndarray:
     """Orientation of a preprocessed case's array, from what nnU-Net's reader stored in its .pkl.
 
@@ -88,17 +118,11 @@ def check_compatible(data: dict, plans: dict, configuration: dict, path: str) ->
 
     data: of the checkpoint in path. plans: nnU-Net's, the whole; configuration: one of them, inheritance resolved.
     The window of a CT channel may differ: the input map sees to it. The orientation of a reader that keeps
-    the files' own is flips_of_cases' business. Another spacing passes only with alice_accept_spacing=1 in the
+    the files' own is flips_of_cases' business; that of channels of another kind check_channels'. Another spacing passes only with alice_accept_spacing=1 in the
     environment. Returns lines for the log; raises UserError that shows both sides and how to replan.
     """
     check_pretraining(data, path)
-    schemes, lines, wrong = configuration["normalization_schemes"], [], []
-    for index, scheme in enumerate(schemes):
-        wanted = pretraining_channel(data, index, len(schemes), path)["scheme"]
-        if scheme != wanted:
-            raise UserError(f"channel {index} of {plans['plans_name']} is normalised by {scheme} and {path} was pretrained "
-                            f"with {wanted}; if it is a CT, name it so in channel_names of dataset.json and plan again, "
-                            f"else use weights pretrained on such images")
+    lines, wrong = check_channels(data, plans, configuration["normalization_schemes"], path), []
     if list(plans["transpose_forward"]) != data["transpose_forward"]:
         wrong.append(f"transpose_forward {plans['transpose_forward']} and {data['transpose_forward']}")
     spacing, pretrained = configuration["spacing"], data["spacing"]

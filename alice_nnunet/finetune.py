@@ -8,14 +8,17 @@ prediction builds the network from the block alone and needs neither the checkpo
     weights, weights_sha256       absolute path of the checkpoint, or exported folder, that training starts from, and its hash
     input                         InputMap's arguments
     pretraining                   the checkpoint's description of its data
+    other_channels                indices of the channels that it did not see, such as a PET beside a CT; only where there are any
     recipe                        optimizer, learning rate, epochs ...: what the trainer follows
 """
 
 import json
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from alice_nnunet.compatibility import pretraining_channel
+from alice_nnunet.compatibility import other_channels, pretraining_channel
 from alice_nnunet.errors import UserError
 from alice_nnunet.networks.nnformer import NnFormerNet
 from alice_nnunet.networks.swin_unetr import SwinUNETR
@@ -35,12 +38,14 @@ def input_values(data: dict, plans: dict, configuration: dict, flip_axes: list[i
     """InputMap's arguments: from what these plans make of an image to what the encoder was pretrained on.
 
     data: of the checkpoint in path. plans, configuration: nnU-Net's. flip_axes: axes (0, 1, 2 for z, y, x) along which
-    the plans' arrays run against the pretraining's. Channels without a window pass unchanged.
+    the plans' arrays run against the pretraining's. Channels without a window, and those that the pretraining did not
+    see, pass unchanged.
     """
     schemes, values = configuration["normalization_schemes"], {"scale": [], "shift": [], "low": [], "high": []}
+    others = other_channels(data, schemes, path)
     for index in range(len(schemes)):
         window, row = pretraining_channel(data, index, len(schemes), path)["window"], (1.0, 0.0, None, None)
-        if window is not None:
+        if window is not None and index not in others:
             low, high = window
             statistics = plans["foreground_intensity_properties_per_channel"][str(index)]
             row = (statistics["std"] / (high - low), (statistics["mean"] - low) / (high - low), 0.0, 1.0)
@@ -69,6 +74,8 @@ def alice_block(checkpoint: dict, path: str, sha256: str, plans: dict, configura
         "pretraining": checkpoint["data"],
         "recipe": recipe,
     }
+    if others := other_channels(checkpoint["data"], configuration["normalization_schemes"], path):
+        block["other_channels"] = others
     return json.loads(json.dumps(block))  # as it will come back from a plans file: lists for tuples
 
 
@@ -94,24 +101,30 @@ def build_network(block: dict, num_input_channels: int, num_output_channels: int
     return network
 
 
-def spread_stem(weights: dict[str, Tensor], stem: str, channels: int) -> dict[str, Tensor]:
-    """Weights of 1 channel for a network of several: the stem repeated and divided by their number, so that an image
-    repeated over the channels gives what the pretraining's one channel gave."""
+def spread_stem(weights: dict[str, Tensor], stem: str, channels: int, others: Sequence[int] = ()) -> dict[str, Tensor]:
+    """Weights for a network of several channels, some of which, others, the pretraining did not see.
+
+    Weights of 1 channel: the stem repeated and divided by the number of channels that are like it, so that an image
+    repeated over these gives what the pretraining's one channel gave. For others it is 0: what is in them has no
+    effect until it is learned.
+    """
     kernel = weights[stem]
-    if kernel.shape[1] != 1 or channels == 1:
-        return weights
-    return {**weights, stem: kernel.repeat(1, channels, *[1] * (kernel.ndim - 2)) / channels}
+    if kernel.shape[1] == 1 and channels > 1:
+        kernel = kernel.repeat(1, channels, *[1] * (kernel.ndim - 2)) / (channels - len(others))
+    if others:
+        kernel = kernel.index_fill(1, torch.tensor(others), 0.0)
+    return {**weights, stem: kernel}
 
 
-def load_encoder(network: nn.Module, encoder: str, checkpoint: dict, path: str, sha256: str) -> list[str]:
+def load_encoder(network: nn.Module, encoder: str, checkpoint: dict, path: str, sha256: str, others: Sequence[int] = ()) -> list[str]:
     """Load a pretraining checkpoint into network.encoder: every tensor, by its name and shape, or nothing.
 
-    network: of build_network. encoder: its name, for the stem. path, sha256: of the checkpoint, for the log.
+    network: of build_network. encoder: its name, for the stem. path, sha256: of the checkpoint, for the log. others: see spread_stem.
     Returns lines for the log. Raises UserError that lists tensors missing, unexpected or of another shape.
     """
     target, weights = network.encoder.state_dict(), checkpoint["network_weights"]
     if STEM[encoder] in weights:
-        weights = spread_stem(weights, STEM[encoder], target[STEM[encoder]].shape[1])
+        weights = spread_stem(weights, STEM[encoder], target[STEM[encoder]].shape[1], others)
     wrong = [f"{name} is missing" for name in target if name not in weights]
     wrong += [f"{name} is unexpected" for name in weights if name not in target]
     wrong += [f"{name} has shape {tuple(weights[name].shape)}, the network needs {tuple(target[name].shape)}"

@@ -5,7 +5,7 @@ Sizes in voxels and spacings in mm, as lists in nnU-Net's (z, y, x) order.
 
 import numpy as np
 
-from alice_nnunet.compatibility import pretraining_channel
+from alice_nnunet.compatibility import other_channels, pretraining_channel
 from alice_nnunet.errors import UserError
 from alice_nnunet.finetune import alice_block
 from alice_nnunet.geometry import Triple, ceil_to
@@ -73,9 +73,12 @@ def matched_plans(base: dict, name: str, checkpoint: dict, path: str, sha256: st
     """
     data, inherited = checkpoint["data"], configuration_of(base, CONFIGURATION)
     channels = len(inherited["normalization_schemes"])
-    statistics = {str(index): window_statistics(base["foreground_intensity_properties_per_channel"][str(index)],
-                                                pretraining_channel(data, index, channels, path)["window"])
-                  for index in range(channels)}
+    others = other_channels(data, inherited["normalization_schemes"], path)
+    statistics = dict(base["foreground_intensity_properties_per_channel"])
+    for index in range(channels):
+        if index not in others:
+            window = pretraining_channel(data, index, channels, path)["window"]
+            statistics[str(index)] = window_statistics(statistics[str(index)], window)
     configuration = {
         **inherited,
         "data_identifier": f"{name}_{CONFIGURATION}",

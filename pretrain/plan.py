@@ -8,12 +8,12 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 
 from alice_nnunet.checkpoint import load_pretraining
-from alice_nnunet.compatibility import check_compatible, check_pretraining, millimetres
+from alice_nnunet.compatibility import check_channels, check_compatible, check_pretraining, millimetres
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import write_json_atomically
 from alice_nnunet.finetune import NETWORKS
 from alice_nnunet.model.encoders import unit_of
-from alice_nnunet.plans import CONFIGURATION, choose_batch, choose_patch, matched_plans, sizes_at
+from alice_nnunet.plans import CONFIGURATION, choose_batch, choose_patch, configuration_of, matched_plans, sizes_at
 from alice_nnunet.pretrain.labeled_dataset import LabeledDataset, open_labeled_dataset
 from alice_nnunet.recipes import RECIPES, check_recipe, training_recipe
 from alice_nnunet.weights import find_weights, weights_sha256
@@ -47,6 +47,7 @@ def main(argv: list[str] | None) -> None:
     dataset = open_labeled_dataset(arguments.d, arguments.np)
     target = dataset.preprocessed / f"{arguments.n}.json"
     check_target(target, sha256)
+    check_channels(checkpoint["data"], dataset.plans, configuration_of(dataset.plans, CONFIGURATION)["normalization_schemes"], path)
     patch, batch, reasons = choose(checkpoint, dataset, arguments)
     plans = matched_plans(dataset.plans, arguments.n, checkpoint, path, sha256, training_recipe(
         recipe, arguments.epochs, arguments.iterations, arguments.lr), patch, batch, dataset.sizes, dataset.spacings)
@@ -126,7 +127,8 @@ def tell(plans: dict, dataset: LabeledDataset, reasons: dict[str, str], target: 
         statistics = plans["foreground_intensity_properties_per_channel"][str(index)]
         window = (f"CT clipped to {statistics['percentile_00_5']:g}..{statistics['percentile_99_5']:g} HU and mapped to 0..1"
                   if low is not None else scheme)
-        print(f"  channel {index}    {window}, as in the pretraining")
+        seen = index not in block.get("other_channels", [])
+        print(f"  channel {index}    {window}, {'as in the pretraining' if seen else 'which did not see it: its weights in the first layer start as zeros'}")
     print(f"  patch        {voxels(configuration['patch_size'])}: {reasons['patch']}")
     print(f"  batch        {configuration['batch_size']}: {reasons['batch']}")
     print(f"  recipe       {recipe['optimizer']}, learning rate {recipe['learning_rate']:g}, weight decay "

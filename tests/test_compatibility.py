@@ -63,6 +63,21 @@ def test_another_normalisation_is_refused():
         check(changed(normalization_schemes=["ZScoreNormalization"]))
 
 
+def test_a_channel_of_another_kind_beside_a_ct_is_accepted_deliberately_only(monkeypatch):
+    plans = changed(normalization_schemes=["CTNormalization", "ZScoreNormalization"])
+    with pytest.raises(UserError, match="channel 1 .*nnUNetv2_plan_experiment -d 7.*alice_accept_channels=1") as caught:
+        check(plans)
+    assert "\n" not in str(caught.value)
+    assert check({**plans, "alice": {"other_channels": [1]}}) != []  # planned so
+    with pytest.raises(UserError):
+        check({**plans, "alice": {"other_channels": [0]}})
+    monkeypatch.setenv("alice_accept_channels", "1")
+    line, = check(plans)
+    assert "did not see: 1;" in line
+    with pytest.raises(UserError, match="use weights pretrained on such images"):
+        check(changed(normalization_schemes=["ZScoreNormalization"] * 2))
+
+
 @pytest.mark.parametrize("key, value", [("orientation", "LPS"), ("axis_order", "xyz"), ("reader", "SimpleITKIO"),
                                         ("transpose_forward", [2, 1, 0])])
 def test_a_pretraining_that_no_plans_can_match_is_refused(key, value):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.finetune import alice_block, build_network, load_encoder, output_levels
+from alice_nnunet.finetune import alice_block, build_network, load_encoder, output_levels, spread_stem
 from alice_nnunet.model.encoders import build_encoder
 from alice_nnunet.recipes import RECIPES, training_recipe
 from tests.finetuning import CROP, pretraining_checkpoint, pretraining_data, stock_plans
@@ -80,6 +80,44 @@ def test_stem_of_one_channel_is_repeated_and_divided():
         torch.testing.assert_close(spread[:, channel], kernel[:, 0] / 3)
     image = torch.rand(1, 1, *CROP)
     torch.testing.assert_close(three.encoder(image.repeat(1, 3, 1, 1, 1)), one.encoder(image), rtol=1e-4, atol=1e-5)
+
+
+def test_a_first_layer_spread_by_hand():
+    """The kernel 6, 2 over the images 1, 2 and 3, 4: 3 * 1 + 1 * 2 + 3 * 3 + 1 * 4 = 18; where the second is new, 6 * 1 + 2 * 2 = 10."""
+    weights, images = {"stem": torch.tensor([6.0, 2.0]).view(1, 1, 1, 1, 2)}, torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 2, 1, 1, 2)
+    assert spread_stem(weights, "stem", 2)["stem"].flatten().tolist() == [3.0, 1.0, 3.0, 1.0]
+    assert torch.nn.functional.conv3d(images, spread_stem(weights, "stem", 2)["stem"]).item() == 18.0
+    assert torch.nn.functional.conv3d(images, spread_stem(weights, "stem", 2, [1])["stem"]).item() == 10.0
+    assert spread_stem(weights, "stem", 3, [1])["stem"].flatten().tolist() == [3.0, 1.0, 0.0, 0.0, 3.0, 1.0]
+    assert spread_stem({"stem": torch.ones(1, 2, 1, 1, 1)}, "stem", 2, [0])["stem"].flatten().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("encoder", ["vit", "swin", "nnformer"])
+def test_two_channels_give_what_their_mean_gives_in_one(encoder):
+    """The first layer is linear, whichever encoder it is of; of a channel that the pretraining did not see, nothing."""
+    checkpoint, images = pretraining_checkpoint(encoder=encoder), torch.rand(1, 2, *CROP)
+    for others, same in (((), images.mean(1, keepdim=True)), ((1,), images[:, :1])):
+        network = build_network(block_for(checkpoint, 2), 2, 2)
+        load_encoder(network, encoder, checkpoint, "/c.pth", "ab" * 32, others)
+        alone = build_encoder(encoder, checkpoint["config"]["encoder_arguments"])
+        alone.load_state_dict(checkpoint["network_weights"])
+        torch.testing.assert_close(network.encoder(images), alone(same), rtol=1e-4, atol=1e-4)
+
+
+def test_a_channel_that_the_pretraining_did_not_see_passes_as_nnunet_normalises_it_and_is_learned():
+    checkpoint = pretraining_checkpoint()
+    plans = stock_plans()
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["CTNormalization", "ZScoreNormalization"]
+    plans["foreground_intensity_properties_per_channel"]["1"] = {"mean": 1.0, "std": 2.0, "percentile_00_5": 0.0, "percentile_99_5": 9.0}
+    block = alice_block(checkpoint, "/c.pth", "ab" * 32, plans, plans["configurations"]["3d_fullres"], training_recipe(RECIPES["vit"]), [])
+    assert block["other_channels"] == [1] and block["input"]["scale"] == [41.0 / 380, 1.0] and block["input"]["high"] == [1.0, None]
+    network = build_network(block, 2, 2)
+    load_encoder(network, "vit", checkpoint, "/c.pth", "ab" * 32, block["other_channels"])
+    ct = torch.rand(1, 1, *CROP)
+    first, second = (network.encoder(torch.cat([ct, torch.randn(1, 1, *CROP)], 1)) for _ in range(2))
+    torch.testing.assert_close(first, second)
+    network(torch.rand(1, 2, *CROP)).square().mean().backward()
+    assert network.encoder.patch_embed.weight.grad[:, 1].abs().sum() > 0
 
 
 def test_block_of_other_channels_or_another_encoder_is_refused():

@@ -115,7 +115,8 @@ class AliceTrainer(nnUNetTrainer):
     def load_weights(self) -> list[str]:
         """Load the pretrained encoder into the network. Returns lines for the log."""
         block = self.plans_manager.plans["alice"]
-        return load_encoder(self.plain_network(), block["encoder"], starting_weights(block), block["weights"], block["weights_sha256"])
+        return load_encoder(self.plain_network(), block["encoder"], starting_weights(block), block["weights"], block["weights_sha256"],
+                            block.get("other_channels", ()))
 
     def plain_network(self) -> nn.Module:
         """The network without what nnU-Net wraps around it."""

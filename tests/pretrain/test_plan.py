@@ -131,6 +131,21 @@ def test_weights_that_do_not_fit(dataset, capsys, change, said):
     assert not (dataset / "preprocessed" / "Dataset007_Body" / "AlicePlans.json").exists()
 
 
+def test_a_pet_beside_the_ct_is_planned_deliberately(dataset, capsys, monkeypatch):
+    stock = dataset / "preprocessed" / "Dataset007_Body" / "nnUNetPlans.json"
+    plans = stock_plans()
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["CTNormalization", "ZScoreNormalization"]
+    plans["foreground_intensity_properties_per_channel"]["1"] = {"mean": 1.0, "std": 2.0, "percentile_00_5": 0.0, "percentile_99_5": 9.0}
+    stock.write_text(json.dumps(plans))
+    assert "channel 1 of Dataset007_Body" in (text := refused(capsys, "-d", 7, "-weights", dataset / "c.pth")) and "alice_accept_channels=1" in text
+    monkeypatch.setenv("alice_accept_channels", "1")
+    main(["-d", "7", "-weights", str(dataset / "c.pth")])
+    said, new = capsys.readouterr().out, written(dataset)
+    assert "channel 0    CT clipped to -125..255 HU" in said and "channel 1    ZScoreNormalization, which did not see it" in said
+    assert new["foreground_intensity_properties_per_channel"]["1"] == plans["foreground_intensity_properties_per_channel"]["1"]
+    assert new["alice"]["other_channels"] == [1] and new["alice"]["input"]["scale"] == [1.0, 1.0] and new["alice"]["input"]["low"] == [0.0, None]
+
+
 def spoil(dataset, what: str) -> None:
     raw, images = dataset / "raw" / "Dataset007_Body", dataset / "raw" / "Dataset007_Body" / "imagesTr"
     if what == "labels":
