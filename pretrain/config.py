@@ -39,6 +39,8 @@ class PretrainConfig:
     validation_share: float = 0.1     # of the cases (A.1)
     precision: str = "auto"           # auto: bf16 where the device has it; fp32; bf16
     accumulate: int = 1               # parts that a batch is computed in, one after the other; the step is the same
+    checkpoint_blocks: bool = False   # encoder and decoder keep only each block's input and compute the rest again: less memory, more time
+    compile: str = "auto"             # torch.compile of the ViT's and the decoder's blocks: on, off; auto: on CUDA for vit
     max_nonfinite: int = 5            # steps in a row whose loss or gradient is no number, after which a run stops
     seed: int = 0
     log_every: int = 50               # steps
@@ -64,7 +66,7 @@ class PretrainConfig:
         for name in ("ema", "min_score", "validation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("matcher", MATCHERS)):
+        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("compile", ("auto", "on", "off")), ("matcher", MATCHERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 

@@ -8,7 +8,9 @@ from torch import nn
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.model.alice import Alice
+from alice_nnunet.model.blocks import compile_blocks, recompute_blocks
 from alice_nnunet.model.encoders import build_encoder
+from alice_nnunet.model.vit import Block
 from alice_nnunet.pretrain.config import PretrainConfig
 from alice_nnunet.pretrain.distributed import parallel
 from alice_nnunet.ranks import world
@@ -36,12 +38,23 @@ def build_state(config: PretrainConfig, device: torch.device) -> State:
         torch.manual_seed(config.seed)
         encoder = build_encoder(config.encoder, config.encoder_arguments)
         model = Alice(encoder, config.encoder_arguments["in_channels"], config.method).to(device)
+    if config.checkpoint_blocks:
+        for module in (model.encoder, model.decoder):
+            recompute_blocks(module)
+    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and config.encoder == "vit"):
+        compile_blocks(model, Block)
+    return State(model, parallel(model), build_optimizer(model, config))
+
+
+def build_optimizer(model: Alice, config: PretrainConfig) -> torch.optim.AdamW:
+    """AdamW for what is trained, fused into one kernel where torch has that."""
     decayed, others = [], []  # no decay of biases (also those of window attention, which are tables) and norms, as in MAE and Swin
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 and not name.endswith(".bias") else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return State(model, parallel(model), torch.optim.AdamW(groups, config.lr, config.betas))
+    on_cuda = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups, config.lr, config.betas, fused=on_cuda or torch.__version__ >= (2, 4))
 
 
 def save_state(path: Path, state: State, config: PretrainConfig, data: dict, adaptation_plan: dict) -> None:
@@ -65,6 +78,8 @@ def load_state(path: Path, config: PretrainConfig, device: torch.device) -> Stat
     """The run saved in path. Raises UserError if the file cannot be read."""
     saved, state = load_checkpoint(path, device), build_state(config, device)
     state.model.load_state_dict(saved["model"])
+    for group in saved["optimizer"]["param_groups"]:
+        group["fused"] = state.optimizer.defaults["fused"]  # that of this machine, wherever the run was before
     state.optimizer.load_state_dict(saved["optimizer"])
     state.step, state.history, state.nonfinite = saved["step"], saved["history"], saved.get("nonfinite", 0)
     return state

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple, grid_of
+from alice_nnunet.model.blocks import Recomputable
 from alice_nnunet.model.positions import resize_positions, sincos_positions
 from alice_nnunet.model.tokens import patchify, take_tokens
 
@@ -29,7 +30,7 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(b, n, e))
 
 
-class Block(nn.Module):
+class Block(Recomputable):
     """Pre-norm transformer block, (B, N, E) -> (B, N, E)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.model.bias_table import BiasTable
+from alice_nnunet.model.blocks import Recomputable
 from alice_nnunet.model.windows import Batch, Packing
 
 
@@ -93,7 +94,7 @@ def with_padding(x: Tensor, packing: Packing) -> Tensor:
     return F.pad(x, (0, 0, 0, packing.padding)) if packing.padding else x
 
 
-class WindowBlock(nn.Module):
+class WindowBlock(Recomputable):
     """Pre-norm transformer block with attention in windows, (R, E) -> (R, E)."""
 
     def __init__(self, width: int, heads: int, table: BiasTable):
