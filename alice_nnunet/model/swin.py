@@ -3,6 +3,7 @@
 B batch, C channels, D H W voxels in nnU-Net's (z, y, x) order, V visible units, N all units, E width of the last stage.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from alice_nnunet.model.units import cut_blocks, merge_blocks, unit_corners, vol
 TOKEN: Triple = (2, 2, 2)  # voxels
 # Order of the eight neighbours that are merged: MONAI's, so that its weights fit. Index is 4 z + 2 y + x.
 MERGED = (0, 4, 2, 1, 6, 5, 3, 7)
+MIDDLE = 0.25  # of the window: air is 0, soft tissue about 0.45
 
 
 class Merge(nn.Module):
@@ -53,6 +55,13 @@ class Swin(nn.Module):
         self.stages = nn.ModuleList(Stage(embed_width * 2 ** i, *settings) for i, settings in enumerate(zip(depths, heads, tables)))
         self.merges = nn.ModuleList(Merge(embed_width * 2 ** i) for i in range(len(depths)))
         self.apply(init_weights)
+        self.centre_input()
+
+    def centre_input(self) -> None:
+        """Start with the bias that takes an image of MIDDLE to zero. Brightness is what all tokens share: with a bias drawn at
+        random nearly all of their length is the same for every place, the layer norms keep that, and what differs is lost."""
+        with torch.no_grad():
+            self.patch_embed.bias.copy_(-MIDDLE * self.patch_embed.weight.flatten(1).sum(1))
 
     def stage_outputs(self, crop: Tensor, keep: Tensor | None) -> list[Tensor]:
         """Embedded tokens, then the merged tokens of each stage: blocks (B, V, z, y, x, C), see units.py."""
