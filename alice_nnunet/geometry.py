@@ -25,6 +25,8 @@ def crop_around(image, centre: Triple, size: Triple, floor: float = 0.0) -> np.n
     """
     start = [c - s // 2 for c, s in zip(centre, size)]
     inside = [slice(max(0, a), min(n, a + s)) for a, s, n in zip(start, size, image.shape[1:])]
+    if all(i.stop - i.start == s for i, s in zip(inside, size)):
+        return np.array(image[(slice(None), *inside)], np.float32, copy=isinstance(image, np.ndarray) or None)
     crop = np.full((image.shape[0], *size), floor, np.float32)
     if all(i.stop > i.start for i in inside):
         target = tuple(slice(i.start - a, i.stop - a) for i, a in zip(inside, start))

@@ -32,6 +32,7 @@ class AlignedPairs(Dataset):
         self.folder, self.queries, self.keys, self.size = Path(folder), list(queries), list(keys), size
         self.matcher, self.min_score, self.seed, self.length = matcher, min_score, tuple(seed), length
         self.same_volume = same_volume
+        self.place_in_keys = {name: place for place, name in enumerate(self.keys)}
 
     def __len__(self) -> int:
         return self.length
@@ -55,5 +56,6 @@ class AlignedPairs(Dataset):
         if self.same_volume:
             volume = open_volume(self.folder, query)
             return volume, volume
-        others = [key for key in self.keys if key != query]
-        return open_volume(self.folder, query), open_volume(self.folder, others[rng.integers(len(others))])
+        own = self.place_in_keys.get(query, len(self.keys))
+        drawn = int(rng.integers(len(self.keys) - (own < len(self.keys))))
+        return open_volume(self.folder, query), open_volume(self.folder, self.keys[drawn + (drawn >= own)])

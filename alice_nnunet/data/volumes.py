@@ -17,7 +17,8 @@ from alice_nnunet.data.body import Body
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import sync
 
-PARTIAL = ".partial_"  # folders of cases that are being written
+PARTIAL = ".partial_"    # folders of cases that are being written
+BLOCK_BYTES = 64 * 1024  # what is decompressed together: a crop reads whole blocks, so smaller ones read less around it
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def save_volume(folder: Path, case: str, image: np.ndarray, properties: dict,
     folder = Path(folder)
     image = np.ascontiguousarray(image, np.float32)
     properties["alice"]["crc32"] = zlib.crc32(image)
-    blocks, chunks = comp_blosc2_params(image.shape, patch_size, image.itemsize)
+    blocks, chunks = comp_blosc2_params(image.shape, patch_size, image.itemsize, max_block_nbytes=BLOCK_BYTES)
     no_labels = np.zeros((1, 1, 1, 1), np.int8)  # nnU-Net writes a segmentation; it stays behind in the partial folder
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
