@@ -113,25 +113,34 @@ def replan(plans: dict, path: str) -> str:
             f"-plans_name AlicePlans -c 3d_fullres, and train with -p AlicePlans")
 
 
+def spacing_differs(spacing: list[float], pretrained: list[float]) -> bool:
+    """Whether one of the axes is off by more than the tolerance."""
+    return any(abs(s / p - 1) > SPACING_TOLERANCE for s, p in zip(spacing, pretrained))
+
+
 def check_compatible(data: dict, plans: dict, configuration: dict, path: str) -> list[str]:
     """Compare what a pretraining saw with what plans will show.
 
     data: of the checkpoint in path. plans: nnU-Net's, the whole; configuration: one of them, inheritance resolved.
     The window of a CT channel may differ: the input map sees to it. The orientation of a reader that keeps
-    the files' own is flips_of_cases' business; that of channels of another kind check_channels'. Another spacing passes only with alice_accept_spacing=1 in the
-    environment. Returns lines for the log; raises UserError that shows both sides and how to replan.
+    the files' own is flips_of_cases' business; that of channels of another kind check_channels'. Another spacing passes
+    only where the plans say that it was asked for (alice-plan -spacing), or with alice_accept_spacing=1 in the environment.
+    Returns lines for the log; raises UserError that shows both sides and how to replan.
     """
     check_pretraining(data, path)
     lines, wrong = check_channels(data, plans, configuration["normalization_schemes"], path), []
     if list(plans["transpose_forward"]) != data["transpose_forward"]:
         wrong.append(f"transpose_forward {plans['transpose_forward']} and {data['transpose_forward']}")
     spacing, pretrained = configuration["spacing"], data["spacing"]
-    if any(abs(s / p - 1) > SPACING_TOLERANCE for s, p in zip(spacing, pretrained)):
+    if spacing_differs(spacing, pretrained):
         pair = f"spacing (z, y, x) {millimetres(spacing)} and {millimetres(pretrained)}"
-        if os.environ.get("alice_accept_spacing") == "1":
+        if plans.get("alice", {}).get("accepted_spacing") == list(spacing):
+            lines.append(f"{pair}: plans and pretraining differ, accepted by alice-plan -spacing")
+        elif os.environ.get("alice_accept_spacing") == "1":
             lines.append(f"{pair}: plans and pretraining differ, accepted by alice_accept_spacing=1")
         else:
-            wrong.append(f"{pair} (alice_accept_spacing=1 in the environment goes on with this one deliberately)")
+            wrong.append(f"{pair} (alice-plan -spacing, or for stock plans alice_accept_spacing=1 in the environment, "
+                         f"goes on with this one deliberately)")
     if wrong:
         raise UserError(f"{plans['plans_name']} and the pretraining in {path} differ: {'; '.join(wrong)}. "
                         f"{replan(plans, path)}")

@@ -9,6 +9,7 @@ prediction builds the network from the block alone and needs neither the checkpo
     input                         InputMap's arguments
     pretraining                   the checkpoint's description of its data
     other_channels                indices of the channels that it did not see, such as a PET beside a CT; only where there are any
+    accepted_spacing              the plans' spacing, only where it is not the pretraining's and was asked for
     recipe                        optimizer, learning rate, epochs ...: what the trainer follows
 """
 
@@ -131,7 +132,7 @@ def load_encoder(network: nn.Module, encoder: str, checkpoint: dict, path: str, 
               for name in target if name in weights and weights[name].shape != target[name].shape]
     if wrong:
         raise UserError(f"the weights in {path} do not fit the network of these plans, nothing was loaded: "
-                        f"{'; '.join(wrong)}")
+                        f"{'; '.join(wrong)}. Plan for these weights with alice-plan, under another name (-n) to keep both")
     network.encoder.load_state_dict(weights)
     others = sum(not name.startswith("encoder.") for name in network.state_dict())
     return [f"Loaded {len(weights)} of {len(target)} encoder tensors from {path} (sha256 {sha256})", "Not loaded: none",

@@ -3,9 +3,11 @@
 Sizes in voxels and spacings in mm, as lists in nnU-Net's (z, y, x) order.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from alice_nnunet.compatibility import other_channels, pretraining_channel
+from alice_nnunet.compatibility import other_channels, pretraining_channel, spacing_differs
 from alice_nnunet.errors import UserError
 from alice_nnunet.finetune import alice_block
 from alice_nnunet.geometry import Triple, ceil_to
@@ -16,6 +18,7 @@ NETWORK_CLASS = {"vit": "alice_nnunet.networks.unetr.UNETR", "swin": "alice_nnun
 STRIDES = [[1, 1, 1]] + 4 * [[2, 2, 2]]  # of a decoder, which nnU-Net wants to see in every plans
 SHARE_IN_A_BATCH = 0.05  # nnU-Net's: no batch sees more of a dataset's voxels
 SMALLEST_BATCH = 2  # nnU-Net's
+GB = 1024 ** 3
 
 
 def configuration_of(plans: dict, name: str) -> dict:
@@ -56,6 +59,26 @@ def choose_batch(wanted: int, patch: list[int], voxels: float) -> int:
     return max(min(wanted, round(voxels * SHARE_IN_A_BATCH / float(np.prod(patch)))), SMALLEST_BATCH)
 
 
+def fit_memory(patch: list[int], batch: int, median: np.ndarray, unit: Triple, budget: float, memory: Callable[[list[int], int], int],
+               may_change: tuple[bool, bool] = (True, True)) -> tuple[list[int], int]:
+    """Patch and batch within a budget: a smaller batch first, down to 2, then a smaller patch, by a unit along the axis that is
+    longest for the median size of the cases, as nnU-Net does.
+
+    budget: bytes. memory: (patch, batch) -> bytes. may_change: patch, batch. Raises UserError where nothing fits.
+    """
+    while (needed := memory(patch, batch)) > budget:
+        longest = max((axis for axis in range(3) if patch[axis] > unit[axis]), key=lambda axis: patch[axis] / median[axis], default=None)
+        if may_change[1] and batch > SMALLEST_BATCH:
+            batch -= 1
+        elif may_change[0] and longest is not None:
+            patch = [size - unit[axis] * (axis == longest) for axis, size in enumerate(patch)]
+        else:
+            raise UserError(f"a patch of {' x '.join(map(str, patch))} and a batch of {batch} take some {needed / GB:.3g} GB and only "
+                            f"{budget / GB:.3g} GB are to be used; give a smaller -patch or -batch, a larger -gpu_memory, or use "
+                            f"weights of a smaller preset")
+    return patch, batch
+
+
 def window_statistics(statistics: dict, window: list[float] | None) -> dict:
     """Intensity statistics of a channel with which nnU-Net's CTNormalization is: clip to window (HU), scale to 0..1."""
     if window is None:
@@ -64,12 +87,13 @@ def window_statistics(statistics: dict, window: list[float] | None) -> dict:
     return {**statistics, "mean": low, "std": high - low, "percentile_00_5": low, "percentile_99_5": high}
 
 
-def matched_plans(base: dict, name: str, checkpoint: dict, path: str, sha256: str, recipe: dict, patch: list[int],
-                  batch: int, sizes: list, spacings: list) -> dict:
-    """Plans called name for fine-tuning from a checkpoint: its spacing, window, orientation and network.
+def matched_plans(base: dict, name: str, checkpoint: dict, path: str, sha256: str, recipe: dict, spacing: list[float],
+                  patch: list[int], batch: int, sizes: list, spacings: list) -> dict:
+    """Plans called name for fine-tuning from a checkpoint: its window, orientation and network.
 
     base: nnU-Net's own plans of the dataset. checkpoint: load_pretraining(path), sha256: of that file. recipe: as
-    training_recipe gives it. sizes, spacings: of the cases, (N, 3), in the canonical orientation.
+    training_recipe gives it. spacing: another one than the pretraining's is written down as accepted.
+    sizes, spacings: of the cases, (N, 3), in the canonical orientation.
     """
     data, inherited = checkpoint["data"], configuration_of(base, CONFIGURATION)
     channels = len(inherited["normalization_schemes"])
@@ -84,8 +108,8 @@ def matched_plans(base: dict, name: str, checkpoint: dict, path: str, sha256: st
         "data_identifier": f"{name}_{CONFIGURATION}",
         "batch_size": batch,
         "patch_size": patch,
-        "median_image_size_in_voxels": np.median(sizes_at(data["spacing"], sizes, spacings), 0).tolist(),
-        "spacing": list(data["spacing"]),
+        "median_image_size_in_voxels": np.median(sizes_at(spacing, sizes, spacings), 0).tolist(),
+        "spacing": list(spacing),
     }
     plans = {
         **base,
@@ -99,6 +123,8 @@ def matched_plans(base: dict, name: str, checkpoint: dict, path: str, sha256: st
         "foreground_intensity_properties_per_channel": statistics,
     }
     plans["alice"] = alice_block(checkpoint, path, sha256, plans, configuration, recipe, flip_axes=[])
+    if spacing_differs(spacing, data["spacing"]):
+        plans["alice"]["accepted_spacing"] = list(spacing)
     configuration["architecture"] = {
         "network_class_name": NETWORK_CLASS[plans["alice"]["encoder"]],
         "arch_kwargs": {"encoder_arguments": plans["alice"]["encoder_arguments"], "input_map": plans["alice"]["input"],

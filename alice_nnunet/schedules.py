@@ -39,15 +39,15 @@ def ema_momentum(step: int, steps: int, start: float) -> float:
 
 
 class EpochSchedule(LRScheduler):
-    """A function of the epoch as a scheduler that is told the epoch, which is how nnU-Net's trainer steps its own."""
+    """Functions of the epoch as a scheduler that is told the epoch, which is how nnU-Net's trainer steps its own."""
 
-    def __init__(self, optimizer: Optimizer, rate_at: Callable[[int], float]):
-        """rate_at: epoch, counted from 0 -> learning rate. The optimizer starts with the one of epoch 0."""
-        self.rate_at = rate_at
+    def __init__(self, optimizer: Optimizer, rates: list[Callable[[int], float]]):
+        """rates: for each parameter group, epoch, counted from 0 -> learning rate. The optimizer starts with those of epoch 0."""
+        self.rates = rates
         super().__init__(optimizer)
 
     def step(self, epoch: int = 0) -> None:
-        """Give every parameter group the learning rate of epoch."""
-        self._last_lr = [self.rate_at(epoch)] * len(self.optimizer.param_groups)
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr):
+        """Give every parameter group its learning rate of epoch."""
+        self._last_lr = [rate_at(epoch) for rate_at in self.rates]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate

@@ -9,11 +9,12 @@ from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.compatibility import check_compatible, dataset_number, flips_of_cases, replan
 from alice_nnunet.errors import UserError
 from alice_nnunet.finetune import alice_block, input_values
-from alice_nnunet.recipes import RECIPES, check_recipe, training_recipe
+from alice_nnunet.recipes import RECIPES, check_recipe, full_recipe, training_recipe
 from alice_nnunet.weights import find_weights, weights_sha256
 
 VARIABLE = "alice_weights"
 OF_THE_NETWORK = ("encoder", "encoder_arguments", "network_arguments", "weights_sha256", "input")  # what a trained model depends on
+OF_THE_OPTIMIZER = ("optimizer", "layer_decay", "frozen_epochs")
 
 
 def block_of_plans(plans: dict) -> dict:
@@ -95,21 +96,42 @@ def check_preprocessed(folder: Path, plans: dict, configuration: str) -> None:
 def check_same_run(block: dict, results: Path, going_on: bool) -> None:
     """Raise UserError if results holds the trainings of another block, which a new one would mix with.
 
-    going_on: --c and --val, where the recipe may have changed, for instance to more epochs, but never the network.
+    going_on: --c and --val, where the recipe may have changed, for instance to more epochs, but never the network nor what
+    the optimizer's state depends on.
     """
     saved = saved_block(results)
     if saved is None:
         return
-    keys = OF_THE_NETWORK if going_on else (*OF_THE_NETWORK, "recipe")
-    different = [f"{key} {saved.get(key)} there, {block[key]} now" for key in keys if saved.get(key) != block[key]]
+    there, now = ({**full_recipe(made["recipe"]), **{key: made.get(key) for key in OF_THE_NETWORK}} for made in (saved, block))
+    keys = (*OF_THE_NETWORK, *OF_THE_OPTIMIZER) if going_on else now
+    different = [f"{key} {there.get(key)} there, {now[key]} now" for key in keys if there.get(key) != now[key]]
     if different:
         raise UserError(f"{results} holds a training of other plans: {'; '.join(different)}. Nothing was changed there. "
                         f"To keep both, plan under another name (alice-plan ... -n OTHERNAME); to start over, remove or "
                         f"rename that folder")
 
 
+def other_pretraining(block: dict, checkpoint: dict) -> list[str]:
+    """What differs between the pretraining that a block was made for and a checkpoint's: encoder, window, orientation ..."""
+    planned = {"encoder": block["encoder"], "encoder_arguments": block["encoder_arguments"], **block["pretraining"]}
+    found = {**checkpoint["config"], **checkpoint["data"]}
+    found = json.loads(json.dumps({key: found.get(key) for key in planned}))  # lists for tuples, as in plans
+    return [f"{key} {found[key]} instead of {planned[key]}" for key in planned if found[key] != planned[key]]
+
+
+def check_variable(block: dict, plans: dict) -> None:
+    """Raise UserError if alice_weights names other weights than those of the plans: which are meant?"""
+    if not os.environ.get(VARIABLE) or weights_sha256(path := find_weights(os.environ[VARIABLE])) == block["weights_sha256"]:
+        return
+    different = other_pretraining(block, load_pretraining(path)) or ["other weights of the same encoder and data"]
+    raise UserError(f"{VARIABLE} names {path} and the plans {plans['plans_name']} were made for {block['weights']}: "
+                    f"{'; '.join(different)}. To train with the plans' own weights, unset {VARIABLE}; for the others, make plans: "
+                    f"alice-plan -d {dataset_number(plans)} -weights {path} -n OTHERNAME, then nnUNetv2_preprocess and train with -p OTHERNAME")
+
+
 def starting_weights(block: dict) -> dict:
-    """The checkpoint that a block names. Raises UserError if the file is gone or is not the one that was planned with."""
+    """The checkpoint that a block names. Raises UserError if the file is gone, is not the one that was planned with, or
+    comes from another pretraining than the block says, as where plans were changed by hand."""
     path = block["weights"]
     if not os.path.exists(path):
         raise UserError(f"the plans start from the weights in {path}, and that file is gone; put it back, or plan again "
@@ -117,4 +139,8 @@ def starting_weights(block: dict) -> dict:
     if (found := weights_sha256(path)) != block["weights_sha256"]:
         raise UserError(f"{path} is not the file that was planned with: its sha256 is {found}, the plans say "
                         f"{block['weights_sha256']}; plan again with alice-plan, under another name (-n) to keep both")
-    return load_pretraining(path)
+    checkpoint = load_pretraining(path)
+    if different := other_pretraining(block, checkpoint):
+        raise UserError(f"the plans were made for another pretraining than that of {path}: {'; '.join(different)}; plan again with "
+                        f"alice-plan, under another name (-n) to keep both")
+    return checkpoint

@@ -9,9 +9,11 @@ from pathlib import Path
 import nibabel
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from alice_nnunet.errors import UserError
+from alice_nnunet.plans import CONFIGURATION, configuration_of
 from alice_nnunet.pretrain.raw_dataset import dataset_name, load_dataset_json, nnunet_folder
 from alice_nnunet.pretrain.raw_image import check_header, first_line
 
@@ -21,11 +23,15 @@ FINGERPRINT, PLANS = "dataset_fingerprint.json", "nnUNetPlans.json"
 @dataclass(frozen=True)
 class LabeledDataset:
     """images: the first channel's file of each case. sizes (voxels, after nnU-Net's crop to nonzero) and spacings (mm)
-    of the cases in the same order, (z, y, x) in the canonical orientation. plans: nnU-Net's own, nnUNetPlans.json."""
+    of the cases in the same order, (z, y, x) in the canonical orientation. target_spacing: of nnU-Net's own plans, so turned,
+    None where the cases' axes are in different orders. outputs: channels of a segmentation network. plans: nnU-Net's own,
+    nnUNetPlans.json."""
     name: str
     images: dict[str, Path]
     sizes: list[list[int]]
     spacings: list[list[float]]
+    target_spacing: list[float] | None
+    outputs: int
     plans: dict
 
     @property
@@ -54,7 +60,18 @@ def open_labeled_dataset(dataset: str, processes: int) -> LabeledDataset:
         headers = dict.fromkeys(images, [0, 1, 2])
     sizes, spacings = ([[row[axis] for axis in order] for row, order in zip(fingerprint[key], headers.values())]
                        for key in ("shapes_after_crop", "spacings"))
-    return LabeledDataset(name, images, sizes, spacings, plans)
+    labels = load_dataset_json(raw / name / "dataset.json")
+    outputs = LabelManager(labels["labels"], labels.get("regions_class_order")).num_segmentation_heads
+    return LabeledDataset(name, images, sizes, spacings, target_spacing(plans, list(headers.values())), outputs, plans)
+
+
+def target_spacing(plans: dict, orders: list[list[int]]) -> list[float] | None:
+    """The spacing of nnU-Net's plans along z, y, x of the canonical orientation. orders: canonical_axes of each case."""
+    if any(order != orders[0] for order in orders):
+        return None
+    spacing = configuration_of(plans, CONFIGURATION)["spacing"]
+    of_the_file = [spacing[axis] for axis in plans["transpose_backward"]]
+    return [of_the_file[axis] for axis in orders[0]]
 
 
 def labeled_images(folder: Path) -> dict[str, Path]:

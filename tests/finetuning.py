@@ -19,7 +19,7 @@ def stock_plans(**changes) -> dict:
     configuration = {"data_identifier": "nnUNetPlans_3d_fullres", "batch_size": 2, "patch_size": [28, 56, 60],
                      "spacing": [3.05, 2.95, 3.0], "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False]}
     return {"dataset_name": "Dataset007_Body", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
-            "transpose_forward": [0, 1, 2], "configurations": {"3d_fullres": configuration},
+            "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "configurations": {"3d_fullres": configuration},
             "foreground_intensity_properties_per_channel": {
                 "0": {"mean": 83.0, "std": 41.0, "percentile_00_5": -400.0, "percentile_99_5": 700.0}}, **changes}
 

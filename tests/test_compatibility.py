@@ -53,6 +53,14 @@ def test_another_spacing_can_be_accepted_deliberately(monkeypatch):
     assert "5 x 0.8 x 0.8 mm" in line and "accepted" in line
 
 
+def test_another_spacing_that_alice_plan_was_asked_for_passes_and_no_other():
+    plans = changed(spacing=[5.0, 0.8, 0.8])
+    line, = check({**plans, "alice": {"accepted_spacing": [5.0, 0.8, 0.8]}})
+    assert "accepted by alice-plan -spacing" in line
+    with pytest.raises(UserError, match="differ: spacing"):
+        check({**plans, "alice": {"accepted_spacing": [4.0, 0.8, 0.8]}})
+
+
 def test_transposed_plans_are_refused():
     with pytest.raises(UserError, match=r"transpose_forward \[1, 0, 2\] and \[0, 1, 2\].*alice-plan"):
         check(stock_plans(transpose_forward=[1, 0, 2]))

@@ -47,8 +47,8 @@ def test_momentum_goes_from_its_start_to_one():
 def test_epoch_schedule_sets_the_rate_of_the_epoch_it_is_told():
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.AdamW([{"params": [p]} for p in parameters], lr=9.0)
-    schedule = EpochSchedule(optimizer, lambda epoch: 10.0 - epoch)
-    assert [group["lr"] for group in optimizer.param_groups] == [10.0, 10.0]
+    schedule = EpochSchedule(optimizer, [lambda epoch: 10.0 - epoch, lambda epoch: 1.0 + epoch])
+    assert [group["lr"] for group in optimizer.param_groups] == [10.0, 1.0]
     for epoch in (0, 1, 7):  # nnU-Net steps before the epoch, and goes on from any
         schedule.step(epoch)
-        assert [group["lr"] for group in optimizer.param_groups] == schedule.get_last_lr() == [10.0 - epoch] * 2
+        assert [group["lr"] for group in optimizer.param_groups] == schedule.get_last_lr() == [10.0 - epoch, 1.0 + epoch]

@@ -11,8 +11,8 @@ import torch
 from alice_nnunet.errors import UserError
 from alice_nnunet.exported import write_exported
 from alice_nnunet.files import file_sha256
-from alice_nnunet.training_block import (block_from_variable, block_of_plans, check_same_run, find_block, saved_block,
-                                         starting_weights)
+from alice_nnunet.training_block import (block_from_variable, block_of_plans, check_same_run, check_variable, find_block,
+                                         saved_block, starting_weights)
 from tests.finetuning import pretraining_checkpoint, stock_plans, write_checkpoint
 
 
@@ -119,6 +119,26 @@ def test_weights_gone_or_changed(folders):
     (folders / "c.pth").unlink()
     with pytest.raises(UserError, match=f"{folders / 'c.pth'}, and that file is gone"):
         starting_weights(block)
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"encoder": "swin"}, "encoder swin instead of vit"),
+    ({"orientation": "LPS"}, "orientation LPS instead of RAS"),
+    ({"channels": [{"name": "CT", "scheme": "CTNormalization", "window": [-1000.0, 400.0]}]}, "-1000.0, 400.0.* instead of .*-125.0, 255.0"),
+    ({}, "other weights of the same encoder and data")])
+def test_other_weights_than_the_plans_own(folders, monkeypatch, change, said):
+    """Beside plans that name their weights, in the variable; and, but for the last, by hand in the plans."""
+    plans = matched(folders)
+    check_variable(plans["alice"], plans)
+    other = str(write_checkpoint(folders / "other.pth", seed=1, **change))
+    monkeypatch.setenv("alice_weights", other)
+    with pytest.raises(UserError, match=f"{said}.*unset alice_weights.*alice-plan -d 7 -weights {other} -n OTHERNAME"):
+        check_variable(plans["alice"], plans)
+    if change:
+        with pytest.raises(UserError, match=f"another pretraining.*{said}.*plan again with alice-plan"):
+            starting_weights({**plans["alice"], "weights": other, "weights_sha256": file_sha256(other)})
+    monkeypatch.delenv("alice_weights")
+    check_variable(plans["alice"], plans)
 
 
 def test_an_exported_folder_as_the_variables_weights(folders, monkeypatch):

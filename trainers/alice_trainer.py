@@ -1,22 +1,27 @@
 """Fine-tuning of a pretrained encoder inside nnU-Net."""
 
 import os
-from functools import partial
 
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from torch import nn
 from torch._dynamo import OptimizedModule
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
+from alice_nnunet.augmentation import with_probabilities
+from alice_nnunet.data.seeded import no_workers, seed_generators, seeded
 from alice_nnunet.errors import exit_on_user_error
 from alice_nnunet.finetune import build_network, load_encoder, output_levels
+from alice_nnunet.optimizers import build_optimizer, encoder_depths, group_rates, parameter_groups
 from alice_nnunet.plans import configuration_of
-from alice_nnunet.schedules import EpochSchedule, warmup_cosine, warmup_poly
+from alice_nnunet.recipes import full_recipe
+from alice_nnunet.schedules import EpochSchedule
 from alice_nnunet.training_block import (block_from_variable, block_of_plans, check_preprocessed, check_same_run,
-                                         find_block, starting_weights)
+                                         check_variable, find_block, starting_weights)
 
 
 class AliceTrainer(nnUNetTrainer):
@@ -36,7 +41,7 @@ class AliceTrainer(nnUNetTrainer):
             cases = os.path.join(nnUNet_preprocessed, plans["dataset_name"], entries["data_identifier"])
             plans["alice"], lines = find_block(plans, entries, results, cases)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        recipe = plans["alice"]["recipe"]
+        recipe = self.recipe = full_recipe(plans["alice"]["recipe"])
         self.initial_lr, self.weight_decay = recipe["learning_rate"], recipe["weight_decay"]
         self.num_epochs, self.warmup_epochs = recipe["epochs"], recipe["warmup_epochs"]
         self.num_iterations_per_epoch = recipe["iterations_per_epoch"]
@@ -55,18 +60,42 @@ class AliceTrainer(nnUNetTrainer):
                                  enable_deep_supervision)
 
     def configure_optimizers(self) -> tuple[Optimizer, EpochSchedule]:
-        """The recipe's optimizer (SGD with Nesterov's momentum, as nnU-Net's); linear warm-up, then a cosine or poly decay
-        that would reach 0 after the last epoch."""
-        recipe, parameters = self.plans_manager.plans["alice"]["recipe"], self.network.parameters()
-        if recipe["optimizer"] == "SGD":
-            optimizer = SGD(parameters, self.initial_lr, recipe["momentum"], weight_decay=self.weight_decay, nesterov=True)
-        else:
-            optimizer = AdamW(parameters, self.initial_lr, (recipe["momentum"], 0.999), weight_decay=self.weight_decay)
-        if recipe["schedule"] == "poly":
-            rate_at = partial(warmup_poly, steps=self.num_epochs, warmup=self.warmup_epochs, peak=self.initial_lr)
-        else:
-            rate_at = partial(warmup_cosine, steps=self.num_epochs + 1, warmup=self.warmup_epochs, peak=self.initial_lr)
-        return optimizer, EpochSchedule(optimizer, rate_at)
+        """The recipe's, with a group of parameters for each learning rate; the first one, which nnU-Net logs, is the decoder's."""
+        recipe = self.recipe | {"learning_rate": self.initial_lr, "weight_decay": self.weight_decay, "epochs": self.num_epochs,
+                                "warmup_epochs": self.warmup_epochs}
+        groups = parameter_groups(self.network.named_parameters(), encoder_depths(self.plans_manager.plans["alice"]["encoder_arguments"]),
+                                  recipe["layer_decay"], recipe["frozen_epochs"])
+        optimizer = build_optimizer(groups, recipe)
+        return optimizer, EpochSchedule(optimizer, group_rates(groups, recipe))
+
+    def initialize(self) -> None:
+        """With the recipe's seed, the random weights are always the same."""
+        if self.recipe["seed"] is not None:
+            seed_generators(self.recipe["seed"])
+        super().initialize()
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """nnU-Net's; without mirroring in training there is none in prediction."""
+        rotation, two_dimensional, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.recipe["augmentation"]["mirroring"]:
+            self.inference_allowed_mirroring_axes = axes = None
+        return rotation, two_dimensional, patch_size, axes
+
+    def get_training_transforms(self, *arguments, **named) -> BasicTransform:
+        """nnU-Net's, with the probabilities of the recipe."""
+        return with_probabilities(super().get_training_transforms(*arguments, **named), self.recipe["augmentation"],
+                                  self.plans_manager.plans["alice"]["input"]["scale"])
+
+    def get_dataloaders(self) -> tuple:
+        """nnU-Net's; with the recipe's seed, their batches are always the same."""
+        if self.recipe["seed"] is None:
+            return super().get_dataloaders()
+        with no_workers():
+            loaders = super().get_dataloaders()
+        workers, seed = get_allowed_n_proc_DA(), (self.recipe["seed"], self.current_epoch, self.local_rank)
+        seed_generators(*seed)
+        return tuple(seeded(loader, count, self.device.type == "cuda", *seed, part)
+                     for part, (loader, count) in enumerate(zip(loaders, (workers, -(-workers // 2)))))
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         """Each output is half as fine as the one before, whatever the strides in the plans are."""
@@ -107,6 +136,8 @@ class AliceTrainer(nnUNetTrainer):
         network or recipe."""
         check_preprocessed(self.preprocessed_dataset_folder, self.plans_manager.plans, self.configuration_name)
         block = self.plans_manager.plans["alice"]
+        if self.planned:
+            check_variable(block, self.plans_manager.plans)
         if not self.planned and not self.going_on:  # the block may be an earlier training's: what is asked for now?
             block, _ = block_from_variable(self.plans_manager.plans, self.configuration_manager.configuration,
                                            self.preprocessed_dataset_folder)

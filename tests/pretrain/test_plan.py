@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from alice_nnunet.compatibility import check_compatible
 from alice_nnunet.files import file_sha256
 from alice_nnunet.pretrain.plan import main
 from alice_nnunet.pretrain.export import main as alice_export
@@ -74,6 +75,76 @@ def test_the_papers_preset_gets_the_papers_patch_and_batch(dataset, capsys):
     assert (configuration["patch_size"], configuration["batch_size"]) == ([96, 96, 96], 8)
 
 
+def test_spacings(dataset, capsys):
+    """The pretraining's, nnU-Net's own for the dataset, and three numbers; what is off is accepted once and for all."""
+    def plan(*spacing: str) -> tuple[dict, str]:
+        main(["-d", "7", "-weights", str(dataset / "c.pth"), "-n", "S" + "".join(spacing).replace(".", ""), "-spacing", *spacing])
+        plans = written(dataset, "S" + "".join(spacing).replace(".", ""))
+        check_compatible(plans["alice"]["pretraining"], plans, plans["configurations"]["3d_fullres"], "c.pth")
+        return plans, capsys.readouterr().out
+    plans, text = plan("pretrained")
+    assert plans["configurations"]["3d_fullres"]["spacing"] == [3, 3, 3] and "3 x 3 x 3 mm: the pretraining's" in text
+    plans, text = plan("dataset")
+    assert plans["configurations"]["3d_fullres"]["spacing"] == [3.05, 2.95, 3.0] and "accepted_spacing" not in plans["alice"]
+    assert "nnU-Net's for this dataset" in text and "accepted" not in text
+    plans, text = plan("2", "1.5", "6")
+    assert plans["alice"]["accepted_spacing"] == [2, 1.5, 6] and "1.50 x 2.00 x 0.50 times the voxels" in text and "accepted, as -spacing" in text
+    assert plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"] == [24.0, 64.0, 15.0]
+    assert plans["configurations"]["3d_fullres"]["patch_size"] == [16, 32, 16]
+
+
+def test_the_datasets_spacing_is_turned_to_the_canonical_axes(dataset, capsys):
+    raw = dataset / "raw" / "Dataset007_Body"
+    stock = stock_plans(transpose_forward=[1, 0, 2], transpose_backward=[1, 0, 2])  # spacing 3.05, 2.95, 3.0 along y, z, x of the files
+    (dataset / "preprocessed" / "Dataset007_Body" / "nnUNetPlans.json").write_text(json.dumps(stock))
+    for file in (raw / "imagesTr").iterdir():  # z, y, x of the files are x, y, z of the canonical orientation
+        write_case(file, np.asarray(nibabel.load(file).dataobj).astype(np.int16), "SAL")
+    main(["-d", "7", "-weights", str(dataset / "c.pth"), "-spacing", "dataset"])
+    assert written(dataset)["configurations"]["3d_fullres"]["spacing"] == [3.0, 3.05, 2.95]
+    write_case(file, np.asarray(nibabel.load(file).dataobj).astype(np.int16), "LPS")
+    assert "three numbers instead" in refused(capsys, "-d", 7, "-weights", dataset / "c.pth", "-spacing", "dataset")
+
+
+def test_memory_is_said_and_kept_within_a_gpus(dataset, capsys):
+    plan = ["-d", "7", "-weights", str(write_checkpoint(dataset / "paper.pth", preset="paper", spacing=[0.1, 0.1, 0.1])), "-n", "P"]
+
+    def planned(*options: str) -> tuple[list, int, float, str]:
+        main([*plan, *options])
+        text, configuration = capsys.readouterr().out, written(dataset, "P")["configurations"]["3d_fullres"]
+        return configuration["patch_size"], configuration["batch_size"], float(re.search(r"memory +([\d.]+) GB", text)[1]), text
+
+    patch, batch, free, text = planned()
+    assert (patch, batch) == ([96, 96, 96], 8) and "no -gpu_memory is given" in text
+    patch, batch, needed, text = planned("-gpu_memory", str(0.8 * free + 1))
+    assert patch == [96, 96, 96] and 5 < batch < 8 and needed <= 0.8 * free and "reduced from 8 to fit -gpu_memory" in text
+    patch, batch, needed, text = planned("-gpu_memory", str(0.9 * free + 1), "-batch", "8")  # what is given stays, the patch gives way
+    assert batch == 8 and sorted(patch)[0] < 96 and needed <= 0.9 * free and "reduced from 96 x 96 x 96" in text
+    assert all(size % 16 == 0 for size in patch)
+    assert "smaller -patch or -batch" in refused(capsys, *plan, "-gpu_memory", 1.1, "-patch", 64, 64, 64, "-batch", 2)
+
+
+def test_anything_in_the_recipe_can_be_set(dataset, capsys):
+    main(["-d", "7", "-weights", str(dataset / "c.pth"), "--set", "optimizer=SGD", "momentum=0.95", "layer_decay=0.8", "frozen_epochs=20",
+          "seed=3", "--set", "augmentation=none", "augmentation.blur=0.5"])
+    text, recipe = capsys.readouterr().out, written(dataset)["alice"]["recipe"]
+    assert (recipe["optimizer"], recipe["momentum"], recipe["layer_decay"], recipe["frozen_epochs"], recipe["seed"]) == ("SGD", 0.95, 0.8, 20, 3)
+    assert {name for name, p in recipe["augmentation"].items() if p} == {"blur"}
+    for said in ("SGD", "each layer 0.8 times", "unchanged for the first 20 epochs", "seed         3", "augmentation blur 0.5"):
+        assert said in text
+
+
+def test_cases_preprocessed_otherwise_are_not_left_behind(dataset, capsys):
+    main(["-d", "7", "-weights", str(dataset / "c.pth")])
+    folder, before = dataset / "preprocessed" / "Dataset007_Body" / "AlicePlans_3d_fullres", written(dataset)
+    folder.mkdir()
+    (folder / "case0.pkl").write_bytes(b"")
+    text = refused(capsys, "-d", 7, "-weights", dataset / "c.pth", "-spacing", 2, 2, 2)
+    assert str(folder) in text and "[3.0, 3.0, 3.0] there, [2.0, 2.0, 2.0] now" in text and "-n" in text and written(dataset) == before
+    main(["-d", "7", "-weights", str(dataset / "c.pth"), "-epochs", "3", "-batch", "4"])  # the same cases serve
+    main(["-d", "7", "-weights", str(dataset / "c.pth"), "-spacing", "2", "2", "2", "-n", "Two"])
+    assert written(dataset, "Two")["configurations"]["3d_fullres"]["data_identifier"] == "Two_3d_fullres"
+
+
 def test_plans_of_other_weights_are_not_overwritten(dataset, capsys):
     main(["-d", "7", "-weights", str(dataset / "c.pth"), "-epochs", "10"])
     main(["-d", "7", "-weights", str(dataset / "c.pth"), "-epochs", "20"])  # same weights: written anew
@@ -117,7 +188,10 @@ def test_sizes_are_those_after_turning_to_ras(dataset, capsys):
 @pytest.mark.parametrize("arguments, said", [
     (["-epochs", 0], "-epochs must be at least 1"), (["-patch", 30, 32, 32], "multiple of"),
     (["-n", "a/b"], "-n must be a file name"), (["-n", "a__b"], "without '__'"), (["-d", 99], "no dataset with the ID 99"),
-    (["-weights", "nowhere.pth"], "no checkpoint at"), (["-iterations", "x"], "invalid int value"), (["-lr", 0], "-lr must be between 0 and 1")])
+    (["-weights", "nowhere.pth"], "no checkpoint at"), (["-iterations", "x"], "invalid int value"), (["-lr", 0], "-lr must be between 0 and 1"),
+    (["-spacing", 1, 2], "pretrained, dataset, or three numbers"), (["-spacing", "mine"], "pretrained, dataset, or three"), (["-spacing", 1, 0, 1], "three numbers"),
+    (["-gpu_memory", 1], "more than 1 GB"), (["--set", "decay=1"], "unknown setting 'decay'"), (["--set", "seed=x"], "seed must be int"),
+    (["--set", "layer_decay=2"], "layer_decay"), (["--set", "augmentation=monai"], "no set of augmentations")])
 def test_wrong_arguments(dataset, capsys, arguments, said):
     assert said in refused(capsys, "-d", 7, "-weights", dataset / "c.pth", *arguments)
 

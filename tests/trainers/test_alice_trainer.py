@@ -14,13 +14,12 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-import alice_nnunet.trainers
 from alice_nnunet.pretrain.plan import main as alice_plan
 from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
-from tests.finetuning import write_case, write_checkpoint, write_dataset
+from tests.finetuning import write_case, write_checkpoint
+from tests.training import NAME, make, plan_on_the_same_data, refusal, workplace_in
 
-NAME = "Dataset007_Body"
 SHORT_TRAINER = '''
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 
@@ -34,23 +33,12 @@ class ShortAliceTrainer(AliceTrainer):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, real_ct):
-    """nnU-Net's folders with a labeled LPS dataset, c.pth and other.pth, and a folder with a user's own trainer."""
+    """training.workplace_in with other.pth and a folder with a user's own trainer."""
     root = tmp_path_factory.mktemp("finetuning")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("raw", "preprocessed", "results"):
-            (root / name).mkdir()
-            patch.setenv(f"nnUNet_{name}", str(root / name))
-        (root / "own").mkdir()
-        (root / "own" / "short_alice_trainer.py").write_text(SHORT_TRAINER)
-        folders = [*alice_nnunet.trainers.__path__, str(root / "own")]
-        for name, value in {"nnUNet_extTrainer": os.pathsep.join(folders), "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f",
-                            "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1",
-                            "OMP_WAIT_POLICY": "PASSIVE"}.items():  # nnU-Net takes all cores; spinning on busy ones is slow
-            patch.setenv(name, value)
-        patch.delenv("alice_weights", raising=False)
-        write_dataset(root / "raw", real_ct)
-        write_checkpoint(root / "c.pth")
-        write_checkpoint(root / "other.pth", seed=1)
+    (root / "own").mkdir()
+    (root / "own" / "short_alice_trainer.py").write_text(SHORT_TRAINER)
+    write_checkpoint(root / "other.pth", seed=1)
+    with workplace_in(root, real_ct, root / "own"):
         yield root
 
 
@@ -75,24 +63,6 @@ def run(folder: Path, *command: str, expected: int = 0, **variables: str) -> sub
 
 def train(folder: Path, *arguments: str, expected: int = 0, **variables: str) -> subprocess.CompletedProcess:
     return run(folder, "nnUNetv2_train", "7", "3d_fullres", "0", *arguments, "-device", "cpu", expected=expected, **variables)
-
-
-def make(folder: Path, cls=AliceTrainer, plans: str = "AlicePlans", configuration: str = "3d_fullres", fold: int = 0,
-         going_on: bool = False) -> AliceTrainer:
-    """A trainer as nnUNetv2_train makes it."""
-    preprocessed = folder / "preprocessed" / NAME
-    content = json.loads((preprocessed / f"{plans}.json").read_text()) | {"continue_training": going_on}
-    return cls(content, configuration, fold, json.loads((preprocessed / "dataset.json").read_text()), torch.device("cpu"))
-
-
-def refusal(capsys, action) -> str:
-    """The one line with which action exits 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        action()
-    text = capsys.readouterr().err
-    assert stopped.value.code == 2 and text.startswith("nnUNetv2_train: ") and text.count("\n") == 1
-    return text
 
 
 def saved_plans(folder: Path, trainer: str = "AliceTrainer", plans: str = "AlicePlans") -> dict:
@@ -251,16 +221,6 @@ def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
     monkeypatch.setenv("alice_weights", str(folder / "other.pth"))
     assert "-n OTHERNAME" in refusal(capsys, new_fold.on_train_start)
     assert saved_plans(folder, "ShortAliceTrainer", "nnUNetPlans")["alice"] == block
-
-
-def plan_on_the_same_data(folder: Path, encoder: str, name: str, *options: str) -> None:
-    """Plans for random weights of an encoder in folder/encoder.pth, which use the cases that AlicePlans preprocessed."""
-    write_checkpoint(folder / f"{encoder}.pth", encoder=encoder)
-    alice_plan(["-d", "7", "-weights", str(folder / f"{encoder}.pth"), "-n", name, "-np", "1", *options])
-    plans = folder / "preprocessed" / NAME / f"{name}.json"
-    content = json.loads(plans.read_text())
-    content["configurations"]["3d_fullres"]["data_identifier"] = "AlicePlans_3d_fullres"
-    plans.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("encoder", ["swin", "nnformer"])

@@ -1,0 +1,122 @@
+"""What a recipe's optional entries do in a training: seed, frozen encoder, layer by layer, augmentation."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+
+from alice_nnunet.pretrain.plan import main as alice_plan
+from alice_nnunet.recipes import NNUNET_AUGMENTATION
+from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
+from alice_nnunet.trainers.alice_trainer import AliceTrainer
+from tests.finetuning import write_checkpoint
+from tests.training import NAME, make, plan_on_the_same_data, refusal, workplace_in
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, real_ct):
+    """A workplace whose AlicePlans are preprocessed."""
+    root = tmp_path_factory.mktemp("recipes")
+    with workplace_in(root, real_ct):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planner cannot do with 0
+            alice_plan(["-d", "7", "-weights", str(root / "c.pth"), "-np", "1"])
+        preprocess_dataset(7, "AlicePlans", ["3d_fullres"], [1])
+        yield root
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_scratch_sees_the_same_batches(folder, monkeypatch, workers):
+    """Equal seeds: both trainers start with the same decoder and see the same crops, augmented alike."""
+    plan_on_the_same_data(folder, "vit", f"Seeded{workers}", "--set", "seed=7", "augmentation=nnunet")
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    batches, weights = [], []
+    for cls in (AliceTrainer, AliceScratchTrainer):
+        trainer = make(folder, cls, f"Seeded{workers}")
+        trainer.on_train_start()
+        weights.append(trainer.network.state_dict())
+        batches.append([next(loader) for loader in (trainer.dataloader_train, trainer.dataloader_train, trainer.dataloader_val)])
+        trainer.on_train_end()
+    assert [batch["keys"].tolist() for batch in batches[0]] == [batch["keys"].tolist() for batch in batches[1]]
+    assert all(torch.equal(ours[name], theirs[name]) for ours, theirs in zip(*batches) for name in ("data", "target"))
+    assert not torch.equal(batches[0][0]["data"], batches[0][1]["data"])
+    different = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert different and all(name.startswith("encoder.") for name in different)
+
+
+def one_epoch(trainer: AliceTrainer, checkpoint: Path | None = None) -> dict:
+    """The network's tensors before an epoch of one step, which is done, and saved."""
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    if checkpoint:
+        trainer.save_checkpoint(str(checkpoint))
+    trainer.current_epoch += 1
+    return before
+
+
+def unchanged(trainer: AliceTrainer, before: dict) -> set[str]:
+    return {name for name, tensor in trainer.network.state_dict().items() if torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("encoder", ["vit", "nnformer"])  # AdamW and SGD
+def test_a_frozen_encoder_stays_and_then_learns_layer_by_layer_also_after_going_on(folder, encoder, capsys):
+    options = ["-epochs", "4", "--set", "warmup_epochs=0", "frozen_epochs=1", "layer_decay=0.5"]
+    plan_on_the_same_data(folder, encoder, f"Frozen{encoder}", *options)
+    trainer = make(folder, plans=f"Frozen{encoder}")
+    trainer.on_train_start()
+    encoders = {name for name in trainer.network.state_dict() if name.startswith("encoder.")}
+    still = unchanged(trainer, one_epoch(trainer, folder / "frozen.pth"))
+    assert encoders <= still and not any(name.startswith(("out.", "heads.0.")) for name in still)
+    assert len(encoders & unchanged(trainer, one_epoch(trainer))) < 0.1 * len(encoders)
+
+    again = make(folder, plans=f"Frozen{encoder}", going_on=True)
+    again.initialize()
+    again.load_checkpoint(str(folder / "frozen.pth"))
+    again.on_train_start()
+    again.on_train_epoch_start()
+    rates = [[group["lr"] for group in t.optimizer.param_groups] for t in (trainer, again)]
+    layers = 4 if encoder == "vit" else 6
+    np.testing.assert_allclose(rates[0], rates[0][0] * 0.5 ** np.arange(layers + 2))
+    assert rates[0] == rates[1] and again.current_epoch == 1
+    plan_on_the_same_data(folder, encoder, f"Frozen{encoder}", *options[:-1], "layer_decay=0.9")  # not what the optimizer's state is for
+    other = make(folder, plans=f"Frozen{encoder}", going_on=True)
+    assert "layer_decay 0.5 there, 0.9 now" in refusal(capsys, lambda: other.load_checkpoint(str(folder / "frozen.pth")))
+
+
+def test_augmentation_comes_from_the_plans(folder):
+    plan_on_the_same_data(folder, "vit", "Unmirrored", "--set", "augmentation.mirroring=0", "augmentation.gamma=0.125")
+    trainer = make(folder, plans="Unmirrored")
+    trainer.initialize()
+    transforms = trainer.get_dataloaders()[0].data_loader.transforms.transforms
+    probabilities = {type(t.transform).__name__: t.apply_probability for t in transforms if isinstance(t, RandomTransform)}
+    assert "MirrorTransform" not in probabilities and probabilities["GammaTransform"] == 0.125 and probabilities["IntensityShift"] == 0.5
+    assert trainer.inference_allowed_mirroring_axes is None  # what was not trained with is not predicted with
+
+
+def test_plans_of_an_older_version_go_on_working(folder):
+    plan_on_the_same_data(folder, "vit", "Older", "-epochs", "100")
+    plans = folder / "preprocessed" / NAME / "Older.json"
+    content = json.loads(plans.read_text())
+    for name in ("layer_decay", "frozen_epochs", "seed", "augmentation"):
+        del content["alice"]["recipe"][name]
+    plans.write_text(json.dumps(content))
+    trainer = make(folder, plans="Older")
+    trainer.initialize()
+    assert len(trainer.optimizer.param_groups) == 1 and trainer.recipe["augmentation"] == NNUNET_AUGMENTATION
+
+
+@pytest.mark.parametrize("plans, change, said", [
+    ("Deep", {}, "encoder vit instead of nnformer.*unset alice_weights.*alice-plan -d 7 -weights"),
+    ("nnUNetPlans", {"orientation": "LPS"}, "orientation 'LPS' instead of 'RAS'.*pretrain again"),
+    ("nnUNetPlans", {"spacing": [1.5, 0.76, 0.76]}, "3 x 3 x 3 mm and 1.5 x 0.76 x 0.76 mm.*alice-plan -d 7 -weights")])
+def test_weights_in_the_variable_that_do_not_belong_to_the_plans(folder, capsys, monkeypatch, plans, change, said):
+    if plans == "Deep":
+        plan_on_the_same_data(folder, "nnformer", "Deep")
+    monkeypatch.setenv("alice_weights", str(write_checkpoint(folder / "foreign.pth", seed=2, **change)))
+    assert re.search(said, refusal(capsys, lambda: make(folder, plans=plans).on_train_start()))
