@@ -21,11 +21,25 @@ from alice_nnunet.pretrain.distributed import gather_lists, largest, own_share
 from alice_nnunet.pretrain.log import RunLog, time_left
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY
 from alice_nnunet.pretrain.state import State, save_state
-from alice_nnunet.pretrain.step import NonFiniteLoss, Spacing, train_step, validate
+from alice_nnunet.pretrain.step import TRAINING, VALIDATION, NonFiniteLoss, Spacing, train_step, validate
 from alice_nnunet.pretrain.stop import StopRequest, ignore_signals
 from alice_nnunet.ranks import rank, world
 
 COLLAPSED = 0.1  # spread under which a run warns
+
+
+def make_matcher(config: PretrainConfig, volumes: Path) -> Matcher:
+    """The one that the config names."""
+    if config.matcher == "embedding":
+        return EmbeddingMatcher(volumes.parent / ANATOMY, config.max_return or None)
+    return {"body": match_by_body, "same": match_same}[config.matcher]
+
+
+def make_pairs(config: PretrainConfig, volumes: Path, queries: list[str], keys: list[str], stream: int, length: int,
+               min_score: float) -> AlignedPairs:
+    """A stream of pairs: TRAINING or VALIDATION."""
+    return AlignedPairs(volumes, queries, keys, config.encoder_arguments["crop_size"], make_matcher(config, volumes),
+                        min_score, (config.seed, stream), length, same_volume=config.matcher == "same")
 
 
 @dataclass
@@ -43,20 +57,10 @@ class Run:
     held_out: list[str]
     workers: int
 
-    def matcher(self) -> Matcher:
-        """The one that the config names."""
-        if self.config.matcher == "embedding":
-            return EmbeddingMatcher(self.volumes.parent / ANATOMY, self.config.max_return or None)
-        return {"body": match_by_body, "same": match_same}[self.config.matcher]
-
-    def pairs(self, queries: list[str], keys: list[str], stream: int, length: int, min_score: float) -> AlignedPairs:
-        return AlignedPairs(self.volumes, queries, keys, self.config.encoder_arguments["crop_size"], self.matcher(),
-                            min_score, (self.config.seed, stream), length, same_volume=self.config.matcher == "same")
-
     def training_batches(self) -> Iterator[dict]:
         """This process's batches from the present step to the last. They depend on the pairs in a step of all processes alone."""
         size, steps = self.config.batch_size, self.config.iterations
-        pairs = self.pairs(self.training, self.training, 0, steps * size * world(), self.config.min_score)
+        pairs = make_pairs(self.config, self.volumes, self.training, self.training, TRAINING, steps * size * world(), self.config.min_score)
         return iter(DataLoader(pairs, batch_sampler=[own_share(step, size) for step in range(self.state.step, steps)],
                                num_workers=self.workers, pin_memory=next(self.state.model.parameters()).is_cuda,
                                worker_init_fn=ignore_signals))
@@ -70,7 +74,7 @@ class Run:
             return []
         keys = self.held_out if len(self.held_out) > 1 else self.held_out + self.training
         size, wanted = self.config.batch_size, max(4, 2 * len(self.held_out))
-        batches = lambda score: list(DataLoader(self.pairs(self.held_out, keys, 1, -(-wanted // size) * size, score), size))
+        batches = lambda score: list(DataLoader(make_pairs(self.config, self.volumes, self.held_out, keys, VALIDATION, -(-wanted // size) * size, score), size))
         try:
             return batches(self.config.min_score)
         except NoMatch:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,12 +18,13 @@ from alice_nnunet.matcher.weights import FINAL as EMBEDDING
 from alice_nnunet.model.encoders import PRESETS
 from alice_nnunet.pretrain.adaptation import adaptation_plan
 from alice_nnunet.pretrain.config import MATCHERS, RUNS, PretrainConfig, config_from_dict, make_config, read_settings
-from alice_nnunet.pretrain.dataset import choose_device, preprocessed_volumes, split
+from alice_nnunet.pretrain.dataset import choose_device, is_preprocessed, preprocessed_volumes, split
 from alice_nnunet.pretrain.distributed import Team, launch, launched, team
+from alice_nnunet.pretrain.dry_run import draw_first_pair, print_plan
 from alice_nnunet.pretrain.embed import ensure_index
 from alice_nnunet.pretrain.loop import Run, train
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY, CONFIGURATION, PLANS, data_description
-from alice_nnunet.pretrain.raw_dataset import dataset_name, nnunet_folder
+from alice_nnunet.pretrain.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
 from alice_nnunet.pretrain.state import build_state, load_state
 from alice_nnunet.pretrain.step import NonFiniteLoss
 from alice_nnunet.pretrain.stop import exit_code
@@ -47,8 +49,26 @@ def parser() -> CommandParser:
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments",
                    help="change one setting, e.g. --set iterations=200; may be repeated")
     p.add_argument("-np", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes that preprocess and load")
+    p.add_argument("--dry-run", action="store_true", help="say what would be done and how much memory it takes, draw the first pair, and end")
     p.add_argument("--c", action="store_true", dest="resume", help="go on where the run stopped; starts anew if there is none")
     return p
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a command comes down to. checkpoint: to go on from; folder: of the results; volumes: folder of the preprocessed cases."""
+
+    config: PretrainConfig
+    checkpoint: Path | None
+    plans: dict
+    cases: list[str]
+    data: dict
+    volumes: Path
+    folder: Path
+
+    @property
+    def anatomy(self) -> Path:
+        return self.volumes.parent / ANATOMY
 
 
 @command("alice-pretrain")
@@ -57,6 +77,11 @@ def main(argv: list[str] | None) -> None:
     device = choose_device(arguments.device)
     if arguments.num_gpus < 1:
         raise UserError(f"-num_gpus must be at least 1, got {arguments.num_gpus}")
+    if arguments.dry_run:
+        if launched():
+            raise UserError("--dry-run is for one process: leave torchrun out and say how many with -num_gpus")
+        dry_run(arguments, device)
+        return
     if arguments.num_gpus > 1 and not launched():
         raise SystemExit(launch(arguments.num_gpus, sys.argv[1:] if argv is None else argv, device))
     with team(device) as processes:
@@ -68,44 +93,78 @@ def main(argv: list[str] | None) -> None:
 
 def pretrain(arguments, processes: Team) -> int:
     """The whole run. Returns the signal that stopped it before its end, or 0."""
-    name = dataset_name(arguments.d)
-    assignments = arguments.assignments + ([f"matcher={arguments.matcher}"] if arguments.matcher else [])
-    settings, given = read_settings(arguments.preset, arguments.encoder, arguments.config, assignments)
+    name, (settings, given) = dataset_name(arguments.d), settings_of(arguments)
     plans, volumes = processes.first(lambda: preprocessed_volumes(name, arguments.np, RUNS[arguments.preset]["spacing"], settings["crop_size"]))
-    cases, embedding = case_names(volumes), volumes.parent / ANATOMY / EMBEDDING
-    data = data_description(plans, cases)
-    config = make_config(name, arguments.encoder, arguments.preset, len(data["channels"]), settings)
-    folder = nnunet_folder("nnUNet_results") / name / f"AlicePretrain__{PLANS}__{CONFIGURATION}" / arguments.encoder
-    checkpoint = next((folder / n for n in (FINAL, LATEST) if (folder / n).is_file()), None) if arguments.resume else None
-    if checkpoint:
-        config = resumed_config(checkpoint, arguments.preset, given, data, embedding)
-    if config.matcher == "embedding":
+    job = make_job(arguments, name, settings, given, plans, volumes, world())
+    if job.config.matcher == "embedding":
         if rank() == 0:
             ensure_index(name, arguments.preset, plans, volumes, processes.device, arguments.np)
         processes.wait()
-        data["embedding_sha256"] = file_sha256(embedding)
+        job.data["embedding_sha256"] = file_sha256(job.anatomy / EMBEDDING)
     try:
-        return train(make_run(config, checkpoint, plans, cases, data, volumes, folder, processes, arguments))
+        return train(make_run(job, processes, arguments))
     except (NonFiniteLoss, NoMatch) as error:
-        raise UserError(f"{error}. The last checkpoint is intact: {folder}") from error
+        raise UserError(f"{error}. The last checkpoint is intact: {job.folder}") from error
     except OSError as error:
-        raise UserError(f"{error.filename or folder}: {error.strerror or error}. The last checkpoint is intact: {folder}; go on with --c "
-                        f"when this is mended") from error
+        raise UserError(f"{error.filename or job.folder}: {error.strerror or error}. The last checkpoint is intact: {job.folder}; go on with "
+                        f"--c when this is mended") from error
 
 
-def make_run(config: PretrainConfig, checkpoint: Path | None, plans: dict, cases: list[str], data: dict, volumes: Path, folder: Path,
-             processes: Team, arguments) -> Run:
-    """A new run in an empty folder, or the one in checkpoint."""
-    training, held_out = split(cases, config.validation_share, config.seed)
-    device = processes.device
-    state = load_state(checkpoint, config, device) if checkpoint else build_state(config, device)
+def dry_run(arguments, device: torch.device) -> None:
+    """Print what the command would do, its memory, and draw its first pair; nothing is started, no earlier run touched."""
+    name, (settings, given) = dataset_name(arguments.d), settings_of(arguments)
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / name
+    if not is_preprocessed(preprocessed):
+        raw = open_raw_dataset(name)
+        config = make_config(name, arguments.encoder, arguments.preset, len(raw.dataset_json["channel_names"]), settings)
+        print(f"{name}: {len(raw.cases)} cases, not (completely) preprocessed yet: that comes first, then there is a first pair to draw")
+        print_plan(config, device, arguments.num_gpus, results_folder(name, arguments.encoder), 0, len(raw.cases))
+        return
+    plans, volumes = preprocessed_volumes(name, arguments.np, RUNS[arguments.preset]["spacing"], settings["crop_size"])
+    job = make_job(arguments, name, settings, given, plans, volumes, arguments.num_gpus)
+    config, step = job.config, load_checkpoint(job.checkpoint)["step"] if job.checkpoint else 0
+    if config.matcher == "embedding" and not all((job.anatomy / file).is_file() for file in (EMBEDDING, *(f"{case}.npy" for case in job.cases))):
+        print("the matcher is not learned yet, or not every volume indexed: that comes first (alice-embed); here the pair goes by the body's box")
+        config = dataclasses.replace(config, matcher="body")
+    training, held_out = split(job.cases, config.validation_share, config.seed)
+    print_plan(job.config, device, arguments.num_gpus, job.folder, step, len(training), len(held_out))
+    draw_first_pair(config, volumes, training, tuple(job.data["spacing"]), step * config.batch_size * arguments.num_gpus, job.folder)
+
+
+def settings_of(arguments) -> tuple[dict, dict]:
+    """All settings of the command, and the given ones."""
+    matcher = [f"matcher={arguments.matcher}"] if arguments.matcher else []
+    return read_settings(arguments.preset, arguments.encoder, arguments.config, arguments.assignments + matcher)
+
+
+def results_folder(name: str, encoder: str) -> Path:
+    return nnunet_folder("nnUNet_results") / name / f"AlicePretrain__{PLANS}__{CONFIGURATION}" / encoder
+
+
+def make_job(arguments, name: str, settings: dict, given: dict, plans: dict, volumes: Path, processes: int) -> Job:
+    """What the command comes down to on preprocessed volumes. Raises UserError where it cannot go on with the run that is there."""
+    cases, folder = case_names(volumes), results_folder(name, arguments.encoder)
+    data = data_description(plans, cases)
+    config = make_config(name, arguments.encoder, arguments.preset, len(data["channels"]), settings)
+    checkpoint = next((folder / n for n in (FINAL, LATEST) if (folder / n).is_file()), None) if arguments.resume else None
+    if checkpoint:
+        config = resumed_config(checkpoint, arguments.preset, given, data, volumes.parent / ANATOMY / EMBEDDING, processes)
+    return Job(config, checkpoint, plans, cases, data, volumes, folder)
+
+
+def make_run(job: Job, processes: Team, arguments) -> Run:
+    """A new run in an empty folder, or the one in job.checkpoint."""
+    config, device = job.config, processes.device
+    training, held_out = split(job.cases, config.validation_share, config.seed)
+    state = load_state(job.checkpoint, config, device) if job.checkpoint else build_state(config, device)
     if rank() == 0:
-        prepare_folder(folder, config, checkpoint, state.step, arguments.resume)
+        prepare_folder(job.folder, config, job.checkpoint, state.step, arguments.resume)
         several = f", {world()} processes with {config.batch_size} pairs each" if world() > 1 else ""
         print(f"{config.encoder} {config.preset} on {device}{several}: {len(training)} training and {len(held_out)} held-out volumes, "
-              f"{sum(p.numel() for p in state.model.encoder.parameters()) / 1e6:.1f} M encoder parameters, results in {folder}", flush=True)
+              f"{sum(p.numel() for p in state.model.encoder.parameters()) / 1e6:.1f} M encoder parameters, results in {job.folder}", flush=True)
     workers = 0 if device.type == "cpu" else arguments.np
-    return Run(config, state, volumes, folder, tuple(data["spacing"]), data, adaptation_plan(plans, config), training, held_out, workers)
+    return Run(config, state, job.volumes, job.folder, tuple(job.data["spacing"]), job.data, adaptation_plan(job.plans, config), training,
+               held_out, workers)
 
 
 def prepare_folder(folder: Path, config: PretrainConfig, checkpoint: Path | None, step: int, resume: bool) -> None:
@@ -120,15 +179,15 @@ def prepare_folder(folder: Path, config: PretrainConfig, checkpoint: Path | None
     write_json_atomically(folder / "config.json", config.as_dict())
 
 
-def resumed_config(checkpoint: Path, preset: str, given: dict, data: dict, embedding: Path) -> PretrainConfig:
+def resumed_config(checkpoint: Path, preset: str, given: dict, data: dict, embedding: Path, processes: int) -> PretrainConfig:
     """The config of the run that goes on. Raises UserError if the command, the data or the embedding are not those of the run."""
     saved = load_checkpoint(checkpoint)
     pairs = saved["config"]["batch_size"] * saved.get("processes", 1)
-    if pairs % world():
-        raise UserError(f"--c goes on with the run as it was, with {pairs} pairs in a step: {world()} processes cannot share them evenly")
+    if pairs % processes:
+        raise UserError(f"--c goes on with the run as it was, with {pairs} pairs in a step: {processes} processes cannot share them evenly")
     changes = {name: value for name, value in given.items() if name in CHANGEABLE}
     try:
-        config = config_from_dict({**saved["config"], **changes, "batch_size": pairs // world()})
+        config = config_from_dict({**saved["config"], **changes, "batch_size": pairs // processes})
     except ValueError as error:
         raise UserError(f"--c: {error}") from None
     now = config.as_dict()

@@ -153,6 +153,23 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.001)
 
 
+def test_a_dry_run_says_what_would_be_done_and_touches_nothing(folders, unbroken, tmp_path, monkeypatch, capsys):
+    folder = unbroken[0] / "Dataset031_Torso" / RUN / "vit"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for name, value in {**folders, "nnUNet_results": str(unbroken[0])}.items():
+        monkeypatch.setenv(name, value)
+    main([*words()[1:], "--dry-run", "-num_gpus", "4"])
+    plan = capsys.readouterr().out
+    assert "2 training and 1 held-out volumes" in plan and "2 pairs x 4 processes = 8 pairs in a step" in plan and "is kept beside it" in plan
+    assert folder.with_name("vit_dry_run.png").read_bytes()[:4] == b"\x89PNG"
+    main([*words()[1:], "--dry-run", "--c"])
+    assert f"goes on from step {STEPS}" in capsys.readouterr().out
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "none"))
+    main([*words()[1:], "--dry-run"])
+    assert "3 cases, not (completely) preprocessed yet" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
 def test_another_run_keeps_the_earlier_one(folders, unbroken):
     folder = unbroken[0] / "Dataset031_Torso" / RUN / "vit"
     weights = (folder / "checkpoint_final.pth").read_bytes()
