@@ -1,6 +1,7 @@
 """Stand-ins for tests of fine-tuning: a pretraining checkpoint with random weights, a small labeled dataset."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -9,6 +10,7 @@ import torch
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
 from alice_nnunet.model.encoders import PRESETS, build_encoder
+from alice_nnunet.pretrain.pretrain_plans import resampling
 
 SPACING = [3.0, 3.0, 3.0]  # mm
 CROP = [16, 32, 32]  # voxels
@@ -66,3 +68,14 @@ def write_dataset(raw: Path, ct: nibabel.Nifti1Image, name: str = "Dataset007_Bo
     (raw / name / "dataset.json").write_text(json.dumps({
         "channel_names": {"0": "CT"}, "labels": {"background": 0, "dense": 1}, "numTraining": cases, "file_ending": ".nii.gz"}))
     return raw / name
+
+
+def plan_by_hand(raw: Path, preprocessed: Path) -> None:
+    """nnU-Net's plans and fingerprint of the dataset, without the seconds that its planner takes."""
+    preprocessed.mkdir()
+    plans = stock_plans(transpose_backward=[0, 1, 2], label_manager="LabelManager")
+    plans["configurations"]["3d_fullres"] |= {**resampling(), "preprocessor_name": "DefaultPreprocessor", "batch_dice": False}
+    shapes = [list(nibabel.load(file).shape[::-1]) for file in sorted((raw / "imagesTr").iterdir())]
+    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps({"spacings": [[3.0] * 3] * 5, "shapes_after_crop": shapes}))
+    shutil.copy(raw / "dataset.json", preprocessed)

@@ -16,23 +16,11 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from alice_nnunet.pretrain.env import with_trainers
 from alice_nnunet.pretrain.plan import main as alice_plan
-from alice_nnunet.pretrain.pretrain_plans import resampling
 from alice_nnunet.pretrain.submit import main
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
-from tests.finetuning import stock_plans, write_case, write_checkpoint, write_dataset
+from tests.finetuning import plan_by_hand, write_case, write_checkpoint, write_dataset
 
 NAME = "Dataset007_Body"
-
-
-def plan_by_hand(raw: Path, preprocessed: Path) -> None:
-    """nnU-Net's plans and fingerprint of the dataset, without the seconds that its planner takes."""
-    preprocessed.mkdir()
-    plans = stock_plans(transpose_backward=[0, 1, 2], label_manager="LabelManager")
-    plans["configurations"]["3d_fullres"] |= {**resampling(), "preprocessor_name": "DefaultPreprocessor", "batch_dice": False}
-    shapes = [list(nibabel.load(file).shape[::-1]) for file in sorted((raw / "imagesTr").iterdir())]
-    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
-    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps({"spacings": [[3.0] * 3] * 5, "shapes_after_crop": shapes}))
-    shutil.copy(raw / "dataset.json", preprocessed)
 
 
 def save_untrained(root: Path) -> Path:
