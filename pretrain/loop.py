@@ -126,8 +126,10 @@ def follow(run: Run, log: RunLog, recent: list[dict], held_out: list[dict], aske
     if recent and (state.step % config.log_every == 0 or last):
         report(run, log, recent)
         recent.clear()
-    if held_out and not asked and (state.step % config.validate_every == 0 or last):
-        show_validation(run, log, held_out)
+    if not asked and (state.step % config.validate_every == 0 or last):
+        if held_out:
+            show_validation(run, log, held_out)
+        log.progress(state.history)  # takes half a second, in which all processes wait
     if last:
         run.save("checkpoint_final.pth")
         log.line(f"finished after {state.step} steps: {run.folder / 'checkpoint_final.pth'}")
@@ -152,7 +154,7 @@ def note_nonfinite(run: Run, log: RunLog | None, batch: dict, numbers: dict[str,
 
 
 def report(run: Run, log: RunLog, recent: list[dict]) -> None:
-    """One log line, TensorBoard and progress.png for the steps since the last; a loud warning on collapse."""
+    """One log line and TensorBoard for the steps since the last; a loud warning on collapse."""
     state, config = run.state, run.config
     means = {name: float(np.mean([float(numbers[name]) for numbers in recent])) for name in recent[0]}
     rejected = means.pop("rejected")
@@ -168,7 +170,6 @@ def report(run: Run, log: RunLog, recent: list[dict]) -> None:
     if low:
         log.line(f"WARNING: COLLAPSE? the spread of {' and '.join(low)} is under {COLLAPSED}: these features are nearly the same "
                  f"for every place in the body and their loss teaches nothing")
-    log.progress(state.history)
 
 
 def show_validation(run: Run, log: RunLog, held_out: list[dict]) -> None:

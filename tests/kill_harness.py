@@ -1,6 +1,6 @@
 """A pretraining killed again and again, at random moments and while it writes: does it ever lose more than an interval?
 
-    python tests/kill_harness.py FOLDER [--kills 30] [--seed 0] [--steps 150]
+    python tests/kill_harness.py FOLDER [--kills 30] [--seed 0] [--steps 120]
 
 After every SIGKILL each checkpoint must load, and the newest may lie at most save_every steps behind the last step that was
 logged. At the end the weights and the optimizer must be those of a run that nobody touched, bit for bit. FOLDER is for the
@@ -129,7 +129,7 @@ def command() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=120)
     arguments = parser.parse_args()
     rows, whole, killed = kill_again_and_again(arguments.folder.resolve(), arguments.kills, arguments.seed, arguments.steps)
     for row in rows:

@@ -160,9 +160,6 @@ class Log:
     def scalars(self, step, values, history):
         self.values = values
 
-    def progress(self, history):
-        pass
-
 
 @pytest.mark.parametrize("spread, warns", [(0.09, True), (0.11, False)])
 def test_collapse_warns(spread, warns):
