@@ -17,7 +17,7 @@ GB = 1e9
 def print_plan(config: PretrainConfig, device: torch.device, processes: int, folder: Path, step: int, training: int, held_out: int = 0) -> None:
     """Print it. folder: of the results; step: from which it goes on; training, held_out: volumes."""
     state = build_state(config, device)
-    fixed, kept = fixed_bytes(state), bytes_of_a_pair(state, config)
+    fixed, (once, each) = fixed_bytes(state), forward_bytes(state, config)
     together, rows = config.batch_size // config.accumulate, config.batch_size * processes
     left = config.iterations - step
     millions = lambda module: f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M"
@@ -34,9 +34,9 @@ def print_plan(config: PretrainConfig, device: torch.device, processes: int, fol
         "schedule": f"{left} of {config.iterations} steps, {left * rows / max(1, training):.0f} pairs for each training volume; lr {config.lr:g} after "
                     f"{config.warmup_iterations} steps of warm-up, then a cosine to 0; EMA {config.ema:g} to 1",
         "saved": f"every {config.save_every} steps, some {fixed['checkpoint'] / GB:.2f} GB; validation every {config.validate_every}",
-        "memory": f"{(fixed['state'] + kept * together) / GB:.2f} GB on each device: {fixed['state'] / GB:.2f} for weights, gradients and optimizer, and "
-                  f"{kept / GB:.2f} kept for the backward of each of {together} pairs (measured with one, {precision}); what kernels need "
-                  "on the way comes on top",
+        "memory": f"{(fixed['state'] + once + each * together) / GB:.2f} GB on each device: {fixed['state'] / GB:.2f} for weights, gradients and "
+                  f"optimizer, {once / GB:.2f} once and {each / GB:.2f} for each of {together} pairs kept for the backward (measured with one pair "
+                  f"and two, {precision}); what kernels need on the way comes on top",
         "results": f"{folder}: {begins}",
     }.items():
         print(f"{name:9} {text}", flush=True)
@@ -49,10 +49,17 @@ def fixed_bytes(state: State) -> dict[str, int]:
     return {"state": model + 3 * trained, "checkpoint": model + 2 * trained}
 
 
-def bytes_of_a_pair(state: State, config: PretrainConfig) -> int:
-    """What the forward of one pair keeps for its backward, views included; weights are not counted."""
+def forward_bytes(state: State, config: PretrainConfig) -> tuple[int, int]:
+    """What forward keeps for backward, views included and the weights themselves left out: once, as bf16's copies of the
+    weights, and for each pair."""
+    one, two = (bytes_of_pairs(state, config, pairs) for pairs in (1, 2))
+    return max(0, 2 * one - two), two - one
+
+
+def bytes_of_pairs(state: State, config: PretrainConfig, pairs: int) -> int:
+    """What forward of so many pairs of noise keeps."""
     device = next(state.model.parameters()).device
-    crops = {name: torch.rand(1, config.encoder_arguments["in_channels"], *config.encoder_arguments["crop_size"]) for name in ("query", "key")}
+    crops = {name: torch.rand(pairs, config.encoder_arguments["in_channels"], *config.encoder_arguments["crop_size"]) for name in ("query", "key")}
     views = views_of(crops, state.model, torch.Generator(device).manual_seed(0), (1.0, 1.0, 1.0))
 
     def forward():

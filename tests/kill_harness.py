@@ -1,6 +1,6 @@
 """A pretraining killed again and again, at random moments and while it writes: does it ever lose more than an interval?
 
-    python tests/kill_harness.py FOLDER [--kills 30] [--seed 0] [--steps 120]
+    python tests/kill_harness.py FOLDER [--kills 30] [--seed 0] [--steps 240]
 
 After every SIGKILL each checkpoint must load, and the newest may lie at most save_every steps behind the last step that was
 logged. At the end the weights and the optimizer must be those of a run that nobody touched, bit for bit. FOLDER is for the
@@ -24,6 +24,7 @@ from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.pretrain.main import FINAL, LATEST, main
 
 SAVE_EVERY = 4  # steps; every second one is logged
+AIMS = ("a write", "its steps", "its start")
 WORDS = ["-d", "31", "-encoder", "vit", "-preset", "tiny", "-matcher", "body", "-device", "cpu", "-np", "1", "--c",
          *(f"--set={s}" for s in ("batch_size=1", "width=24", "depth=2", "heads=2", "decoder_width=24", "decoder_depth=1", "decoder_heads=2",
                                   "head_hidden=32", f"save_every={SAVE_EVERY}", "log_every=2", "validate_every=1000", "crop_size=32,32,32"))]
@@ -60,14 +61,26 @@ def start(*arguments) -> multiprocessing.Process:
     return process
 
 
-def wait_for_moment(process: multiprocessing.Process, folder: Path, rng: random.Random, during_write: bool) -> None:
-    """Return at a random moment, or inside the next write of a checkpoint; at once when the process has ended."""
-    end = time.monotonic() + (60 if during_write else rng.uniform(0, 3))
-    while process.is_alive() and time.monotonic() < end:
-        if during_write and parts_of(folder):
-            time.sleep(rng.uniform(0, 0.01))
-            return
-        time.sleep(0.0005)
+def wait_for_moment(process: multiprocessing.Process, folder: Path, rng: random.Random, aim: str) -> None:
+    """Return at a random moment of the aimed kind; at once when the process has ended."""
+    stamp = lambda name: (folder / name).stat().st_mtime_ns if (folder / name).exists() else 0
+
+    def wait_for(condition) -> None:
+        while process.is_alive() and not condition():
+            time.sleep(0.0005)
+
+    if aim == "a write":
+        for _ in range(rng.randint(0, 2)):  # so many are let through
+            before = stamp(LATEST)
+            wait_for(lambda: stamp(LATEST) != before)
+        wait_for(lambda: parts_of(folder))
+        time.sleep(rng.uniform(0, 0.01))
+        return
+    if aim == "its steps":
+        before = stamp("training_log.txt")
+        wait_for(lambda: stamp("training_log.txt") != before)
+    end = time.monotonic() + rng.uniform(0, 2)
+    wait_for(lambda: time.monotonic() > end)
 
 
 def parts_of(folder: Path) -> list[Path]:
@@ -89,18 +102,18 @@ def kill_again_and_again(root: Path, kills: int, seed: int, steps: int) -> tuple
     whole.join()
     assert whole.exitcode == 0, (root / "whole.txt").read_text()
     while len(rows) < kills and not (folders[1] / FINAL).exists():
-        during_write = bool(len(rows) % 2)
+        aim = AIMS[len(rows) % len(AIMS)]
         for part in folders[1].glob("checkpoint_*.partial"):
             os.utime(part, ns=(0, 0))  # left by an earlier kill; a new one is newer
         process = start(root, "killed", steps)
-        wait_for_moment(process, folders[1], rng, during_write)
+        wait_for_moment(process, folders[1], rng, aim)
         if not process.is_alive():
             break
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         unfinished = bool(parts_of(folders[1]))
         done, saved = last_logged_step(folders[1]), newest_step(folders[1])
-        rows.append({"kill": len(rows) + 1, "aimed at": "a write" if during_write else "any moment", "left a part": unfinished,
+        rows.append({"kill": len(rows) + 1, "aimed at": aim, "left a part": unfinished,
                      "logged": done, "saved": saved, "lost": max(0, done - saved)})
     process = start(root, "killed", steps)
     process.join()
@@ -129,7 +142,7 @@ def command() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=240)
     arguments = parser.parse_args()
     rows, whole, killed = kill_again_and_again(arguments.folder.resolve(), arguments.kills, arguments.seed, arguments.steps)
     for row in rows:

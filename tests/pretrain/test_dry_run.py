@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from alice_nnunet.pretrain.config import make_config, read_settings
-from alice_nnunet.pretrain.dry_run import bytes_of_a_pair, fixed_bytes, saved_bytes
+from alice_nnunet.pretrain.dry_run import bytes_of_pairs, fixed_bytes, forward_bytes, saved_bytes
 from alice_nnunet.pretrain.state import build_state, save_state
 from alice_nnunet.pretrain.step import train_step
 
@@ -32,6 +33,9 @@ def test_fixed_bytes_are_those_of_a_run_after_a_step(tmp_path):
     assert abs((tmp_path / "c.pth").stat().st_size / fixed_bytes(state)["checkpoint"] - 1) < 0.1
 
 
-def test_recomputing_blocks_takes_less():
-    plain, less = (bytes_of_a_pair(build_state(c, CPU), c) for c in (config(), config("checkpoint_blocks=true")))
-    assert 4 * 4 * 32 ** 3 < less < 0.8 * plain
+def test_what_a_pair_takes_is_less_in_bf16_and_with_recomputed_blocks():
+    measure = lambda *more: forward_bytes(build_state(config(*more), CPU), config(*more))
+    (once, each), (copies, halves), (_, less) = measure(), measure("precision=bf16"), measure("precision=bf16", "checkpoint_blocks=true")
+    assert copies > 1e6 > once and 4 * 4 * 32 ** 3 < less < 0.9 * halves < 0.9 * each
+    for c, (fixed, pair) in ((config(), (once, each)), (config("precision=bf16"), (copies, halves))):
+        assert bytes_of_pairs(build_state(c, CPU), c, 3) == pytest.approx(fixed + 3 * pair, rel=0.03)
