@@ -70,13 +70,19 @@ def surround(blocks: Tensor, sides: Tensor, after: tuple[bool, bool, bool]) -> T
     """
     units = blocks.flatten(0, 1)
     units = torch.cat([units, torch.zeros_like(units[:1])])                                          # (B * V + 1, z, y, x, C)
-    cuts = {-1: slice(-1, None), 0: slice(None), 1: slice(0, 1)}
     steps = [(-1, 0, 1) if both else (-1, 0) for both in after]
 
-    def slab(*side: int) -> Tensor:
-        piece = units[:, cuts[side[0]], cuts[side[1]], cuts[side[2]]]
-        return piece[:-1] if side == (0, 0, 0) else piece.index_select(0, sides[SIDES.index(side)])
+    def cut(piece: Tensor, axis: int, side: int) -> Tensor:
+        return piece if side == 0 else piece.narrow(axis, 0 if side > 0 else piece.shape[axis] - 1, 1)
 
-    lines = {(z, y): torch.cat([slab(z, y, x) for x in steps[2]], 3) for z in steps[0] for y in steps[1]}
-    planes = [torch.cat([lines[z, y] for y in steps[1]], 2) for z in steps[0]]
+    planes = []  # cut axis by axis, so that most gradients are of thin pieces
+    for z in steps[0]:
+        plane, lines = cut(units, 1, z), []
+        for y in steps[1]:
+            line, pieces = cut(plane, 2, y), []
+            for x in steps[2]:
+                piece = cut(line, 3, x)
+                pieces.append(piece[:-1] if (z, y, x) == (0, 0, 0) else piece.index_select(0, sides[SIDES.index((z, y, x))]))
+            lines.append(torch.cat(pieces, 3))
+        planes.append(torch.cat(lines, 2))
     return torch.cat(planes, 1)

@@ -3,6 +3,8 @@
 R rows (tokens of a batch), E width, G groups of T slots: see windows.py.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from alice_nnunet.model.bias_table import BiasTable
 from alice_nnunet.model.blocks import Recomputable
 from alice_nnunet.model.windows import Batch, Packing
+
+CPU_SCORES = 2 ** 20  # scores that a CPU holds at a time: 4 MB stay in its cache from the product to the softmax and back
 
 
 class Rearrange(torch.autograd.Function):
@@ -57,13 +61,17 @@ class WindowAttention(nn.Module):
         return self.out(rows[:len(rows) - packing.padding])
 
     def attend(self, slots: Tensor, table: Tensor, batch: Batch) -> Tensor:
-        """Attention of one batch of groups. slots: (G * T, 3E). Returns (G * T, E)."""
-        shape = (batch.groups, batch.slots, 3, self.heads, -1)
-        query, key, value = slots.view(shape).permute(2, 0, 3, 1, 4)                                # (G, heads, T, E / heads)
-        bias = table.gather(1, batch.pairs.view(1, -1).expand(self.heads, -1))
-        bias = bias.view(self.heads, *batch.pairs.shape).transpose(0, 1)                            # (G or 1, heads, T, T)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return mixed.transpose(1, 2).reshape(len(slots), -1)
+        """Attention of one batch of groups, on a CPU a few groups at a time. slots: (G * T, 3E). Returns (G * T, E)."""
+        size = max(1, CPU_SCORES // (self.heads * batch.slots ** 2)) if slots.device.type == "cpu" else batch.groups
+        biases = itertools.cycle([self.offsets(table, pairs) for pairs in batch.pairs.split(size)])  # one for all, or one each
+        qkv = slots.view(batch.groups, batch.slots, 3, self.heads, -1).permute(2, 0, 3, 1, 4)        # (3, G, heads, T, E / heads)
+        mixed = [F.scaled_dot_product_attention(*part, attn_mask=next(biases)) for part in qkv.split(size, 1)]
+        return torch.cat(mixed).transpose(1, 2).reshape(len(slots), -1)
+
+    def offsets(self, table: Tensor, pairs: Tensor) -> Tensor:
+        """Biases for pairs of slots. table: (heads, rows + 1), pairs: (G or 1, T, T). Returns (G or 1, heads, T, T)."""
+        bias = table.gather(1, pairs.view(1, -1).expand(self.heads, -1))
+        return bias.view(self.heads, *pairs.shape).transpose(0, 1)
 
 
 class SelfAttention(WindowAttention):
