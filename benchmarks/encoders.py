@@ -1,10 +1,14 @@
 """What hiding three quarters of a crop saves in each encoder, and our Swin UNETR against MONAI's, all in one run.
 
+Every row is measured in a process of its own, what it compares in turn. peak_gb is the most memory of the step with three
+quarters hidden, dense_peak_gb that of the dense one: CUDA tensors, or on a CPU the whole process, Python and torch included.
+
     python benchmarks/encoders.py -encoders swin nnformer -presets tiny --json encoders.json
 """
 
 import argparse
 import json
+import multiprocessing
 import resource
 import statistics
 import time
@@ -33,14 +37,16 @@ def main() -> None:
     arguments = p.parse_args()
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {arguments.batch} crops, median of {arguments.repeats}")
-    rows = []
+    tasks = []
     for device in devices:
-        for name in arguments.encoders:
-            for preset in arguments.presets:
-                rows.append(encoder_row(name, preset, device, arguments.batch, arguments.repeats))
-                print(rows[-1], flush=True)
+        tasks += [(encoder_row, (name, preset, device, arguments.batch, arguments.repeats))
+                  for name in arguments.encoders for preset in arguments.presets]
         if arguments.feature_size:
-            rows.append(network_row(arguments.feature_size, tuple(arguments.patch), device, arguments.repeats))
+            tasks.append((network_row, (arguments.feature_size, tuple(arguments.patch), device, arguments.repeats)))
+    rows = []
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for measure, settings in tasks:
+            rows.append(pool.apply(measure, settings))
             print(rows[-1], flush=True)
     if arguments.json:
         with open(arguments.json, "w") as file:
@@ -60,15 +66,18 @@ def encoder_row(name: str, preset: str, device: torch.device, batch: int, repeat
             encoder(crop, visible).float().square().mean().backward()
         encoder.zero_grad(set_to_none=True)
 
-    sparse = seconds(lambda: step(keep), device, repeats)
-    dense = seconds(lambda: step(None), device, repeats)
+    peaks = []
+    for visible in (keep, None):  # the smaller first: a process knows only the most it ever had
+        step(visible)
+        peaks.append(round(peak_gb(device), 2))
+    sparse, dense = times_in_turn((lambda: step(keep), lambda: step(None)), device, repeats)
     return {"encoder": name, "preset": preset, "device": device_name(device), "crop": list(crop_size), "dense_s": round(dense, 4),
-            "sparse_s": round(sparse, 4), "ratio": round(sparse / dense, 3), "peak_gb": round(peak_gb(device), 2)}
+            "sparse_s": round(sparse, 4), "ratio": round(sparse / dense, 3), "peak_gb": peaks[0], "dense_peak_gb": peaks[1]}
 
 
 def network_row(feature_size: int, patch: tuple[int, int, int], device: torch.device, repeats: int) -> dict:
     """A training step (forward, backward, SGD) of our Swin UNETR and of MONAI's with the same weights, and how far apart
-    their outputs are; fp32. The steps are taken in turn, so that both see the same machine."""
+    their outputs are; fp32."""
     from monai.networks.nets import SwinUNETR as MonaiSwinUNETR  # here, so that encoders can be measured without MONAI
 
     torch.manual_seed(0)
@@ -79,14 +88,13 @@ def network_row(feature_size: int, patch: tuple[int, int, int], device: torch.de
     image = torch.rand(1, 1, *patch, device=device)
     with torch.no_grad():
         difference = (ours(image) - monai(image)).abs().max().item()
-    times = {"ours": [], "monai": []}
-    for _ in range(repeats):
-        for name, network in (("ours", ours), ("monai", monai)):
-            times[name].append(seconds(lambda: training_step(network, image), device, 1))
-    median = {name: statistics.median(values) for name, values in times.items()}
+    steps = [lambda network=network: training_step(network, image) for network in (ours, monai)]
+    for step in steps:
+        step()
+    ours_s, monai_s = times_in_turn(steps, device, repeats)
     return {"network": f"Swin UNETR {feature_size}, patch {'x'.join(map(str, patch))}, {device_name(device)}",
-            "ours_s": round(median["ours"], 4), "monai_s": round(median["monai"], 4),
-            "speedup": round(median["monai"] / median["ours"], 3), "max_abs_difference": difference}
+            "ours_s": round(ours_s, 4), "monai_s": round(monai_s, 4), "speedup": round(monai_s / ours_s, 3),
+            "max_abs_difference": difference}
 
 
 def training_step(network: nn.Module, image: torch.Tensor) -> None:
@@ -98,16 +106,23 @@ def training_step(network: nn.Module, image: torch.Tensor) -> None:
     network.zero_grad(set_to_none=True)
 
 
-def seconds(action, device: torch.device, repeats: int) -> float:
-    """Median time of action after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def times_in_turn(actions, device: torch.device, repeats: int) -> list[float]:
+    """Median seconds of each action, called one after the other repeats times, so that all see the same machine."""
+    times = [[] for _ in actions]
+    for _ in range(repeats):
+        for action, taken in zip(actions, times):
+            synchronize(device)
+            start = time.perf_counter()
+            action()
+            synchronize(device)
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU to finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_gb(device: torch.device) -> float:
