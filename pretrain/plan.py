@@ -198,8 +198,9 @@ def tell(plans: dict, dataset: LabeledDataset, reasons: dict[str, str], target: 
         statistics = plans["foreground_intensity_properties_per_channel"][str(index)]
         window = (f"CT clipped to {statistics['percentile_00_5']:g}..{statistics['percentile_99_5']:g} HU and mapped to 0..1"
                   if low is not None else scheme)
-        seen = index not in block.get("other_channels", [])
-        print(f"  channel {index}    {window}, {'as in the pretraining' if seen else 'which did not see it: its weights in the first layer start as zeros'}")
+        source = "which did not see it: its weights in the first layer start as zeros" if index in block.get("other_channels", []) \
+            else "as in the pretraining"
+        print(f"  channel {index}    {window}, {source}")
     print(f"  patch        {voxels(configuration['patch_size'])}: {reasons['patch']}")
     print(f"  batch        {configuration['batch_size']}: {reasons['batch']}")
     print(f"  memory       {reasons['memory']}")

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from alice_nnunet.augmentation import with_probabilities
 from alice_nnunet.data.seeded import no_workers, seed_generators, seeded
-from alice_nnunet.errors import exit_on_user_error
+from alice_nnunet.errors import UserError, exit_on_user_error
 from alice_nnunet.finetune import build_network, load_encoder, output_levels
 from alice_nnunet.optimizers import build_optimizer, encoder_depths, group_rates, parameter_groups
 from alice_nnunet.plans import configuration_of
@@ -125,15 +125,17 @@ class AliceTrainer(nnUNetTrainer):
         if self.current_epoch == 0:
             with exit_on_user_error("nnUNetv2_train"):
                 self.check_new_training()
-                if not self.was_initialized:
-                    self.initialize()
+                self.initialize()
                 for line in self.load_weights():
                     self.print_to_log_file(line)
         super().on_train_start()
 
     def check_new_training(self) -> None:
-        """Raise UserError if there is nothing to train on, or the results folder holds trainings of other weights,
-        network or recipe."""
+        """Raise UserError if there is nothing to train on, if nnU-Net was given other weights to start from, or if the results
+        folder holds trainings of other weights, network or recipe."""
+        if self.was_initialized:  # before a first epoch only for -pretrained_weights
+            raise UserError(f"-pretrained_weights cannot be used with {type(self).__name__}: AliceTrainer starts from the weights that the "
+                            f"plans name, AliceScratchTrainer from none; leave it out")
         check_preprocessed(self.preprocessed_dataset_folder, self.plans_manager.plans, self.configuration_name)
         block = self.plans_manager.plans["alice"]
         if self.planned:

@@ -192,6 +192,15 @@ def test_training_before_preprocessing_says_what_to_run(trained, capsys):
     assert "nnUNetv2_preprocess -d 7 -plans_name Unprocessed -c 3d_fullres" in text
 
 
+def test_other_weights_to_start_from_are_refused(trained, capsys):
+    """nnU-Net's -pretrained_weights makes the network before the training starts, and loads a whole one into it."""
+    folder, _ = trained
+    for cls in (AliceTrainer, AliceScratchTrainer):
+        trainer = make(folder, cls, fold=3)
+        trainer.initialize()
+        assert "-pretrained_weights cannot be used" in refusal(capsys, trainer.on_train_start)
+
+
 def test_configurations_that_cannot_be_fine_tuned(trained, capsys, monkeypatch):
     folder, _ = trained
     monkeypatch.setenv("alice_weights", str(folder / "c.pth"))
