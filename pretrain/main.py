@@ -83,6 +83,7 @@ def main(argv: list[str] | None) -> None:
         dry_run(arguments, device)
         return
     if arguments.num_gpus > 1 and not launched():
+        make_config(dataset_name(arguments.d), arguments.encoder, arguments.preset, 1, settings_of(arguments)[0])  # one message, not N
         raise SystemExit(launch(arguments.num_gpus, sys.argv[1:] if argv is None else argv, device))
     with team(device) as processes:
         stopped_by = pretrain(arguments, processes)

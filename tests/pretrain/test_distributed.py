@@ -14,7 +14,7 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.pretrain.distributed import launch, launched, own_share, wait_for
 from tests.pretrain.part_of_a_batch import two_steps
 
-METHODS = [[], ["similarity=infonce"], ["similarity=dino"], ["head=byol"], ["accumulate=2"], ["weight_r=0"], ["weight_dv=0"], ["weight_st=0"],
+METHODS = [[], ["similarity=infonce"], ["similarity=dino"], ["head=byol"], ["accumulate=2", "checkpoint_blocks=true"], ["weight_r=0"], ["weight_dv=0"], ["weight_st=0"],
            ["weight_dv=0", "weight_st=0", "center_teacher=false"], ["ema_casa=false", "target_mask_ratio=0.5", "online_flips=true"]]
 
 

@@ -181,7 +181,8 @@ def test_another_run_keeps_the_earlier_one(folders, unbroken):
 
 @pytest.mark.parametrize("change, message", [(["--c", "--set=lr=0.1"], "lr is 0.0003 in the run and 0.1 in the command"),
                                              (["--set=width=50", "--set=heads=4"], "multiple of heads"), (["--set=speed=3"], "unknown setting"),
-                                             (["-preset", "huge"], "invalid choice"), (["-num_gpus", "0"], "-num_gpus must be at least 1"), (["-d", "77"], "no dataset with the ID 77"),
+                                             (["-preset", "huge"], "invalid choice"), (["-num_gpus", "0"], "-num_gpus must be at least 1"), (["-num_gpus", "2", "--set=lr=-1"], "lr must be positive"),
+                                             (["-d", "77"], "no dataset with the ID 77"),
                                              (["-encoder", "resnet"], "invalid choice"), (["-config", "none.json"], "not a readable JSON")])
 def test_wrong_use_is_one_line_and_code_2(folders, unbroken, change, message, monkeypatch, capsys):
     for name, value in {**folders, "nnUNet_results": str(unbroken[0])}.items():
