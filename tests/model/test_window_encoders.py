@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alice_nnunet.losses import moments, spread
+from alice_nnunet.model import window_attention
 from alice_nnunet.model.encoders import PRESETS, build_encoder
 from alice_nnunet.model.nnformer import NnFormer
 from alice_nnunet.model.swin import Swin
@@ -59,7 +60,18 @@ def check(cls, units, windows, ratio, seed: int = 0):
 @pytest.mark.parametrize("ratio", [0, 0.25, 0.75, 0.95])
 @pytest.mark.parametrize("windows", [((3, 3, 3), (3, 3, 3)), ((4, 4, 4), (2, 2, 2)), ((7, 5, 9), (8, 8, 8))], ids=str)
 def test_visible_only_equals_dense_attention_restricted_to_visible_tokens(cls, windows, ratio):
-    check(cls, (1, 2, 3) if ratio < 0.9 else (2, 2, 5), windows, ratio)
+    check(cls, (1, 2, 3) if ratio < 0.9 else (2, 3, 5), windows, ratio)  # of 6 units 6, 4 or 2 are visible, of 30 two
+
+
+@BOTH
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_cpu_attends_to_a_few_groups_at_a_time(cls, groups, monkeypatch):
+    """Pieces of groups, for windows that share their biases (intact crops) and for those that do not."""
+    monkeypatch.setattr(window_attention, "CPU_SCORES", groups * 2 * 32 ** 2)  # two heads, 32 slots
+    check(cls, (2, 2, 3), ((3, 4, 5), (2, 3, 2)), 0.25)
+    encoder, size = build(cls, (2, 2, 3))
+    crop = torch.randn(2, 1, *size, dtype=torch.double)
+    torch.testing.assert_close(encoder(crop), DENSE[cls](encoder, crop, torch.zeros(2, 12, dtype=torch.bool)), rtol=1e-8, atol=1e-8)
 
 
 @BOTH
