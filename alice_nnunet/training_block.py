@@ -116,6 +116,8 @@ def other_pretraining(block: dict, checkpoint: dict) -> list[str]:
     planned = {"encoder": block["encoder"], "encoder_arguments": block["encoder_arguments"], **block["pretraining"]}
     found = {**checkpoint["config"], **checkpoint["data"]}
     found = json.loads(json.dumps({key: found.get(key) for key in planned}))  # lists for tuples, as in plans
+    if found["encoder"] != planned["encoder"]:
+        planned.pop("encoder_arguments")
     return [f"{key} {found[key]} instead of {planned[key]}" for key in planned if found[key] != planned[key]]
 
 
