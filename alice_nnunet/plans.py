@@ -3,6 +3,7 @@
 Sizes in voxels and spacings in mm, as lists in nnU-Net's (z, y, x) order.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 
 import numpy as np
@@ -66,16 +67,16 @@ def fit_memory(patch: list[int], batch: int, median: np.ndarray, unit: Triple, b
 
     budget: bytes. memory: (patch, batch) -> bytes. may_change: patch, batch. Raises UserError where nothing fits.
     """
+    if may_change[1] and batch > SMALLEST_BATCH:
+        fitting = bisect_right(range(SMALLEST_BATCH, batch + 1), budget, key=lambda size: memory(patch, size))
+        batch = SMALLEST_BATCH + max(0, fitting - 1)
     while (needed := memory(patch, batch)) > budget:
         longest = max((axis for axis in range(3) if patch[axis] > unit[axis]), key=lambda axis: patch[axis] / median[axis], default=None)
-        if may_change[1] and batch > SMALLEST_BATCH:
-            batch -= 1
-        elif may_change[0] and longest is not None:
-            patch = [size - unit[axis] * (axis == longest) for axis, size in enumerate(patch)]
-        else:
+        if not may_change[0] or longest is None:
             raise UserError(f"a patch of {' x '.join(map(str, patch))} and a batch of {batch} take some {needed / GB:.3g} GB and only "
                             f"{budget / GB:.3g} GB are to be used; give a smaller -patch or -batch, a larger -gpu_memory, or use "
                             f"weights of a smaller preset")
+        patch = [size - unit[axis] * (axis == longest) for axis, size in enumerate(patch)]
     return patch, batch
 
 
