@@ -77,7 +77,7 @@ class PretrainConfig:
 
 # What a preset changes. spacing (z, y, x) mm is for preprocessing, where no plans exist yet.
 RUNS = {
-    "tiny": {"crop_size": (32, 64, 64), "spacing": (3.0, 3.0, 3.0), "batch_size": 4, "lr": 3e-4, "iterations": 2000,
+    "tiny": {"crop_size": (32, 64, 64), "spacing": (3.0, 3.0, 3.0), "batch_size": 4, "lr": 3e-4, "iterations": 2000, "min_score": 0.65,
              "ema": 0.99, "head_hidden": 512, "decoder_width": 192, "decoder_depth": 2, "decoder_heads": 6,
              "log_every": 20, "validate_every": 200, "save_every": 200},
     "small": {"crop_size": (64, 128, 128), "spacing": (1.5, 0.76, 0.76), "batch_size": 4, "lr": 1e-4, "iterations": 20_000,

@@ -17,7 +17,8 @@ class EmbedConfig:
 
     dataset: str                     # DatasetXXX_NAME
     preset: str = "paper"
-    network: dict = field(default_factory=dict)  # widths, channels, stem
+    network: dict = field(default_factory=dict)  # widths, channels, stem; context: channels alone counts
+    features: str = "sam"            # sam: its network, by gradient descent; context: means of surroundings, in closed form (ours)
     voxel: float = 2.0               # mm of the network's input, along each axis
     patch_size: Triple = (32, 96, 96)  # voxels of it
     crop_size: Triple = (44, 128, 128)  # both patches are drawn from it (ours): they overlap by more than a half
@@ -51,6 +52,8 @@ class EmbedConfig:
             raise ValueError(f"warmup_iterations must be in [0, iterations), got {self.warmup_iterations} of {self.iterations}")
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share must be in [0, 1), got {self.validation_share}")
+        if self.features not in ("sam", "context"):
+            raise ValueError(f"features must be one of sam, context, got {self.features!r}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision must be one of auto, fp32, bf16, got {self.precision!r}")
         if any(p <= 0 or p % s for p, s in zip(self.patch_size, COARSE_STRIDE)):
@@ -66,7 +69,8 @@ class EmbedConfig:
 
 RUNS = {
     "tiny": {"voxel": 5.0, "patch_size": (24, 64, 64), "crop_size": (32, 80, 80), "step": 10.0, "batch_size": 4, "points": 512,
-             "hardest": 200, "ignore_fine": 16.0, "iterations": 1000, "log_every": 20, "validate_every": 250, "save_every": 100},
+             "hardest": 200, "ignore_fine": 16.0, "features": "context", "iterations": 40, "log_every": 10, "validate_every": 20,
+             "save_every": 10},
     "small": {"voxel": 3.0, "batch_size": 4, "iterations": 10_000, "step": 6.0},
     "paper": {},
 }

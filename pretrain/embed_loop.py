@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.matcher.contrast import anatomy_losses
 from alice_nnunet.matcher.crops import BodyCrops
+from alice_nnunet.matcher.context import ContextNet, contexts
 from alice_nnunet.matcher.network import AnatomyNet
-from alice_nnunet.matcher.patches import Patches, draw_patches, vectors_at
+from alice_nnunet.matcher.patches import Patches, draw_patches, interpolated, vectors_at
+from alice_nnunet.matcher.weights import build_network
 from alice_nnunet.pictures import patches_figure
 from alice_nnunet.pretrain.embed_config import EmbedConfig
 from alice_nnunet.pretrain.log import RunLog, time_left
@@ -30,7 +32,7 @@ PANELS = {"losses": ("fine", "coarse", "validation fine", "validation coarse"),
 class State:
     """Network, optimizer, the number of steps done, and what was logged. Every random number comes from (seed, step)."""
 
-    network: AnatomyNet
+    network: AnatomyNet | ContextNet
     optimizer: torch.optim.AdamW
     step: int = 0
     history: dict[str, list] = field(default_factory=dict)
@@ -40,7 +42,7 @@ def build_state(config: EmbedConfig, device: torch.device) -> State:
     """A training before its first step. Weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = AnatomyNet(**config.network).to(device)
+        network = build_network(config.features, config.network).to(device)
     return State(network, torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay))
 
 
@@ -83,7 +85,9 @@ def forward(network: AnatomyNet, batch: dict, generator: torch.Generator, config
         maps = network(torch.cat([first.image, second.image]))
     fine, coarse = (m.float().chunk(2) for m in maps)
     vectors = [(vectors_at(f, at), vectors_at(c, at)) for f, c, at in zip(fine, coarse, places)]
-    losses = anatomy_losses(*vectors, inside, points, (config.ignore_fine, config.ignore_coarse), config.hardest, config.temperature)
+    in_volume = points + batch["middle"].to(device)[:, None]
+    losses = anatomy_losses(*vectors, inside, in_volume, batch["number"].to(device), (config.ignore_fine, config.ignore_coarse),
+                            config.hardest, config.temperature)
     return Step(first, second, places, inside, losses, share_found(*vectors, inside, points, config.ignore_fine))
 
 
@@ -101,15 +105,26 @@ def train_step(state: State, batch: dict, config: EmbedConfig) -> dict[str, Tens
     for group in optimizer.param_groups:
         group["lr"] = warmup_cosine(step, config.iterations, config.warmup_iterations, config.lr)
     result = forward(network, batch, generator_at(config.seed, 0, step, next(network.parameters()).device), config)
-    optimizer.zero_grad(set_to_none=True)
-    (result.losses["fine"] + result.losses["coarse"]).backward()
-    norm = clip_grad_norm_(network.parameters(), config.clip_grad)
+    if isinstance(network, ContextNet):
+        norm = observe(network, result)
+    else:
+        optimizer.zero_grad(set_to_none=True)
+        (result.losses["fine"] + result.losses["coarse"]).backward()
+        norm = clip_grad_norm_(network.parameters(), config.clip_grad)
     if not torch.isfinite(norm):
         raise NonFiniteLoss(f"step {step}: losses {[v.item() for v in result.losses.values()]}, gradient norm {norm.item()}; "
                             f"the cases were {', '.join(batch['case'])}")
-    optimizer.step()
+    optimizer.step()  # of a ContextNet nothing has a gradient
     state.step += 1
     return {**{name: loss.detach() for name, loss in result.losses.items()}, "found": result.found, "gradient norm": norm}
+
+
+def observe(network: ContextNet, step: Step) -> Tensor:
+    """Learn in closed form from the patches of a step. Returns by how much the weights changed."""
+    before = torch.cat([p.flatten() for p in network.parameters()])
+    network.observe(*(interpolated(contexts(patches.image), places)[step.inside]
+                      for patches, places in zip((step.first, step.second), step.places)))
+    return (torch.cat([p.flatten() for p in network.parameters()]) - before).norm()
 
 
 @dataclass

@@ -26,19 +26,19 @@ def contrast(anchors: Tensor, positives: Tensor, others: Tensor, allowed: Tensor
     return F.cross_entropy(logits, torch.zeros(len(anchors), dtype=torch.long, device=anchors.device))
 
 
-def anatomy_losses(first: Vectors, second: Vectors, inside: Tensor, points: Tensor, ignore: tuple[float, float],
+def anatomy_losses(first: Vectors, second: Vectors, inside: Tensor, points: Tensor, volume: Tensor, ignore: tuple[float, float],
                    hardest: int, temperature: float) -> dict[str, Tensor]:
     """Loss of the fine and of the coarse vectors of the same points in two patches, both directions.
 
-    inside: (B, K), whether both patches show the point. points: (B, K, 3) mm. ignore: mm around a point, fine and
-    coarse, where another point is neither positive nor negative. Negatives of a fine vector come from its own volume:
-    the same place in another person is no negative, and nobody knows where that is. Those of a coarse vector come from
-    all volumes of the batch: that is what tells one body region from another. SAM draws them at random in the others,
-    here the hardest count wherever they are.
+    inside: (B, K), whether both patches show the point. points: (B, K, 3) mm in their volume. volume: (B,) int, which one
+    that is. ignore: mm around a point, fine and coarse, where another point is neither positive nor negative. Negatives
+    of a fine vector come from its own volume, from all patches of it: the same place in another person is no negative, and
+    nobody knows where that is. Those of a coarse vector come from all volumes of the batch: that is what tells one body
+    region from another. SAM draws them at random in the others, here the hardest count wherever they are.
     """
-    batch = inside.nonzero()[:, 0]
-    place = points[inside]                                                   # (P, 3), the points of all volumes
-    same = batch[:, None] == batch[None]                                     # (P, P)
+    owner = volume[inside.nonzero()[:, 0]]
+    place = points[inside]                                                   # (P, 3), the points of all patches
+    same = owner[:, None] == owner[None]                                     # (P, P)
     apart = torch.cdist(place, place)
     losses = {"fine": 0.0, "coarse": 0.0}
     for here, there in ((first, second), (second, first)):

@@ -5,6 +5,7 @@ Axes are (z, y, x). Millimetres are counted from the outer corner of the preproc
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 from alice_nnunet.data.body import tight_box
 from alice_nnunet.data.volumes import Volume
 from alice_nnunet.geometry import Triple, ceil_to
-from alice_nnunet.matcher.network import COARSE_STRIDE, FINE_STRIDE, AnatomyNet
+from alice_nnunet.matcher.network import FINE_STRIDE, AnatomyNet
 
 BLOCK = 3             # nodes along each edge of a block
 SEARCHED = 8          # blocks that are searched node by node
-NEIGHBOURS = np.array(list(itertools.product((-1, 0, 1), repeat=3)))  # blocks away
+NEAR = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+NEIGHBOURS = np.concatenate([NEAR, 2 * NEAR[NEAR.any(1)]])  # blocks away
+UNSEEN = 0.3          # what a place counts for that the volume does not show, as unlike
 Millimetres = tuple[float, float, float]
 
 
@@ -58,33 +61,51 @@ class Embedding:
     def find(self, around: np.ndarray) -> tuple[np.ndarray, float]:
         """The node of the body around which vectors are most like around, and the mean of their similarities, at most 1.
 
-        around: (27, C), the vectors wanted at NEIGHBOURS blocks from the node; those that are 0 are not asked for. The
-        middles of all blocks are compared, then every node of the most similar SEARCHED blocks.
+        around: (53, C), the vectors wanted at NEIGHBOURS blocks from the node; those that are 0 are not asked for. Places
+        above or below what the volume shows count little, those beside the body as unlike. The middles of all blocks are
+        compared, then every node of the most similar SEARCHED blocks.
         """
         asked = around.any(1)
         if not asked.any():
             return np.zeros(3, int), 0.0
         offsets, wanted = NEIGHBOURS[asked], around[asked]                          # (O, 3), (O, C)
-        best = np.argpartition(-self.alike_middles(offsets, wanted), min(SEARCHED, len(self.middles)) - 1)[:SEARCHED]
+        counted = self.counted(np.arange(self.grid[0] * BLOCK), offsets).reshape(-1, BLOCK)  # (Z, BLOCK), for each row of nodes
+        total = self.alike_middles(offsets, wanted) / counted[:, BLOCK // 2, None, None]
+        best = np.argpartition(-total.ravel(), min(SEARCHED, total.size) - 1)[:SEARCHED]
         places = np.array(np.unravel_index(best, self.grid))[:, None] + offsets.T[:, :, None]  # (3, O, K)
         inside = ((places >= 0) & (places < np.array(self.grid)[:, None, None])).all(0)
         rows = self.blocks[np.ravel_multi_index(places, self.grid, mode="clip")]    # (O, K, 27, C)
         alike = (rows.reshape(len(offsets), -1, rows.shape[3]).astype(np.float32) @ wanted[:, :, None]).reshape(rows.shape[:3])
-        alike = (alike * inside[:, :, None]).sum(0) * (self.scale / len(offsets))   # (K, 27)
+        rows_of_nodes = counted[best // np.prod(self.grid[1:])].repeat(BLOCK ** 2, 1)          # (K, 27)
+        alike = (alike * inside[:, :, None]).sum(0) * self.scale / rows_of_nodes               # (K, 27)
         alike[~self.blocks[best].any(2)] = -1
         block, within = np.unravel_index(alike.argmax(), alike.shape)
         node = np.array(np.unravel_index(best[block], self.grid)) * BLOCK + np.unravel_index(within, 3 * (BLOCK,))
         return node, min(1.0, float(alike[block, within]))
 
+    @cached_property
+    def height(self) -> int:
+        """Nodes along z without those that only fill the last blocks up."""
+        last = self.blocks[-self.grid[1] * self.grid[2]:].reshape(self.grid[1] * self.grid[2], BLOCK, -1)
+        return (self.grid[0] - 1) * BLOCK + int(last.any((0, 2)).nonzero()[0].max(initial=0)) + 1
+
+    def counted(self, z: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """By what the sum of the similarities at offsets (blocks) is divided, for nodes at z: as z."""
+        at = z[:, None] + BLOCK * offsets[:, 0]
+        seen = ((at >= 0) & (at < self.height)).sum(1)
+        return (seen + UNSEEN * len(offsets)) / (1 + UNSEEN)
+
     def alike_middles(self, offsets: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Sum of the similarities around the middle of each block, (A,), in units of scale."""
+        """Sum of the similarities around the middle of each block, (Z, Y, X) blocks, in units of scale."""
         each = (self.middles.astype(np.float32) @ wanted.T).reshape(*self.grid, len(offsets))
         total = np.zeros(self.grid, np.float32)
         for number, offset in enumerate(offsets):
+            if (np.abs(offset) >= self.grid).any():
+                continue
             here = tuple(slice(max(0, -o), n - max(0, o)) for o, n in zip(offset, self.grid))
             there = tuple(slice(max(0, o), n - max(0, -o)) for o, n in zip(offset, self.grid))
             total[here] += each[(*there, number)]
-        return total.ravel()
+        return total
 
 
 def to_grid(image: Tensor, spacing: Millimetres, target: float, size: Triple | None = None) -> tuple[Tensor, Millimetres]:
@@ -108,7 +129,7 @@ def embed(network: AnatomyNet, image: Tensor) -> Tensor:
 
     The coarse ones are interpolated; the similarity of two vectors is then the mean of the two similarities, as in SAM.
     """
-    size = ceil_to(image.shape[1:], COARSE_STRIDE)
+    size = ceil_to(image.shape[1:], network.stride)
     padded = F.pad(image[None], [n for old, new in zip(image.shape[:0:-1], size[::-1]) for n in (0, new - old)])
     fine, coarse = network.eval()(padded)
     vectors = torch.cat([fine, resized(coarse, fine.shape[2:])], 1)[0] / 2 ** 0.5

@@ -62,6 +62,8 @@ class AnatomyNet(nn.Module):
     widths: channels of the four stages. channels: C, of a vector. stem: kernel of the first convolution.
     """
 
+    stride: Triple = COARSE_STRIDE  # sizes are filled up to whole ones
+
     def __init__(self, widths: tuple[int, int, int, int] = (64, 128, 256, 512), channels: int = 128, stem: Triple = (3, 7, 7)):
         super().__init__()
         self.stem = ConvNorm(1, widths[0], stem)

@@ -83,18 +83,18 @@ def test_only_the_hardest_enter(drawn):
 
 @pytest.fixture
 def batch() -> dict:
-    """Three volumes, six points of each within 60 mm; five points are not in both patches."""
+    """Three patches, two of them of volume 1, six points of each within 60 mm; five points are not in both patches."""
     generator = torch.Generator().manual_seed(7)
     inside = torch.ones(3, 6, dtype=torch.bool)
     inside[0, 1] = inside[1, 4] = inside[1, 5] = inside[2, 0] = inside[2, 3] = False
     return {"first": (vectors(3, 6, 4, seed=4), vectors(3, 6, 4, seed=5)), "second": (vectors(3, 6, 4, seed=6), vectors(3, 6, 4, seed=7)),
-            "inside": inside, "points": torch.rand(3, 6, 3, generator=generator) * 60}
+            "inside": inside, "points": torch.rand(3, 6, 3, generator=generator) * 60, "volume": torch.tensor([1, 4, 1])}
 
 
 IGNORE = (20.0, 35.0)
 
 
-def point_by_point(first, second, inside, points, hardest) -> dict[str, float]:
+def point_by_point(first, second, inside, points, volume, hardest) -> dict[str, float]:
     shown = [(b, k) for b in range(3) for k in range(6) if inside[b, k]]
     losses = {"fine": 0.0, "coarse": 0.0}
     for here, there in ((first, second), (second, first)):
@@ -102,8 +102,8 @@ def point_by_point(first, second, inside, points, hardest) -> dict[str, float]:
         for level, name in enumerate(losses):
             total = 0.0
             for p in shown:
-                negatives = [o for o in shown
-                             if (o[0] == p[0] and math.dist(points[p], points[o]) > IGNORE[level]) or (name == "coarse" and o[0] != p[0])]
+                negatives = [o for o in shown if (math.dist(points[p], points[o]) > IGNORE[level] if volume[o[0]] == volume[p[0]]
+                                                  else name == "coarse")]
                 negatives = sorted(negatives, key=lambda o: -alike[p, o])[:hardest]
                 similarities = [float(here[level][p] @ there[level][o]) for o in [p, *negatives]]
                 exponents = [math.exp(s / TEMPERATURE) for s in similarities]
@@ -120,15 +120,15 @@ def test_losses_are_those_of_each_point_both_ways(batch, hardest):
 
 
 def test_fine_vectors_know_nothing_of_other_volumes(batch):
-    """Fine vectors of volume 1 get the same gradient whatever the fine vectors of volume 0 are."""
+    """Other fine vectors in patch 0 change the gradient of patch 2, of the same volume, and not that of patch 1."""
     gradients = []
     for seed in (20, 21):
-        fine = batch["first"][0].clone()
+        fine, second = batch["first"][0].clone(), batch["second"][0].clone().requires_grad_()
         fine[0] = vectors(6, 4, seed=seed)
-        fine.requires_grad_()
-        loss = anatomy_losses(**batch | {"first": (fine, batch["first"][1])}, ignore=IGNORE, hardest=50, temperature=TEMPERATURE)
-        gradients += torch.autograd.grad(loss["fine"], fine)
-    assert torch.allclose(gradients[0][1], gradients[1][1]) and not torch.allclose(gradients[0][0], gradients[1][0])
+        changed = {"first": (fine, batch["first"][1]), "second": (second, batch["second"][1])}
+        loss = anatomy_losses(**batch | changed, ignore=IGNORE, hardest=50, temperature=TEMPERATURE)["fine"]
+        gradients += torch.autograd.grad(loss, second)
+    assert torch.allclose(gradients[0][1], gradients[1][1]) and not torch.allclose(gradients[0][2], gradients[1][2])
     assert (gradients[0][~batch["inside"]] == 0).all() and (gradients[0][batch["inside"]] != 0).any()
 
 

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from alice_nnunet.data.body import Body, find_body
 from alice_nnunet.data.volumes import open_volume, save_volume
-from alice_nnunet.matcher.crops import BodyCrops, points_between
+from alice_nnunet.matcher.crops import BodyCrops, centre_inside, points_between
 
 SPACINGS = {"even": (3.0, 3.0, 3.0), "fine": (1.1, 0.9, 1.3), "thick": (5.0, 0.8, 0.8)}
 EXTENT, MARGIN = (100.0, 110.0, 120.0), 20.0  # mm of a volume, and of air around its body
@@ -59,6 +59,7 @@ def test_crops_and_points_are_where_they_say(folders, case):
         position = np.stack([value_at(item["crop"], points) for item in items], 1)[inner]       # (K, 3) mm of the volume
         middle = position - points.numpy()[inner]
         assert (np.abs(middle - np.median(middle, 0)) < 0.3 * spacing + 0.05).all()
+        assert (np.abs(items[0]["middle"].numpy() - np.median(middle, 0)) < 0.3 * spacing + 0.05).all()
         for place in np.median(middle, 0) + points.numpy():
             around = (np.floor(place / spacing + shift) for shift in np.mgrid[-1:2, -1:2, -1:2].reshape(3, -1).T * 0.3)
             assert any(body.contains(tuple(voxel.astype(int))) for voxel in around)
@@ -84,8 +85,21 @@ def test_an_item_depends_on_seed_and_index_alone(folders):
         assert not same(first[5], other)
 
 
-def test_every_case_comes(folders):
-    assert {crops(folders[0])[index]["case"] for index in range(30)} == set(CASES)
+def test_every_case_comes_and_items_come_in_pairs_of_one_case(folders):
+    items = [crops(folders[0])[index] for index in range(60)]
+    assert {item["case"] for item in items} == set(CASES) and all(CASES[item["number"]] == item["case"] for item in items)
+    pairs = [(a, b) for a, b in zip(items[::2], items[1::2])]
+    assert all(a["case"] == b["case"] for a, b in pairs) and not any(torch.equal(a["points"], b["points"]) for a, b in pairs)
+    assert any(a["case"] != b["case"] for a, b in zip(items[1::2], items[2::2]))
+
+
+@pytest.mark.parametrize("centre, extent, size, expected", [
+    (0, 10, 100, 5), (99, 10, 100, 95), (50, 10, 100, 50), (0, 7, 100, 3), (99, 7, 100, 96), (3, 40, 30, 15), (3, 30, 30, 15)])
+def test_a_crop_stays_inside_the_volume_where_it_can(centre, extent, size, expected):
+    found = centre_inside((centre, 1, 1), (extent, 1, 1), (size, 2, 2))[0]
+    assert found == expected
+    start = found - extent // 2  # as crop_around takes it
+    assert extent >= size or (start >= 0 and start + extent <= size)
 
 
 def test_points_spread_evenly_over_the_body_between_two_voxels():

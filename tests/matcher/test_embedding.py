@@ -7,7 +7,7 @@ from tests.matcher.fields import field, field_embedding
 
 from alice_nnunet.data.body import find_body
 from alice_nnunet.data.volumes import Volume
-from alice_nnunet.matcher.embedding import BLOCK, NEIGHBOURS, SEARCHED, embed_volume, pack, to_grid
+from alice_nnunet.matcher.embedding import BLOCK, NEIGHBOURS, SEARCHED, UNSEEN, embed_volume, pack, to_grid
 from alice_nnunet.matcher.network import AnatomyNet
 
 CPU = torch.device("cpu")
@@ -24,18 +24,21 @@ def vector(embedding, node) -> np.ndarray:
 
 
 def around(embedding, place: np.ndarray) -> np.ndarray:
-    """Millimetres of the places that find looks at, (27, 3)."""
+    """Millimetres of the places that find looks at, (53, 3)."""
     return place + NEIGHBOURS * BLOCK * np.array(embedding.step)
 
 
 def alike_everywhere(embedding, wanted: np.ndarray) -> np.ndarray:
-    """Mean similarity of the surroundings of all nodes, (Z, Y, X); -1 where a node is not in the body."""
+    """Mean similarity of the surroundings of all nodes, (Z, Y, X); -1 where a node is not in the body. What the volume does
+    not show above and below counts for UNSEEN."""
     size = np.array(embedding.grid) * BLOCK
     every = np.stack([vector(embedding, node) for node in nodes_of(embedding)]).reshape(*size, -1)
-    beyond, total = np.pad(every, [(BLOCK, BLOCK)] * 3 + [(0, 0)]), np.zeros(size)
-    for (z, y, x), one in zip((NEIGHBOURS + 1) * BLOCK, wanted):
+    beyond, total, seen = np.pad(every, [(2 * BLOCK, 2 * BLOCK)] * 3 + [(0, 0)]), np.zeros(size), np.zeros(size[0])
+    for (z, y, x), one in zip((NEIGHBOURS + 2) * BLOCK, wanted):
         total += beyond[z:z + size[0], y:y + size[1], x:x + size[2]] @ one
-    return np.where(every.any(3), total / wanted.any(1).sum(), -1)
+        seen += beyond[z:z + size[0]].any((1, 2, 3)) * one.any()
+    asked = wanted.any(1).sum()
+    return np.where(every.any(3), total / ((seen + UNSEEN * asked) / (1 + UNSEEN))[:, None, None], -1)
 
 
 @pytest.mark.parametrize("size", [(6, 9, 12), (7, 8, 10), (1, 2, 3)])
@@ -63,7 +66,7 @@ def test_found_is_the_most_similar_of_all_nodes(size):
     assert (len(embedding.middles) > 3 * SEARCHED) == (size[0] == 18)
     for place in rng.uniform(ORIGIN, np.array(ORIGIN) + (np.array(size) - 1) * STEP, (4, 3)):
         wanted = field(around(embedding, place)).T.astype(np.float32)
-        wanted[rng.permutation(27)[:5]] = 0
+        wanted[rng.permutation(53)[:9]] = 0
         alike = alike_everywhere(embedding, wanted)
         node, similarity = embedding.find(wanted)
         assert alike[tuple(node)] == pytest.approx(alike.max(), abs=1e-5)
@@ -71,9 +74,9 @@ def test_found_is_the_most_similar_of_all_nodes(size):
 
 
 def test_the_similarity_is_that_of_the_vectors_before_rounding():
-    embedding, rng = field_embedding((18, 21, 24), ORIGIN, STEP, np.zeros(3)), np.random.default_rng(1)
-    inner = (BLOCK + 1) * np.array(STEP)
-    for place in rng.uniform(ORIGIN + inner, np.array(ORIGIN) + (17, 20, 23) * np.array(STEP) - inner, (20, 3)):
+    embedding, rng = field_embedding((24, 27, 30), ORIGIN, STEP, np.zeros(3)), np.random.default_rng(1)
+    inner = (2 * BLOCK + 1) * np.array(STEP)
+    for place in rng.uniform(ORIGIN + inner, np.array(ORIGIN) + (23, 26, 29) * np.array(STEP) - inner, (20, 3)):
         wanted = field(around(embedding, place)).T
         node, similarity = embedding.find(wanted.astype(np.float32))
         found = field(around(embedding, embedding.position(node))).T
@@ -83,7 +86,7 @@ def test_the_similarity_is_that_of_the_vectors_before_rounding():
 
 def test_nothing_to_look_for_is_found_nowhere():
     embedding = field_embedding((6, 6, 6), ORIGIN, STEP, np.zeros(3))
-    assert embedding.find(np.zeros((27, 128), np.float32))[1] == 0
+    assert embedding.find(np.zeros((53, 128), np.float32))[1] == 0
 
 
 def test_nothing_is_more_alike_than_a_node_with_itself():

@@ -12,10 +12,10 @@ from alice_nnunet.matcher.index import save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher, match_millimetres, opened, return_distance
 
 # size in nodes, first node and step in mm, where the volume's corner lies in the body
-QUERY = ((16, 18, 20), (8.0, 5.0, 12.0), (6.0, 6.0, 6.0), np.array([100.0, 40.0, 60.0]))
-KEY = ((24, 20, 30), (3.0, 9.0, 4.0), (5.0, 7.0, 4.0), np.array([85.0, 30.0, 70.0]))
-ALIGNED = ((16, 18, 20), (2.0, 23.0, 0.0), (6.0, 6.0, 6.0), np.array([100.0, 40.0, 60.0]) + (12, -12, 18))
-ELSEWHERE = ((16, 18, 20), (8.0, 5.0, 12.0), (6.0, 6.0, 6.0), np.array([1000.0, -900.0, 1200.0]))
+QUERY = ((20, 26, 28), (8.0, 5.0, 12.0), (6.0, 6.0, 6.0), np.array([100.0, 40.0, 60.0]))
+KEY = ((28, 26, 44), (3.0, 9.0, 4.0), (5.0, 7.0, 4.0), np.array([85.0, 30.0, 70.0]))
+ALIGNED = ((20, 26, 28), (2.0, 23.0, 0.0), (6.0, 6.0, 6.0), np.array([100.0, 40.0, 60.0]) + (12, -12, 18))
+ELSEWHERE = ((20, 26, 28), (8.0, 5.0, 12.0), (6.0, 6.0, 6.0), np.array([1000.0, -900.0, 1200.0]))
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def points_in_both(number: int, first, second) -> np.ndarray:
     low = np.maximum(np.array(origin) + body, np.array(other_origin) + other_body) - body
     high = np.minimum(np.array(origin) + (np.array(size) - 1) * step + body,
                       np.array(other_origin) + (np.array(other_size) - 1) * other_step + other_body) - body
-    reach = 22.0  # a point's surroundings are in view too
-    assert (high - low > 2 * reach + 10).all()
+    reach = 43.0  # a point's surroundings are in view too
+    assert (high - low > 2 * reach + 20).all()
     return np.random.default_rng(0).uniform(low + reach, high - reach, (number, 3))
 
 
@@ -78,22 +78,22 @@ def test_a_match_leads_back(query, key):
 
 def directions(degrees: dict) -> Embedding:
     """Nodes 1 mm apart, 0 but where one of degrees is: the unit vector of that angle, in the middle of a block."""
-    vectors = np.zeros((2, 3, 3, 9))
+    vectors = np.zeros((2, 3, 3, 15))
     for x, angle in degrees.items():
         vectors[:, 1, 1, x] = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     return pack(vectors, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
 
 
-TWO_PLACES, ONE_PLACE = {1: 0, 7: 30}, {4: 40}  # the place of the second volume is more like the second of the first
+TWO_PLACES, ONE_PLACE = {1: 0, 13: 30}, {7: 40}  # the place of the second volume is more like the second of the first
 
 
 def test_a_match_that_is_more_like_another_place_leads_there():
     first, second = directions(TWO_PLACES), directions(ONE_PLACE)
     match, score = match_millimetres(np.array([1.5, 1.5, 1.7]), first, second)
-    assert match.tolist() == pytest.approx([1.5, 1.5, 4.7]) and score == pytest.approx(np.cos(np.deg2rad(40)), abs=0.01)
-    assert return_distance(np.array([1.5, 1.5, 1.7]), match, first, second) == pytest.approx(6)
-    match, score = match_millimetres(np.array([1.5, 1.5, 7.5]), first, second)
-    assert return_distance(np.array([1.5, 1.5, 7.5]), match, first, second) == pytest.approx(0)
+    assert match.tolist() == pytest.approx([1.5, 1.5, 7.7]) and score == pytest.approx(np.cos(np.deg2rad(40)), abs=0.01)
+    assert return_distance(np.array([1.5, 1.5, 1.7]), match, first, second) == pytest.approx(12)
+    match, score = match_millimetres(np.array([1.5, 1.5, 13.5]), first, second)
+    assert return_distance(np.array([1.5, 1.5, 13.5]), match, first, second) == pytest.approx(0)
 
 
 def volume(name: str, spacing) -> Volume:
@@ -135,10 +135,10 @@ def test_a_volume_matches_itself_exactly(folder):
 
 def test_a_match_that_does_not_lead_back_scores_zero(folder):
     two, one = volume("two", (1.0, 1.0, 1.0)), volume("one", (1.0, 1.0, 1.0))
-    for point, strict, lenient in [((1, 1, 1), 0, 0.77), ((1, 1, 7), 0.98, 0.98)]:
-        for max_return, score in [(5.9, strict), (6.1, lenient), (None, lenient)]:
+    for point, strict, lenient in [((1, 1, 1), 0, 0.77), ((1, 1, 13), 0.98, 0.98)]:
+        for max_return, score in [(11.9, strict), (12.1, lenient), (None, lenient)]:
             match = EmbeddingMatcher(folder, max_return)(point, two, one)
-            assert match.point == (1, 1, 4) and match.score == pytest.approx(score, abs=0.01)
+            assert match.point == (1, 1, 7) and match.score == pytest.approx(score, abs=0.01)
 
 
 def test_true_matches_survive_the_check(folder):

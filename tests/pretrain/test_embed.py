@@ -17,20 +17,22 @@ import torch
 
 from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.errors import UserError
+from alice_nnunet.matcher.context import ContextNet
 from alice_nnunet.matcher.index import open_embedding
 from alice_nnunet.matcher.match import Match
 from alice_nnunet.matcher.network import PRESETS, AnatomyNet
 from alice_nnunet.matcher.released import released_name
 from alice_nnunet.matcher.weights import load_network
+from alice_nnunet.pretrain import loop
+from alice_nnunet.pretrain.dataset import split
 from alice_nnunet.pretrain.embed import main, put_released
 from alice_nnunet.pretrain.embed_config import EmbedConfig, embed_config, embed_config_from_dict
-from alice_nnunet.pretrain.loop import Run
 from alice_nnunet.pretrain.main import main as pretrain
 
 BIN = Path(sys.executable).parent
 CASES = ("crlm1004", "cptacpda_c3l00189", "lidc0314")
 SMALL = ["-preset", "tiny", "-device", "cpu", "-np", "1"] + [f"--set={s}" for s in (
-    "iterations=8", "batch_size=2", "points=64", "widths=4,4,8,8", "channels=4", "patch_size=16,32,32", "crop_size=20,40,40", "voxel=8",
+    "features=sam", "iterations=8", "batch_size=2", "points=64", "widths=4,4,8,8", "channels=4", "patch_size=16,32,32", "crop_size=20,40,40", "voxel=8",
     "step=16", "save_every=2", "log_every=2", "validate_every=4")]
 
 
@@ -134,14 +136,15 @@ def test_pretraining_on_its_matches(folders, embedded, capsys):
     for matcher in ("same", "body"):
         assert "step 2/2" in run(folders, pretrain, *words, "-matcher", matcher)
     weights.unlink()
-    assert "finished after 2 steps" in run(folders, pretrain, *words, "--c")  # the run's own matcher, nothing to learn first
+    output = run(folders, pretrain, *words, "--c")  # the run's own matcher, nothing to learn first
+    assert "going on from step 2" in output and "doing that first" not in output
     weights.write_bytes(before)
 
 
 @pytest.mark.parametrize("words, message", [
     (["--set=lr=0.5"], "lr is 0.001 there and 0.5 now"), (["--set=speed=1"], "unknown setting"), (["-preset", "huge"], "invalid choice"),
     (["--show", "crlm1004", "nobody"], "no case nobody"), (["--set=patch_size=15,32,32"], "multiple of"),
-    (["--set=crop_size=64,64,64"], "may not overlap"), (["-d", "78"], "no dataset with the ID 78")])
+    (["--set=crop_size=64,64,64"], "may not overlap"), (["--set=features=deep"], "must be one of sam, context"), (["-d", "78"], "no dataset with the ID 78")])
 def test_wrong_use_is_one_line_and_code_2(folders, embedded, words, message, monkeypatch, capsys):
     for name, value in folders.items():
         monkeypatch.setenv(name, value)
@@ -155,10 +158,36 @@ def test_held_out_volumes_that_match_nobody_are_named_and_do_not_stop_the_run(fo
     words = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] + [f"--set={s}" for s in (
         "iterations=2", "batch_size=2", "width=24", "depth=2", "heads=2", "decoder_width=24", "decoder_depth=1", "decoder_heads=2",
         "head_hidden=32", "crop_size=16,32,32")]
-    by_name = lambda run: lambda point, query, key: Match((5, 30, 30), 1.0 if query.name in run.training else 0.3)
-    with patch.object(Run, "matcher", by_name):
+    training = split(sorted(CASES), 0.1, 0)[0]
+    by_name = lambda config, volumes: lambda point, query, key: Match((5, 30, 30), 1.0 if query.name in training else 0.3)
+    with patch.object(loop, "make_matcher", by_name):
         output = run(folders, pretrain, *words)
-    assert "match no other with a score of 0.7" in output and "step 2/2" in output and "validation | l_r" in output
+    assert "match no other with a score of 0.65" in output and "step 2/2" in output and "validation | l_r" in output
+
+
+def test_contexts_are_learned_in_closed_form_and_resumed(folders, embedded, tmp_path):
+    """The tiny preset as it is but for its size: half the steps and the rest later, or all at once."""
+    few = ["-preset", "tiny", "-device", "cpu", "-np", "1"] + [f"--set={s}" for s in (
+        "iterations=4", "batch_size=2", "points=200", "patch_size=16,32,32", "crop_size=20,40,40", "voxel=8", "step=16", "save_every=2",
+        "log_every=1")]
+    weights = []
+    for interrupted in (True, False):
+        other = {**folders, "nnUNet_preprocessed": str(tmp_path / str(interrupted))}
+        place = tmp_path / str(interrupted) / "Dataset032_Torso"
+        place.mkdir(parents=True)
+        for path in anatomy(folders).parent.iterdir():
+            if path.name != anatomy(folders).name:
+                (place / path.name).symlink_to(path)
+        output = run(other, main, *few)
+        if interrupted:
+            (anatomy(other) / "checkpoint_final.pth").unlink()
+            output = run(other, main, *few)
+            assert "going on from step 2" in output
+        assert "3 of 3 volumes are indexed" in output
+        weights.append(load_checkpoint(anatomy(other) / "checkpoint_final.pth")["network_weights"])
+    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
+    network = load_network(anatomy(other))[0]
+    assert isinstance(network, ContextNet) and not torch.equal(network.fine.weight, ContextNet(16).fine.weight)
 
 
 def test_released_weights_become_the_finished_training(tmp_path):
