@@ -31,7 +31,7 @@ def test_what_is_opened_is_what_was_saved(folder, embedding):
         assert getattr(opened, name) == getattr(embedding, name) and type(getattr(opened, name)) is type(getattr(embedding, name))
     for name in ("middles", "blocks"):
         assert np.array_equal(getattr(opened, name), getattr(embedding, name)) and getattr(opened, name).dtype == np.int8
-    asked = embedding.vectors(embedding.position(np.array([3, 4, 5])) + np.zeros((27, 3)))
+    asked = embedding.vectors(embedding.position(np.array([3, 4, 5])) + np.zeros((53, 3)))
     (found, similarity), (expected, expected_similarity) = opened.find(asked), embedding.find(asked)
     assert found.tolist() == expected.tolist() and similarity == expected_similarity
     assert sorted(p.name for p in folder.iterdir()) == ["case.json", "case.npy"]
