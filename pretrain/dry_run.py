@@ -48,17 +48,22 @@ def checkpoint_bytes(state: State) -> int:
 
 
 def step_bytes(state: State, config: PretrainConfig) -> tuple[int, int]:
-    """The height of a step's memory: whatever the batch (weights, gradients, AdamW's moments), and for each pair."""
+    """What a step takes whatever the batch (weights, gradients, AdamW's moments), and what each pair adds to its height."""
     one, two = (peak_of_pairs(state, config, pairs) for pairs in (1, 2))
-    return 2 * one - two + moment_bytes(state), two - one
+    return size(state.model.state_dict().values()) + moment_bytes(state) * 3 // 2, two - one
 
 
 def peak_of_pairs(state: State, config: PretrainConfig, pairs: int) -> int:
-    """Most bytes of tensors at once in the views, forward and backward of so many pairs of noise, weights included."""
+    """Most bytes of tensors at once in the views, forward and backward of so many pairs of noise, weights and gradients included.
+
+    The gradients are there from the start, as they are when backward ends: so the height grows evenly with the pairs.
+    """
     device, ledger = next(state.model.parameters()).device, Ledger()
     shape = (pairs, config.encoder_arguments["in_channels"], *config.encoder_arguments["crop_size"])
     with ledger:
         ledger.count([*state.model.parameters(), *state.model.buffers()])
+        for parameter in state.model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         crops = {name: torch.rand(shape, device=device) for name in ("query", "key")}
         views = views_of(crops, state.model, torch.Generator(device).manual_seed(0), (1.0, 1.0, 1.0))
         with autocast(device, config.precision):
