@@ -21,14 +21,14 @@ import pickle
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from alice_nnunet.data.body import find_body
 from alice_nnunet.data.pairs import AlignedPairs
@@ -39,6 +39,7 @@ from alice_nnunet.matcher.embedding import pack
 from alice_nnunet.matcher.index import save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.pretrain.demo_data import volumes
+from alice_nnunet.pretrain.loading import pair_batches
 
 SIZE, SPACING = (200, 460, 460), (1.5, 0.76, 0.76)  # voxels and mm, (z, y, x)
 CROP = (64, 192, 192)
@@ -147,12 +148,22 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
 
+class Batches(Sequence):
+    """The numbers of the pairs in batches of 8, without end."""
+
+    def __len__(self) -> int:
+        return 10**8
+
+    def __getitem__(self, number: int) -> range:
+        return range(8 * number, 8 * number + 8)
+
+
 def measure(pairs: AlignedPairs, seconds: float) -> tuple[tuple[float, float], float]:
     """The rate in batches of 8, and pairs rejected for each."""
     rejected = []
 
     def one_by_one() -> Iterator[None]:
-        for batch in DataLoader(pairs, 8):
+        for batch in pair_batches(pairs, Batches()):
             rejected.extend(batch["rejected"].tolist())
             yield from [None] * 8
     speed = rate(one_by_one(), seconds, warm_up=16)

@@ -42,6 +42,7 @@ class PretrainConfig:
     checkpoint_blocks: bool = False   # encoder and decoder keep only each block's input and compute the rest again: less memory, more time
     compile: str = "auto"             # torch.compile of the ViT's and the decoder's blocks: on, off; auto: on CUDA for vit
     max_nonfinite: int = 5            # steps in a row whose loss or gradient is no number, after which a run stops
+    workers: int = -1                 # processes that load data, for each GPU; -1: none on a CPU, else -np
     seed: int = 0
     log_every: int = 50               # steps
     validate_every: int = 1000
@@ -61,6 +62,8 @@ class PretrainConfig:
             raise ValueError(f"accumulate must divide batch_size, got {self.accumulate} and {self.batch_size}")
         if self.accumulate > 1 and (self.method.similarity == "infonce" or self.method.head == "byol"):
             raise ValueError("accumulate must be 1 for similarity infonce and for head byol, which compare every pair of a batch with all others")
+        if self.workers < -1:
+            raise ValueError(f"workers must be at least 0, or -1 for as many as fit, got {self.workers}")
         if self.max_return < 0:
             raise ValueError(f"max_return must not be negative, got {self.max_return}")
         for name in ("ema", "min_score", "validation_share"):

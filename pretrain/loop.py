@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from alice_nnunet.data.pairs import AlignedPairs, NoMatch
 from alice_nnunet.matcher.body import match_by_body
@@ -18,14 +17,16 @@ from alice_nnunet.matcher.match import Matcher, match_same
 from alice_nnunet.pictures import pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.config import PretrainConfig
 from alice_nnunet.pretrain.distributed import gather_lists, largest, own_share
+from alice_nnunet.pretrain.loading import pair_batches
 from alice_nnunet.pretrain.log import RunLog, time_left
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY
 from alice_nnunet.pretrain.state import State, save_state
 from alice_nnunet.pretrain.step import TRAINING, VALIDATION, NonFiniteLoss, Spacing, train_step, validate
-from alice_nnunet.pretrain.stop import StopRequest, ignore_signals
+from alice_nnunet.pretrain.stop import StopRequest
 from alice_nnunet.ranks import rank, world
 
-COLLAPSED = 0.1  # spread under which a run warns
+COLLAPSED = 0.1         # spread under which a run warns
+VALIDATION_PAIRS = 32   # at most, but for whole batches: they stay in memory
 
 
 def make_matcher(config: PretrainConfig, volumes: Path) -> Matcher:
@@ -61,20 +62,21 @@ class Run:
         """This process's batches from the present step to the last. They depend on the pairs in a step of all processes alone."""
         size, steps = self.config.batch_size, self.config.iterations
         pairs = make_pairs(self.config, self.volumes, self.training, self.training, TRAINING, steps * size * world(), self.config.min_score)
-        return iter(DataLoader(pairs, batch_sampler=[own_share(step, size) for step in range(self.state.step, steps)],
-                               num_workers=self.workers, pin_memory=next(self.state.model.parameters()).is_cuda,
-                               worker_init_fn=ignore_signals))
+        return pair_batches(pairs, [own_share(step, size) for step in range(self.state.step, steps)], self.workers,
+                            pin_memory=next(self.state.model.parameters()).is_cuda)
 
     def validation_batches(self, log: RunLog) -> list[dict]:
-        """Whole batches of pairs of a held-out person with another one, at least 4 pairs and 2 for each held-out case.
+        """Whole batches of pairs of a held-out person with another one, 2 pairs for each held-out case but at least 4 and some 32.
 
         None without held-out cases. Where the held-out match nobody well enough their pairs are taken as they are, and log says so.
         """
         if not self.held_out:
             return []
         keys = self.held_out if len(self.held_out) > 1 else self.held_out + self.training
-        size, wanted = self.config.batch_size, max(4, 2 * len(self.held_out))
-        batches = lambda score: list(DataLoader(make_pairs(self.config, self.volumes, self.held_out, keys, VALIDATION, -(-wanted // size) * size, score), size))
+        size, wanted = self.config.batch_size, min(max(4, 2 * len(self.held_out)), VALIDATION_PAIRS)
+        shares = [range(first, first + size) for first in range(0, wanted, size)]
+        pairs = lambda score: make_pairs(self.config, self.volumes, self.held_out, keys, VALIDATION, len(shares) * size, score)
+        batches = lambda score: list(pair_batches(pairs(score), shares))
         try:
             return batches(self.config.min_score)
         except NoMatch:

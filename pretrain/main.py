@@ -22,6 +22,7 @@ from alice_nnunet.pretrain.dataset import choose_device, is_preprocessed, prepro
 from alice_nnunet.pretrain.distributed import Team, launch, launched, team
 from alice_nnunet.pretrain.dry_run import draw_first_pair, print_plan
 from alice_nnunet.pretrain.embed import ensure_index
+from alice_nnunet.pretrain.loading import is_loader_death, loader_death
 from alice_nnunet.pretrain.loop import Run, train
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY, CONFIGURATION, PLANS, data_description
 from alice_nnunet.pretrain.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
@@ -32,7 +33,7 @@ from alice_nnunet.ranks import rank, world
 
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 # Settings that --c may change: they decide how a run is computed and when it is saved, not what comes out of it.
-CHANGEABLE = ("accumulate", "checkpoint_blocks", "compile", "max_nonfinite", "log_every", "validate_every", "save_every")
+CHANGEABLE = ("workers", "accumulate", "checkpoint_blocks", "compile", "max_nonfinite", "log_every", "validate_every", "save_every")
 
 
 def parser() -> CommandParser:
@@ -103,9 +104,14 @@ def pretrain(arguments, processes: Team) -> int:
         processes.wait()
         job.data["embedding_sha256"] = file_sha256(job.anatomy / EMBEDDING)
     try:
-        return train(make_run(job, processes, arguments))
+        run = make_run(job, processes, arguments)
+        return train(run)
     except (NonFiniteLoss, NoMatch) as error:
         raise UserError(f"{error}. The last checkpoint is intact: {job.folder}") from error
+    except RuntimeError as error:
+        if is_loader_death(error):
+            raise loader_death(error, run.workers) from error
+        raise
     except OSError as error:
         raise UserError(f"{error.filename or job.folder}: {error.strerror or error}. The last checkpoint is intact: {job.folder}; go on with "
                         f"--c when this is mended") from error
@@ -163,7 +169,7 @@ def make_run(job: Job, processes: Team, arguments) -> Run:
         several = f", {world()} processes with {config.batch_size} pairs each" if world() > 1 else ""
         print(f"{config.encoder} {config.preset} on {device}{several}: {len(training)} training and {len(held_out)} held-out volumes, "
               f"{sum(p.numel() for p in state.model.encoder.parameters()) / 1e6:.1f} M encoder parameters, results in {job.folder}", flush=True)
-    workers = 0 if device.type == "cpu" else arguments.np
+    workers = config.workers if config.workers >= 0 else 0 if device.type == "cpu" else arguments.np
     return Run(config, state, job.volumes, job.folder, tuple(job.data["spacing"]), job.data, adaptation_plan(job.plans, config), training,
                held_out, workers)
 

@@ -1,20 +1,36 @@
 """Aligned crops of one body part from two people (Alice, Sec. 4.2 and A.1)."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
 
 from alice_nnunet.data.volumes import Volume, open_volume
+from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Triple, crop_around
-from alice_nnunet.matcher.match import Matcher
+from alice_nnunet.matcher.match import Match, Matcher
 
 DRAWS = 100  # pairs tried for one sample before the data are called unmatchable
 
 
 class NoMatch(RuntimeError):
     """Pairs of volumes of which (almost) nothing matches."""
+
+
+@dataclass(frozen=True)
+class DrawnPair:
+    """What makes a pair: the crops' volumes, their middle voxels (point; match.point in key), and how many were rejected before."""
+
+    query: Volume
+    key: Volume
+    point: Triple
+    match: Match
+    rejected: int
 
 
 class AlignedPairs(Dataset):
@@ -39,23 +55,71 @@ class AlignedPairs(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         """Crops query and key, (C, *size) float32, their cases, the match's score, and how many pairs were rejected."""
+        pair = self.draw(index)
+        return {"query": crop_around(pair.query.image, pair.point, self.size), "key": crop_around(pair.key.image, pair.match.point, self.size),
+                "query_case": pair.query.name, "key_case": pair.key.name, "score": pair.match.score, "rejected": pair.rejected}
+
+    def draw(self, index: int) -> DrawnPair:
+        """Pair number index, before its crops are read. Raises NoMatch."""
         rng = np.random.default_rng((*self.seed, index))
         for rejected in range(DRAWS):
             query, key = self.draw_volumes(rng)
             point = query.body.random_point(rng)
             match = self.matcher(point, query, key)
             if match.score >= self.min_score:
-                return {"query": crop_around(query.image, point, self.size), "key": crop_around(key.image, match.point, self.size),
-                        "query_case": query.name, "key_case": key.name, "score": match.score, "rejected": rejected}
+                return DrawnPair(query, key, point, match, rejected)
         raise NoMatch(f"{DRAWS} pairs in a row were rejected: no match reached the score {self.min_score}. "
                       f"Do the {len(self.queries)} volumes in {self.folder} show the same body region?")
 
     def draw_volumes(self, rng: np.random.Generator) -> tuple[Volume, Volume]:
         """Two different volumes, every ordered pair equally likely; or one twice."""
+        query, key = self.draw_cases(rng)
+        volume = open_volume(self.folder, query)
+        return volume, volume if query == key else open_volume(self.folder, key)
+
+    def draw_cases(self, rng: np.random.Generator) -> tuple[str, str]:
+        """The names of the two."""
         query = self.queries[rng.integers(len(self.queries))]
         if self.same_volume:
-            volume = open_volume(self.folder, query)
-            return volume, volume
+            return query, query
         own = self.place_in_keys.get(query, len(self.keys))
         drawn = int(rng.integers(len(self.keys) - (own < len(self.keys))))
-        return open_volume(self.folder, query), open_volume(self.folder, self.keys[drawn + (drawn >= own)])
+        return query, self.keys[drawn + (drawn >= own)]
+
+
+class PairBatches(Dataset):
+    """Item n is a whole batch: the pairs whose numbers are shares[n], as DataLoader would put them together.
+
+    Each crop goes straight into its place in the batch, in shared memory where a DataLoader's process reads it. What is wrong
+    with the data is the item, as the exception itself: DataLoader would wrap its message in a traceback.
+    """
+
+    def __init__(self, pairs: AlignedPairs, shares: Sequence[Sequence[int]]):
+        self.pairs, self.shares = pairs, shares
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def __getitem__(self, number: int) -> dict | UserError | NoMatch:
+        try:
+            return self.read([self.pairs.draw(index) for index in self.shares[number]])
+        except (UserError, NoMatch) as error:
+            return error
+
+    def read(self, drawn: list[DrawnPair]) -> dict:
+        """query and key are (B, C, *size) float32; scores and numbers of rejected pairs tensors, cases lists."""
+        shape = (len(drawn), drawn[0].query.image.shape[0], *self.pairs.size)
+        query, key = empty_tensor(shape), empty_tensor(shape)
+        for row, pair in enumerate(drawn):
+            query[row] = torch.from_numpy(crop_around(pair.query.image, pair.point, self.pairs.size))
+            key[row] = torch.from_numpy(crop_around(pair.key.image, pair.match.point, self.pairs.size))
+        return {"query": query, "key": key, "query_case": [p.query.name for p in drawn], "key_case": [p.key.name for p in drawn],
+                "score": torch.tensor([p.match.score for p in drawn], dtype=torch.float64), "rejected": torch.tensor([p.rejected for p in drawn])}
+
+
+def empty_tensor(shape: tuple[int, ...]) -> Tensor:
+    """float32; in a DataLoader's process in shared memory, where DataLoader's own collation puts its batches too."""
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for large pages, torch does not
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
+    return torch.empty(0, dtype=torch.float32).set_(storage, 0, shape)

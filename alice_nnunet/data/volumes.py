@@ -1,13 +1,15 @@
 """Preprocessed cases on the disk: CASE.b2nd is the image; CASE.pkl is what is known of it, written last."""
 
+import itertools
 import os
 import pickle
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import blosc2
@@ -19,6 +21,7 @@ from alice_nnunet.files import sync
 
 PARTIAL = ".partial_"    # folders of cases that are being written
 BLOCK_BYTES = 64 * 1024  # what is decompressed together: a crop reads whole blocks, so smaller ones read less around it
+CHECKED_FILES = 4096     # of which a process remembers what it has checked
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,46 @@ class Volume:
 
 
 class StoredImage:
-    """A (C, Z, Y, X) image in a file; slicing reads the blocks that are needed and nothing else."""
+    """A (C, Z, Y, X) image in a file; slicing reads the blocks that are needed and nothing else.
 
-    def __init__(self, path: Path):
+    checksums: CRC-32 of each compressed chunk of the file. A process checks a chunk when it first reads from it, and again
+    when the file has changed since.
+    """
+
+    def __init__(self, path: Path, checksums: Sequence[int]):
         """Raises UserError where the file is no image."""
-        self.path = path
+        self.path, self.checksums = path, checksums
         on_windows = os.name == "nt"  # blosc2 has no memory map there
         with reading(path):
             self.array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1},
                                      mmap_mode=None if on_windows else "r")
             self.shape, self.dtype = self.array.shape, self.array.dtype
+            found = path.stat()
+        self.checked = checked_chunks(path, (found.st_mtime_ns, found.st_size, found.st_ino))
 
     def __getitem__(self, index) -> np.ndarray:
+        """index: slices and numbers, as of an array. Raises UserError where what is read is not what was saved."""
         with reading(self.path):
+            for chunk in self.chunks_of(index) - self.checked:
+                if zlib.crc32(self.array.schunk.get_chunk(chunk)) != self.checksums[chunk]:
+                    raise ValueError("it does not match its checksum")
+                self.checked.add(chunk)
             return self.array[index]
+
+    def chunks_of(self, index) -> set[int]:
+        """Numbers of the chunks that index reads from."""
+        parts = index if isinstance(index, tuple) else (index,)
+        parts += (slice(None),) * (len(self.shape) - len(parts))
+        bounds = [part.indices(n)[:2] if isinstance(part, slice) else (part, part + 1) for part, n in zip(parts, self.shape)]
+        spans = [range(start // c, -(-stop // c)) for (start, stop), c in zip(bounds, self.array.chunks)]
+        grid = [-(-n // c) for n, c in zip(self.shape, self.array.chunks)]
+        return {int(np.ravel_multi_index(place, grid)) for place in itertools.product(*spans)}
+
+
+@lru_cache(CHECKED_FILES)
+def checked_chunks(path: Path, version: tuple) -> set[int]:
+    """The chunks of a version of a file that this process has found to be what was saved; to be added to."""
+    return set()
 
 
 @contextmanager
@@ -52,6 +81,8 @@ def reading(path: Path) -> Iterator[None]:
     """Whatever goes wrong while path is read inside the block becomes a UserError with the file and the remedy."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is gone: put it back, or run alice-preprocess -d {path.parent.parent.name}") from error
     except Exception as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): "
                         f"run alice-preprocess -d {path.parent.parent.name} --verify") from error
@@ -68,14 +99,14 @@ def case_properties(folder: Path, case: str) -> dict:
     path = Path(folder) / f"{case}.pkl"
     with reading(path):
         properties = pickle.loads(path.read_bytes())
-        properties["alice"]["body"], properties["alice"]["crc32"]
+        properties["alice"]["body"], properties["alice"]["crc32"], properties["alice"]["chunk_crc32"]
     return properties
 
 
 def open_volume(folder: Path, case: str) -> Volume:
     """Open one case; its image stays on the disk. Raises UserError that names the file where it is damaged."""
     known = case_properties(folder, case)["alice"]
-    image = StoredImage(Path(folder) / f"{case}.b2nd")
+    image = StoredImage(Path(folder) / f"{case}.b2nd", known["chunk_crc32"])
     return Volume(case, image, tuple(known["spacing"]), Body.from_dict(known["body"]))
 
 
@@ -96,7 +127,7 @@ def save_volume(folder: Path, case: str, image: np.ndarray, properties: dict,
     """Write one case with nnU-Net's own code, complete or not at all.
 
     image: (C, Z, Y, X) float32. properties: nnU-Net's, with properties['alice'] = {'spacing': mm of image (z, y, x),
-    'body': Body.to_dict(), 'plans_sha256': str}; the checksum is added here. patch_size: the crops that will be read,
+    'body': Body.to_dict(), 'plans_sha256': str}; checksums are added here. patch_size: the crops that will be read,
     in voxels (z, y, x); the blocks in the file fit them.
     """
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
@@ -110,6 +141,9 @@ def save_volume(folder: Path, case: str, image: np.ndarray, properties: dict,
     try:
         nnUNetDatasetBlosc2.save_case(image, no_labels, properties, str(partial / case), chunks=chunks, blocks=blocks,
                                       chunks_seg=no_labels.shape, blocks_seg=no_labels.shape)
+        stored = blosc2.open(str(partial / f"{case}.b2nd"), mode="r")  # its schunk does not outlive it
+        properties["alice"]["chunk_crc32"] = [zlib.crc32(stored.schunk.get_chunk(i)) for i in range(stored.schunk.nchunks)]
+        (partial / f"{case}.pkl").write_bytes(pickle.dumps(properties))
         (folder / f"{case}.pkl").unlink(missing_ok=True)
         for ending in ("b2nd", "pkl"):
             sync(partial / f"{case}.{ending}")

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader, default_collate
 
 from alice_nnunet.data.body import find_body
-from alice_nnunet.data.pairs import DRAWS, AlignedPairs, NoMatch
+from alice_nnunet.data.pairs import DRAWS, AlignedPairs, NoMatch, PairBatches
 from alice_nnunet.data.volumes import open_volume, save_volume
 from alice_nnunet.geometry import crop_around
 from alice_nnunet.matcher.body import match_by_body
@@ -80,3 +82,33 @@ def test_a_dataset_that_does_not_match_says_so(folder):
 def test_one_case_is_no_pair(folder):
     with pytest.raises(ValueError, match="two different cases"):
         pairs(folder, queries=["case0"], keys=["case0"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_items_put_together(folder, workers):
+    shares = [[3, 4, 5], [0, 9, 1]]
+    batches = list(DataLoader(PairBatches(pairs(folder), shares), batch_size=None, num_workers=workers))
+    for batch, share in zip(batches, shares, strict=True):
+        expected = default_collate([pairs(folder)[index] for index in share])
+        assert batch.keys() == expected.keys()
+        for name in ("query", "key", "score", "rejected"):
+            assert torch.equal(batch[name], expected[name]) and batch[name].dtype == expected[name].dtype
+        assert batch["query_case"] == expected["query_case"] and batch["key_case"] == expected["key_case"]
+
+
+def test_what_is_wrong_is_an_item_and_the_others_come(folder):
+    broken = pairs(folder, lambda point, query, key: Match(point, 0.0))
+    items = list(DataLoader(PairBatches(broken, [[0], [1]]), batch_size=None, num_workers=1))
+    assert len(items) == 2 and all(isinstance(item, NoMatch) for item in items)
+
+
+def test_the_other_person_is_drawn_as_from_a_list_without_the_first(folder):
+    many = [f"c{i}" for i in range(7)]
+    for queries, keys in ((many, many), (many[:2], many), (["other"], many)):
+        drawn = AlignedPairs(folder, queries, keys, SIZE, match_by_body, 0.7, (0, 0), 100)
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            query = queries[rng.integers(len(queries))]
+            others = [key for key in keys if key != query]
+            expected = query, others[rng.integers(len(others))]
+            assert drawn.draw_cases(np.random.default_rng(seed)) == expected

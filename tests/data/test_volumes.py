@@ -106,3 +106,44 @@ def test_properties_of_another_program_are_an_error(folder, image):
     (folder / "a.pkl").write_bytes(pickle.dumps({"spacing": [1, 1, 1]}))
     with pytest.raises(UserError, match="a.pkl is damaged"):
         open_volume(folder, "a")
+
+
+def test_a_changed_byte_is_found_when_it_is_read(folder, image):
+    """Also one that decompresses: noise is stored as it is, and a changed voxel would go into a training unseen."""
+    save(folder, "a", image)
+    intact = (folder / "a.b2nd").read_bytes()
+    for position in range(200, len(intact) - 200, len(intact) // 40):
+        content = bytearray(intact)
+        content[position] ^= 0x10
+        (folder / "a.b2nd").write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.b2nd is damaged"):
+            open_volume(folder, "a").image[:]
+
+
+def test_a_file_that_changes_after_it_was_read_is_checked_again(folder, image):
+    save(folder, "a", image)
+    open_volume(folder, "a").image[:]
+    content = bytearray((folder / "a.b2nd").read_bytes())
+    content[len(content) // 3: len(content) // 3 + 2000] = bytes(2000)
+    (folder / "a.b2nd").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.b2nd is damaged"):
+        open_volume(folder, "a").image[:]
+
+
+def test_only_the_chunks_that_are_read_are_checked(folder):
+    large = np.random.default_rng(0).random((1, 60, 70, 80), np.float32)
+    save(folder, "a", large)
+    stored = open_volume(folder, "a").image
+    corner = (slice(None), slice(0, 4), slice(0, 4), slice(0, 4))
+    assert stored.chunks_of(corner) == {0} and stored.chunks_of((0, 3, slice(None), 7)) < stored.chunks_of(slice(None))
+    assert stored.chunks_of(slice(None)) == set(range(stored.array.schunk.nchunks)) and stored.array.schunk.nchunks > 8
+    stored[corner]
+    assert stored.checked == {0}
+
+
+@pytest.mark.parametrize("ending", ["b2nd", "pkl"])
+def test_a_file_that_is_gone_is_a_clear_error(folder, image, ending):
+    save(folder, "a", image)
+    (folder / f"a.{ending}").unlink()
+    with pytest.raises(UserError, match=rf"a\.{ending} is gone: put it back, or run alice-preprocess -d Dataset022_Test"):
+        open_volume(folder, "a")
