@@ -46,13 +46,15 @@ class PretrainConfig:
     seed: int = 0
     log_every: int = 50               # steps
     validate_every: int = 1000
+    probe_every: int = 1000           # 0: never; do held-out crops find their match among probe_pairs?
+    probe_pairs: int = 64
     save_every: int = 1000
 
     def __post_init__(self):
         if self.warmup_iterations == -1:
             object.__setattr__(self, "warmup_iterations", round(0.028 * self.iterations))
         positive = ("iterations", "batch_size", "lr", "clip_grad", "accumulate", "max_nonfinite", "log_every", "validate_every",
-                    "save_every")
+                    "probe_pairs", "save_every")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -62,6 +64,8 @@ class PretrainConfig:
             raise ValueError(f"accumulate must divide batch_size, got {self.accumulate} and {self.batch_size}")
         if self.accumulate > 1 and (self.method.similarity == "infonce" or self.method.head == "byol"):
             raise ValueError("accumulate must be 1 for similarity infonce and for head byol, which compare every pair of a batch with all others")
+        if self.probe_every < 0:
+            raise ValueError(f"probe_every must not be negative, got {self.probe_every}")
         if self.workers < -1:
             raise ValueError(f"workers must be at least 0, or -1 for as many as fit, got {self.workers}")
         if self.max_return < 0:
@@ -82,7 +86,7 @@ class PretrainConfig:
 RUNS = {
     "tiny": {"crop_size": (32, 64, 64), "spacing": (3.0, 3.0, 3.0), "batch_size": 4, "lr": 3e-4, "iterations": 2000, "min_score": 0.65,
              "ema": 0.99, "head_hidden": 512, "decoder_width": 192, "decoder_depth": 2, "decoder_heads": 6,
-             "log_every": 20, "validate_every": 200, "save_every": 200},
+             "log_every": 20, "validate_every": 200, "probe_every": 200, "probe_pairs": 32, "save_every": 200},
     "small": {"crop_size": (64, 128, 128), "spacing": (1.5, 0.76, 0.76), "batch_size": 4, "lr": 1e-4, "iterations": 20_000,
               "head_hidden": 1024, "decoder_width": 256, "decoder_depth": 2, "decoder_heads": 8},
     "paper": {"crop_size": (64, 192, 192), "spacing": (1.5, 0.76, 0.76)},

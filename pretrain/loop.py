@@ -18,12 +18,14 @@ from alice_nnunet.pictures import pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.config import PretrainConfig
 from alice_nnunet.pretrain.distributed import gather_lists, largest, own_share
 from alice_nnunet.pretrain.loading import pair_batches
-from alice_nnunet.pretrain.log import RunLog, time_left
+from alice_nnunet.pretrain.log import RunLog, peak_memory, time_left
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY
+from alice_nnunet.pretrain.probe import matched_crops_found
 from alice_nnunet.pretrain.state import State, save_state
-from alice_nnunet.pretrain.step import TRAINING, VALIDATION, NonFiniteLoss, Spacing, train_step, validate
+from alice_nnunet.pretrain.step import PROBE, TRAINING, VALIDATION, NonFiniteLoss, Spacing, train_step, validate
 from alice_nnunet.pretrain.stop import StopRequest
 from alice_nnunet.ranks import rank, world
+from alice_nnunet.schedules import ema_momentum
 
 COLLAPSED = 0.1         # spread under which a run warns
 VALIDATION_PAIRS = 32   # at most, but for whole batches: they stay in memory
@@ -66,23 +68,28 @@ class Run:
                             pin_memory=next(self.state.model.parameters()).is_cuda)
 
     def validation_batches(self, log: RunLog) -> list[dict]:
-        """Whole batches of pairs of a held-out person with another one, 2 pairs for each held-out case but at least 4 and some 32.
+        """2 pairs for each held-out case but at least 4 and at most some 32; none without held-out cases."""
+        return list(self.held_out_batches(VALIDATION, min(max(4, 2 * len(self.held_out)), VALIDATION_PAIRS), log))
 
-        None without held-out cases. Where the held-out match nobody well enough their pairs are taken as they are, and log says so.
+    def held_out_batches(self, stream: int, wanted: int, log: RunLog) -> Iterator[dict]:
+        """Whole batches of pairs of a held-out person with another one, as many pairs as wanted or a few more, the same every time.
+
+        Where the held-out match nobody well enough their pairs are taken as they are, and log says so.
         """
         if not self.held_out:
-            return []
+            return
         keys = self.held_out if len(self.held_out) > 1 else self.held_out + self.training
-        size, wanted = self.config.batch_size, min(max(4, 2 * len(self.held_out)), VALIDATION_PAIRS)
+        size = self.config.batch_size
         shares = [range(first, first + size) for first in range(0, wanted, size)]
-        pairs = lambda score: make_pairs(self.config, self.volumes, self.held_out, keys, VALIDATION, len(shares) * size, score)
-        batches = lambda score: list(pair_batches(pairs(score), shares))
+        pairs = make_pairs(self.config, self.volumes, self.held_out, keys, stream, len(shares) * size, self.config.min_score)
         try:
-            return batches(self.config.min_score)
+            for index in range(len(pairs)):
+                pairs.draw(index)
         except NoMatch:
             log.line(f"WARNING: the held-out volumes ({', '.join(self.held_out)}) match no other with a score of {self.config.min_score}: "
-                     "validation goes by pairs of any score, so its l_dv means little; training pairs are not concerned")
-            return batches(0.0)
+                     "validation and probe go by pairs of any score, so l_dv and retrieval mean little; training pairs are not concerned")
+            pairs = make_pairs(self.config, self.volumes, self.held_out, keys, stream, len(shares) * size, 0.0)
+        yield from pair_batches(pairs, shares)
 
     def save(self, name: str) -> None:
         save_state(self.folder / name, self.state, self.config, self.data, self.adaptation_plan)
@@ -98,6 +105,8 @@ def train(run: Run) -> int:
     log = RunLog(run.folder, state.step) if rank() == 0 else None
     held_out, batches = run.validation_batches(log) if log else [], run.training_batches()
     device = next(state.model.parameters()).device
+    if log and not state.step:
+        show_probe(run, log)  # of random weights, to compare with
     with StopRequest() as stop:
         while state.step < config.iterations:
             start = time.perf_counter()
@@ -128,6 +137,8 @@ def follow(run: Run, log: RunLog, recent: list[dict], held_out: list[dict], aske
     if recent and (state.step % config.log_every == 0 or last):
         report(run, log, recent)
         recent.clear()
+    if not asked and config.probe_every and (state.step % config.probe_every == 0 or last):
+        show_probe(run, log)
     if not asked and (state.step % config.validate_every == 0 or last):
         if held_out:
             show_validation(run, log, held_out)
@@ -162,16 +173,29 @@ def report(run: Run, log: RunLog, recent: list[dict]) -> None:
     rejected = means.pop("rejected")
     means["rejection rate"] = rejected / (1 + rejected)
     means["lr"] = state.optimizer.param_groups[0]["lr"]
+    means["ema"] = ema_momentum(state.step - 1, config.iterations, config.ema)
+    means["memory"] = peak_memory(next(state.model.parameters()).device)
     log.scalars(state.step, means, state.history)
     left = time_left(means["step time"] * (config.iterations - state.step))
     log.line(f"step {state.step}/{config.iterations} | loss {means['loss']:.4f} l_r {means['l_r']:.4f} l_dv {means['l_dv']:.4f} "
              f"l_st {means['l_st']:.4f} | spread cls {means['spread cls']:.3f} S {means['spread S']:.3f} T {means['spread T']:.3f} | "
-             f"rejected {means['rejection rate']:.0%} | lr {means['lr']:.2e} | grad {means['gradient norm']:.2f} | "
-             f"data {means['data time']:.3f} s, step {means['step time']:.3f} s | left {left}")
+             f"rejected {means['rejection rate']:.0%} | lr {means['lr']:.2e} ema {means['ema']:.5f} | grad {means['gradient norm']:.2f} | "
+             f"data {means['data time']:.3f} s, step {means['step time']:.3f} s | memory {means['memory']:.2f} GB | left {left}")
     low = [name for name in ("cls", "S", "T") if means[f"spread {name}"] < COLLAPSED]
     if low:
         log.line(f"WARNING: COLLAPSE? the spread of {' and '.join(low)} is under {COLLAPSED}: these features are nearly the same "
                  f"for every place in the body and their loss teaches nothing")
+
+
+def show_probe(run: Run, log: RunLog) -> None:
+    """The share of held-out crops that find their match, where there are held-out cases."""
+    config, state = run.config, run.state
+    if not run.held_out or not config.probe_every:
+        return
+    pairs = -(-config.probe_pairs // config.batch_size) * config.batch_size
+    share = matched_crops_found(state.model, run.held_out_batches(PROBE, config.probe_pairs, log), config.precision)
+    log.scalars(state.step, {"retrieval": share, "retrieval chance": 1 / pairs}, state.history)
+    log.line(f"probe | {share:.1%} of held-out crops find their match among {pairs}, chance {1 / pairs:.1%}")
 
 
 def show_validation(run: Run, log: RunLog, held_out: list[dict]) -> None:

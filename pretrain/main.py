@@ -33,7 +33,7 @@ from alice_nnunet.ranks import rank, world
 
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 # Settings that --c may change: they decide how a run is computed and when it is saved, not what comes out of it.
-CHANGEABLE = ("workers", "accumulate", "checkpoint_blocks", "compile", "max_nonfinite", "log_every", "validate_every", "save_every")
+CHANGEABLE = ("workers", "accumulate", "checkpoint_blocks", "compile", "max_nonfinite", "log_every", "validate_every", "probe_every", "probe_pairs", "save_every")
 
 
 def parser() -> CommandParser:

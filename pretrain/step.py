@@ -19,7 +19,7 @@ from alice_nnunet.ranks import mean_over_ranks, rank, world
 from alice_nnunet.schedules import ema_momentum, warmup_cosine
 
 Spacing = tuple[float, float, float]
-TRAINING, VALIDATION = 0, 1  # streams of random numbers
+TRAINING, VALIDATION, PROBE = 0, 1, 2  # streams of random numbers
 
 
 class NonFiniteLoss(RuntimeError):

@@ -22,7 +22,7 @@ from alice_nnunet.pretrain.main import main
 COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
 STEPS = 24
 SETTINGS = [f"--set={s}" for s in (f"iterations={STEPS}", "batch_size=2", "width=48", "depth=2", "heads=2", "decoder_width=48",
-                                   "decoder_depth=1", "head_hidden=64", "save_every=4", "log_every=4", "validate_every=12")]
+                                   "decoder_depth=1", "head_hidden=64", "save_every=4", "log_every=4", "validate_every=12", "probe_every=12", "probe_pairs=4")]
 RUN = "AlicePretrain__AlicePretrainPlans__3d_fullres"
 
 
@@ -62,6 +62,7 @@ def unbroken(folders, tmp_path_factory) -> tuple[Path, str]:
 def test_the_first_run_preprocesses_and_leaves_what_the_design_lists(unbroken):
     results, output = unbroken
     folder = results / "Dataset031_Torso" / RUN / "vit"
+    assert "of held-out crops find their match among 4, chance 25.0%" in output and " GB | left" in output and " ema 0.9" in output
     assert "doing that first" in output and f"step {STEPS}/{STEPS} | loss" in output and "left 0:00:00" in output
     names = {p.name for p in folder.iterdir()}
     assert {"config.json", "training_log.txt", "progress.png", "pair.png", "reconstruction.png", "checkpoint_latest.pth",
@@ -85,7 +86,8 @@ def test_the_checkpoint_is_what_others_need(unbroken):
     assert any(n.startswith(plan["key_to_encoder"] + ".") for n in names)
     parts = {name.split(".")[0] for name in checkpoint["model"]}
     assert parts == {"encoder", "decoder", "phi", "casa", "predictors", "target_encoder", "psi", "target_casa", "center_st"}
-    assert {"l_r", "l_dv", "l_st", "spread cls", "spread S", "spread T", "validation l_r", "rejection rate"} <= set(checkpoint["history"])
+    assert {"l_r", "l_dv", "l_st", "spread cls", "spread S", "spread T", "validation l_r", "rejection rate", "ema", "memory"} <= set(checkpoint["history"])
+    assert [step for step, _ in checkpoint["history"]["retrieval"]] == [0, 12, STEPS]
 
 
 def assert_same_end(results: Path, others: Path) -> None:
