@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shlex
 from pathlib import Path
 
 import nibabel
@@ -84,31 +83,6 @@ def test_against_another_folder_with_the_labels_of_a_dataset(folders, capsys, tm
     assert liver["mean"] == pytest.approx(1 - worse["organs"]["liver"]["dsc"]["mean"]) and liver["p"] == pytest.approx(2 / 2**len(LABELS))
     assert len(rows(tmp_path / "alice_comparison.csv")) == 2 * 14 * len(LABELS) and (tmp_path / "alice_comparison.png").is_file()
     assert "Wilcoxon" in capsys.readouterr().out
-
-
-def test_the_commands_of_the_page(folders, capsys, tmp_path, monkeypatch):
-    """Every alice-evaluate in docs/compare.md, and its organs.json, on half-size labels."""
-    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
-    places = {"gt": ("raw/labelsTs", "raw/labelsTr"), "eroded": ("predicted/alice", "joined/alice"),
-              "shifted": ("predicted/scratch", "joined/scratch")}
-    for name, targets in places.items():
-        for target in targets:
-            (tmp_path / target).mkdir(parents=True)
-            for path in LABELS:
-                small = nibabel.load(folders / name / path.name).slicer[::2, ::2, ::2]
-                kept = np.asarray(small.dataobj) * np.isin(small.dataobj, (1, 2, 5, 13)).astype(np.uint8)
-                nibabel.save(nibabel.Nifti1Image(kept, small.affine), tmp_path / target / path.name)
-    (tmp_path / "raw" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1, "kidney": [2, 13], "aorta": 5},
-                                                               "file_ending": ".nii.gz"}))
-    (tmp_path / "organs.json").write_text(page.split("```json\n")[1].split("```")[0])
-    monkeypatch.chdir(tmp_path)
-    commands = [line.replace("$raw", "raw") for line in page.splitlines() if line.startswith("alice-evaluate")]
-    assert len(commands) == 5
-    for line in commands:
-        main([*shlex.split(line)[1:], "-np", "1"])
-    assert {p.name for p in Path("comparison").iterdir()} == {f"alice_comparison.{ending}" for ending in ("csv", "json", "png")}
-    content = json.loads(Path("predicted/alice/alice_evaluation.json").read_text())
-    assert content["organ_set"] == "organs" and content["organs"]["kidneys"]["labels"] == [2, 13] and content["ignore_label"] == 14
 
 
 def test_what_cannot_be_evaluated_is_refused(folders, capsys, tmp_path):
