@@ -230,6 +230,25 @@ def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
     monkeypatch.setenv("alice_weights", str(folder / "other.pth"))
     assert "-n OTHERNAME" in refusal(capsys, new_fold.on_train_start)
     assert saved_plans(folder, "ShortAliceTrainer", "nnUNetPlans")["alice"] == block
+    for encoder in ("swin", "nnformer"):
+        monkeypatch.setenv("alice_weights", str(write_checkpoint(folder / f"stock_{encoder}.pth", encoder=encoder)))
+        check_training_and_prediction_share_weights(make(folder, plans="nnUNetPlans"), 1 if encoder == "swin" else 2)
+
+
+@torch.no_grad()
+def check_training_and_prediction_share_weights(trainer: AliceTrainer, outputs: int) -> None:
+    """The network of stock plans: all outputs in training, the finest in prediction, from one strict state dict."""
+    trainer.initialize()
+    assert trainer.load_weights()[1] == "Not loaded: none"
+    assert trainer.plans_manager.plans["alice"]["input"]["flip_axes"] == [1, 2]
+    image, network = torch.rand(1, 1, *trainer.configuration_manager.patch_size), trainer.network.eval()
+    results = network(image) if outputs > 1 else [network(image)]
+    assert [list(r.shape[2:]) for r in results] == [[round(n / 2 ** level) for n in image.shape[2:]] for level in range(outputs)]
+    predicting = AliceTrainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2, False).eval()
+    predicting.load_state_dict(network.state_dict(), strict=True)
+    assert torch.equal(predicting(image), results[0])
+    trainer.set_deep_supervision_enabled(False)
+    assert torch.equal(network(image), results[0])
 
 
 @pytest.mark.parametrize("encoder", ["swin", "nnformer"])
