@@ -48,29 +48,34 @@ def checkpoint_bytes(state: State) -> int:
 
 
 def step_bytes(state: State, config: PretrainConfig) -> tuple[int, int]:
-    """What a step takes whatever the batch (weights, gradients, AdamW's moments), and what each pair adds to its height."""
-    one, two = (peak_of_pairs(state, config, pairs) for pairs in (1, 2))
-    return size(state.model.state_dict().values()) + moment_bytes(state) * 3 // 2, two - one
+    """What a step takes whatever the batch (weights, gradients, AdamW's moments), and what each pair adds to that: to what forward keeps, or
+    to the height of the step where that is more, as it is with recomputed blocks."""
+    one, two = (bytes_of_pairs(state, config, pairs) for pairs in (1, 2))
+    return size(state.model.state_dict().values()) + moment_bytes(state) * 3 // 2, max(b - a for a, b in zip(one, two))
 
 
-def peak_of_pairs(state: State, config: PretrainConfig, pairs: int) -> int:
-    """Most bytes of tensors at once in the views, forward and backward of so many pairs of noise, weights and gradients included.
-
-    The gradients are there from the start, as they are when backward ends: so the height grows evenly with the pairs.
-    """
+def bytes_of_pairs(state: State, config: PretrainConfig, pairs: int) -> tuple[int, int]:
+    """Views, forward and backward of so many pairs of noise: what forward keeps for backward, weights left out, and the most
+    bytes of tensors at once, weights and gradients included."""
     device, ledger = next(state.model.parameters()).device, Ledger()
     shape = (pairs, config.encoder_arguments["in_channels"], *config.encoder_arguments["crop_size"])
+    weights, kept = {p.untyped_storage().data_ptr() for p in state.model.parameters()}, {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
     with ledger:
         ledger.count([*state.model.parameters(), *state.model.buffers()])
         for parameter in state.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         crops = {name: torch.rand(shape, device=device) for name in ("query", "key")}
         views = views_of(crops, state.model, torch.Generator(device).manual_seed(0), (1.0, 1.0, 1.0))
-        with autocast(device, config.precision):
+        with autocast(device, config.precision), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = state.model(*views).loss
         loss.backward()
     state.model.zero_grad(set_to_none=True)
-    return ledger.peak
+    return sum(length for address, length in kept.items() if address not in weights), ledger.peak
 
 
 def moment_bytes(state: State) -> int:
