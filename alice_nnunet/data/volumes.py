@@ -21,6 +21,7 @@ from alice_nnunet.files import sync
 
 PARTIAL = ".partial_"    # folders of cases that are being written
 BLOCK_BYTES = 64 * 1024  # what is decompressed together: a crop reads whole blocks, so smaller ones read less around it
+CHUNK_BYTES = 768 * 1024  # what is checked together when it is first read, before compression
 CHECKED_FILES = 4096     # of which a process remembers what it has checked
 
 
@@ -135,7 +136,8 @@ def save_volume(folder: Path, case: str, image: np.ndarray, properties: dict,
     folder = Path(folder)
     image = np.ascontiguousarray(image, np.float32)
     properties["alice"]["crc32"] = zlib.crc32(image)
-    blocks, chunks = comp_blosc2_params(image.shape, patch_size, image.itemsize, max_block_nbytes=BLOCK_BYTES)
+    blocks, chunks = comp_blosc2_params(image.shape, patch_size, image.itemsize, max_block_nbytes=BLOCK_BYTES,
+                                         max_chunk_nbytes=CHUNK_BYTES)
     no_labels = np.zeros((1, 1, 1, 1), np.int8)  # nnU-Net writes a segmentation; it stays behind in the partial folder
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
