@@ -14,6 +14,17 @@ from alice_nnunet.optimizers import build_optimizer, encoder_depths, parameter_g
 from alice_nnunet.recipes import RECIPES, training_recipe
 
 PATCH, BATCH, CLASSES = [32, 64, 64], 2, 5
+
+
+@pytest.fixture
+def one_thread():
+    """Convolutions on a CPU take a workspace for each thread beside the step's tensors."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def block_of(encoder: str) -> dict:
     arguments = {"in_channels": 1, "crop_size": [32, 64, 64], **PRESETS[encoder]["tiny"]}
     return {"encoder": encoder, "encoder_arguments": arguments, "network_arguments": NETWORK_ARGUMENTS[encoder]["tiny"],
@@ -30,7 +41,7 @@ def highest_allocation(action, trace: Path) -> int:
 
 
 @pytest.mark.parametrize("encoder", ["vit", "swin", "nnformer"])
-def test_against_pytorchs_own_count_of_a_real_step(encoder, tmp_path):
+def test_against_pytorchs_own_count_of_a_real_step(encoder, tmp_path, one_thread):
     block = block_of(encoder)
 
     def steps() -> None:
