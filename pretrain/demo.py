@@ -108,9 +108,9 @@ class Demo:
                  "--set", f"iterations={self.pretraining_steps}", "--set", "validate_every=100")
 
     def finetune(self) -> None:
-        self.run("Derive nnU-Net plans that match the pretraining, with a learning rate for a short training", "alice-plan", "-d", "101",
-                 "-weights", str(self.pretraining / "checkpoint_final.pth"), "-epochs", str(self.epochs),
-                 "-iterations", str(self.iterations), "-lr", LEARNING_RATES[self.encoder], "-np", "2")
+        self.run("Derive nnU-Net plans that match the pretraining, for a short training: a learning rate of its own, no augmentation",
+                 "alice-plan", "-d", "101", "-weights", str(self.pretraining / "checkpoint_final.pth"), "-epochs", str(self.epochs),
+                 "-iterations", str(self.iterations), "-lr", LEARNING_RATES[self.encoder], "-np", "2", "--set", "augmentation=none", "seed=1")
         everyone = list(TRAINING_PEOPLE)
         write_json_atomically(self.out / f"nnUNet_preprocessed/{LABELED}/splits_final.json", [{"train": everyone, "val": everyone[1:]}])
         self.run("Preprocess the labeled scans by those plans (nnU-Net's command)",
