@@ -39,7 +39,7 @@ from alice_nnunet.matcher.embedding import pack
 from alice_nnunet.matcher.index import save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.pretrain.demo_data import volumes
-from alice_nnunet.pretrain.loading import pair_batches
+from alice_nnunet.pretrain.loading import batches
 
 SIZE, SPACING = (200, 460, 460), (1.5, 0.76, 0.76)  # voxels and mm, (z, y, x)
 CROP = (64, 192, 192)
@@ -163,7 +163,7 @@ def measure(pairs: AlignedPairs, seconds: float) -> tuple[tuple[float, float], f
     rejected = []
 
     def one_by_one() -> Iterator[None]:
-        for batch in pair_batches(pairs, Batches()):
+        for batch in batches(pairs, Batches()):
             rejected.extend(batch["rejected"].tolist())
             yield from [None] * 8
     speed = rate(one_by_one(), seconds, warm_up=16)

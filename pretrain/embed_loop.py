@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.matcher.contrast import anatomy_losses
@@ -20,6 +20,7 @@ from alice_nnunet.matcher.patches import Patches, draw_patches, interpolated, ve
 from alice_nnunet.matcher.weights import build_network
 from alice_nnunet.pictures import patches_figure
 from alice_nnunet.pretrain.embed_config import EmbedConfig
+from alice_nnunet.pretrain.loading import batches
 from alice_nnunet.pretrain.log import RunLog, time_left
 from alice_nnunet.pretrain.step import NonFiniteLoss, autocast, generator_at
 from alice_nnunet.schedules import warmup_cosine
@@ -146,23 +147,31 @@ class EmbedRun:
 
     def training_batches(self) -> Iterator[dict]:
         """The batches from the present step to the last."""
-        size, total = self.config.batch_size, self.config.iterations * self.config.batch_size
-        return iter(DataLoader(self.crops(self.training, 0, total), size, sampler=range(self.state.step * size, total),
-                               num_workers=self.workers, pin_memory=next(self.state.network.parameters()).is_cuda))
+        size, steps = self.config.batch_size, self.config.iterations
+        shares = [range(step * size, (step + 1) * size) for step in range(self.state.step, steps)]
+        return batches(self.crops(self.training, 0, steps * size), shares, self.workers, next(self.state.network.parameters()).is_cuda)
 
     def validation_batches(self) -> list[dict]:
         """Two batches of crops of held-out volumes; none without such volumes."""
         size = self.config.batch_size
-        return list(DataLoader(self.crops(self.held_out, 1, 2 * size), size)) if self.held_out else []
+        return list(batches(self.crops(self.held_out, 1, 2 * size), [range(size), range(size, 2 * size)])) if self.held_out else []
 
 
 def train(run: EmbedRun) -> None:
     """From the present step to the last: log, validate, save. checkpoint_final.pth is the end."""
-    config, state, log = run.config, run.state, RunLog(run.folder, run.state.step, PANELS)
-    held_out, batches, recent = run.validation_batches(), run.training_batches(), []
+    log, held_out = RunLog(run.folder, run.state.step, PANELS), run.validation_batches()
+    with closing(run.training_batches()) as training:
+        follow(run, log, training, held_out)
+    save_state(run.folder / "checkpoint_final.pth", run.state, run.config, run.data)
+    log.close()
+
+
+def follow(run: EmbedRun, log: RunLog, training: Iterator[dict], held_out: list[dict]) -> None:
+    """The steps, and after each what it is time for."""
+    config, state, recent = run.config, run.state, []
     while state.step < config.iterations:
         start = time.perf_counter()
-        batch = next(batches)
+        batch = next(training)
         loaded = time.perf_counter()
         numbers = train_step(state, batch, config)
         recent.append({**numbers, "data time": loaded - start, "step time": time.perf_counter() - start})
@@ -174,8 +183,6 @@ def train(run: EmbedRun) -> None:
             validate(run, log, held_out)
         if state.step % config.save_every == 0 and not last:
             save_state(run.folder / "checkpoint_latest.pth", state, config, run.data)
-    save_state(run.folder / "checkpoint_final.pth", state, config, run.data)
-    log.close()
 
 
 def report(run: EmbedRun, log: RunLog, recent: list[dict]) -> None:

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from alice_nnunet.matcher.match import Matcher, match_same
 from alice_nnunet.pictures import pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.config import PretrainConfig
 from alice_nnunet.pretrain.distributed import gather_lists, largest, own_share
-from alice_nnunet.pretrain.loading import pair_batches
+from alice_nnunet.pretrain.loading import batches
 from alice_nnunet.pretrain.log import RunLog, peak_memory, time_left
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY
 from alice_nnunet.pretrain.probe import matched_crops_found
@@ -64,8 +65,8 @@ class Run:
         """This process's batches from the present step to the last. They depend on the pairs in a step of all processes alone."""
         size, steps = self.config.batch_size, self.config.iterations
         pairs = make_pairs(self.config, self.volumes, self.training, self.training, TRAINING, steps * size * world(), self.config.min_score)
-        return pair_batches(pairs, [own_share(step, size) for step in range(self.state.step, steps)], self.workers,
-                            pin_memory=next(self.state.model.parameters()).is_cuda)
+        return batches(pairs, [own_share(step, size) for step in range(self.state.step, steps)], self.workers,
+                       pin_memory=next(self.state.model.parameters()).is_cuda)
 
     def validation_batches(self, log: RunLog) -> list[dict]:
         """2 pairs for each held-out case but at least 4 and at most some 32; none without held-out cases."""
@@ -89,7 +90,7 @@ class Run:
             log.line(f"WARNING: the held-out volumes ({', '.join(self.held_out)}) match no other with a score of {self.config.min_score}: "
                      "validation and probe go by pairs of any score, so l_dv and retrieval mean little; training pairs are not concerned")
             pairs = make_pairs(self.config, self.volumes, self.held_out, keys, stream, len(shares) * size, 0.0)
-        yield from pair_batches(pairs, shares)
+        yield from batches(pairs, shares)
 
     def save(self, name: str) -> None:
         save_state(self.folder / name, self.state, self.config, self.data, self.adaptation_plan)
@@ -103,14 +104,14 @@ def train(run: Run) -> int:
     """
     config, state, recent = run.config, run.state, []
     log = RunLog(run.folder, state.step) if rank() == 0 else None
-    held_out, batches = run.validation_batches(log) if log else [], run.training_batches()
+    held_out = run.validation_batches(log) if log else []
     device = next(state.model.parameters()).device
     if log and not state.step:
         show_probe(run, log)  # of random weights, to compare with
-    with StopRequest() as stop:
+    with StopRequest() as stop, closing(run.training_batches()) as training:
         while state.step < config.iterations:
             start = time.perf_counter()
-            batch = next(batches)
+            batch = next(training)
             loaded = time.perf_counter()
             numbers = train_step(state, batch, config, run.spacing)
             if state.nonfinite:

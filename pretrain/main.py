@@ -22,7 +22,6 @@ from alice_nnunet.pretrain.dataset import choose_device, is_preprocessed, prepro
 from alice_nnunet.pretrain.distributed import Team, launch, launched, team
 from alice_nnunet.pretrain.dry_run import draw_first_pair, print_plan
 from alice_nnunet.pretrain.embed import ensure_index
-from alice_nnunet.pretrain.loading import is_loader_death, loader_death
 from alice_nnunet.pretrain.loop import Run, train
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY, CONFIGURATION, PLANS, data_description
 from alice_nnunet.pretrain.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
@@ -104,14 +103,9 @@ def pretrain(arguments, processes: Team) -> int:
         processes.wait()
         job.data["embedding_sha256"] = file_sha256(job.anatomy / EMBEDDING)
     try:
-        run = make_run(job, processes, arguments)
-        return train(run)
+        return train(make_run(job, processes, arguments))
     except (NonFiniteLoss, NoMatch) as error:
         raise UserError(f"{error}. The last checkpoint is intact: {job.folder}") from error
-    except RuntimeError as error:
-        if is_loader_death(error):
-            raise loader_death(error, run.workers) from error
-        raise
     except OSError as error:
         raise UserError(f"{error.filename or job.folder}: {error.strerror or error}. The last checkpoint is intact: {job.folder}; go on with "
                         f"--c when this is mended") from error

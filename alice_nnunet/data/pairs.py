@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from alice_nnunet.data.volumes import Volume, open_volume
-from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Triple, crop_around
 from alice_nnunet.matcher.match import Match, Matcher
 
@@ -59,6 +58,19 @@ class AlignedPairs(Dataset):
         return {"query": crop_around(pair.query.image, pair.point, self.size), "key": crop_around(pair.key.image, pair.match.point, self.size),
                 "query_case": pair.query.name, "key_case": pair.key.name, "score": pair.match.score, "rejected": pair.rejected}
 
+    def batch(self, indices: Sequence[int]) -> dict:
+        """These pairs as DataLoader would put them together: query and key are (B, C, *size) float32; scores and numbers of
+        rejected pairs tensors, cases lists. Each crop goes straight into its place, in shared memory where a DataLoader's process reads it.
+        """
+        drawn = [self.draw(index) for index in indices]
+        shape = (len(drawn), drawn[0].query.image.shape[0], *self.size)
+        query, key = empty_tensor(shape), empty_tensor(shape)
+        for row, pair in enumerate(drawn):
+            query[row] = torch.from_numpy(crop_around(pair.query.image, pair.point, self.size))
+            key[row] = torch.from_numpy(crop_around(pair.key.image, pair.match.point, self.size))
+        return {"query": query, "key": key, "query_case": [p.query.name for p in drawn], "key_case": [p.key.name for p in drawn],
+                "score": torch.tensor([p.match.score for p in drawn], dtype=torch.float64), "rejected": torch.tensor([p.rejected for p in drawn])}
+
     def draw(self, index: int) -> DrawnPair:
         """Pair number index, before its crops are read. Raises NoMatch."""
         rng = np.random.default_rng((*self.seed, index))
@@ -85,36 +97,6 @@ class AlignedPairs(Dataset):
         own = self.place_in_keys.get(query, len(self.keys))
         drawn = int(rng.integers(len(self.keys) - (own < len(self.keys))))
         return query, self.keys[drawn + (drawn >= own)]
-
-
-class PairBatches(Dataset):
-    """Item n is a whole batch: the pairs whose numbers are shares[n], as DataLoader would put them together.
-
-    Each crop goes straight into its place in the batch, in shared memory where a DataLoader's process reads it. What is wrong
-    with the data is the item, as the exception itself: DataLoader would wrap its message in a traceback.
-    """
-
-    def __init__(self, pairs: AlignedPairs, shares: Sequence[Sequence[int]]):
-        self.pairs, self.shares = pairs, shares
-
-    def __len__(self) -> int:
-        return len(self.shares)
-
-    def __getitem__(self, number: int) -> dict | UserError | NoMatch:
-        try:
-            return self.read([self.pairs.draw(index) for index in self.shares[number]])
-        except (UserError, NoMatch) as error:
-            return error
-
-    def read(self, drawn: list[DrawnPair]) -> dict:
-        """query and key are (B, C, *size) float32; scores and numbers of rejected pairs tensors, cases lists."""
-        shape = (len(drawn), drawn[0].query.image.shape[0], *self.pairs.size)
-        query, key = empty_tensor(shape), empty_tensor(shape)
-        for row, pair in enumerate(drawn):
-            query[row] = torch.from_numpy(crop_around(pair.query.image, pair.point, self.pairs.size))
-            key[row] = torch.from_numpy(crop_around(pair.key.image, pair.match.point, self.pairs.size))
-        return {"query": query, "key": key, "query_case": [p.query.name for p in drawn], "key_case": [p.key.name for p in drawn],
-                "score": torch.tensor([p.match.score for p in drawn], dtype=torch.float64), "rejected": torch.tensor([p.rejected for p in drawn])}
 
 
 def empty_tensor(shape: tuple[int, ...]) -> Tensor:

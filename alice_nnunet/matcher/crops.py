@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from alice_nnunet.data.body import Body
 from alice_nnunet.data.volumes import open_volume
@@ -41,6 +41,10 @@ class BodyCrops(Dataset):
         return {"crop": to_grid(torch.from_numpy(crop), volume.spacing, self.voxel, self.size)[0],
                 "points": torch.from_numpy((points - middle).astype(np.float32)), "middle": torch.from_numpy(middle.astype(np.float32)),
                 "case": volume.name, "number": number}
+
+    def batch(self, indices: Sequence[int]) -> dict:
+        """These items put together, as DataLoader would."""
+        return default_collate([self[index] for index in indices])
 
     def case_number(self, index: int) -> int:
         """The case of an item, by its place among cases."""

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from alice_nnunet.data.body import find_body
-from alice_nnunet.data.pairs import DRAWS, AlignedPairs, NoMatch, PairBatches
+from alice_nnunet.data.pairs import DRAWS, AlignedPairs, NoMatch
 from alice_nnunet.data.volumes import open_volume, save_volume
 from alice_nnunet.geometry import crop_around
 from alice_nnunet.matcher.body import match_by_body
@@ -84,22 +84,13 @@ def test_one_case_is_no_pair(folder):
         pairs(folder, queries=["case0"], keys=["case0"])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_items_put_together(folder, workers):
-    shares = [[3, 4, 5], [0, 9, 1]]
-    batches = list(DataLoader(PairBatches(pairs(folder), shares), batch_size=None, num_workers=workers))
-    for batch, share in zip(batches, shares, strict=True):
-        expected = default_collate([pairs(folder)[index] for index in share])
-        assert batch.keys() == expected.keys()
-        for name in ("query", "key", "score", "rejected"):
-            assert torch.equal(batch[name], expected[name]) and batch[name].dtype == expected[name].dtype
-        assert batch["query_case"] == expected["query_case"] and batch["key_case"] == expected["key_case"]
-
-
-def test_what_is_wrong_is_an_item_and_the_others_come(folder):
-    broken = pairs(folder, lambda point, query, key: Match(point, 0.0))
-    items = list(DataLoader(PairBatches(broken, [[0], [1]]), batch_size=None, num_workers=1))
-    assert len(items) == 2 and all(isinstance(item, NoMatch) for item in items)
+def test_a_batch_is_the_items_put_together(folder):
+    share = [3, 4, 5]
+    batch, expected = pairs(folder).batch(share), default_collate([pairs(folder)[index] for index in share])
+    assert batch.keys() == expected.keys()
+    for name in ("query", "key", "score", "rejected"):
+        assert torch.equal(batch[name], expected[name]) and batch[name].dtype == expected[name].dtype
+    assert batch["query_case"] == expected["query_case"] and batch["key_case"] == expected["key_case"]
 
 
 def test_the_other_person_is_drawn_as_from_a_list_without_the_first(folder):

@@ -1,8 +1,9 @@
-"""What happens to the data while alice-pretrain trains."""
+"""What happens to the data, and to the processes that read them, while alice-pretrain trains."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,10 @@ class Training:
             assert self.process.poll() is None, self.process.communicate()[0]
             time.sleep(0.05)
 
+    def loaders(self) -> list[int]:
+        """The processes that load."""
+        return [int(p) for p in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+
     def last_word(self) -> str:
         """The error that the run ends with: one line, code 2, and a checkpoint that loads."""
         output = self.process.communicate(timeout=120)[0]
@@ -86,3 +91,22 @@ def test_data_that_break_end_the_run_with_the_files_name(prepared, tmp_path, fau
         breaks(training.volumes / f"{case}.{ending}")
     word = training.last_word()
     assert word.startswith("alice-pretrain: ") and any(f"{case}.{ending}" in word for case in CASES[:2]) and "alice-preprocess -d Dataset031_Torso" in word
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_process_that_loads_and_ends_is_reported(prepared, tmp_path, number):
+    training = Training(prepared, tmp_path, 2)
+    loaders = training.loaders()
+    assert len(loaders) == 2
+    os.kill(loaders[-1], number)
+    word = training.last_word()
+    assert "one of 2 processes that load data has ended" in word and "--set workers=1" in word and "--c" in word
+    assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
+
+
+def test_a_run_with_loading_processes_that_cannot_save_ends(prepared, tmp_path):
+    training = Training(prepared, tmp_path, 2)
+    loaders = training.loaders()
+    training.latest.with_name("checkpoint_latest.pth.partial").mkdir()  # where the next one would be written
+    assert "checkpoint_latest.pth could not be written" in training.last_word()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
