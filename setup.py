@@ -24,7 +24,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
             "nnunetv2>=2.8",  # nnUNet_extTrainer exists from 2.8.0
             "torch>=2.1.2",
             "monai>=1.6",  # the decoders' blocks, surface distances; 1.5's UNETR has other tensors than ours converts to
-            "numpy", "scipy", "blosc2>=3", "batchgenerators", "acvl-utils", "dynamic-network-architectures",
+            "numpy", "scipy", "blosc2>=3", "isal", "batchgenerators", "acvl-utils", "dynamic-network-architectures",
             "SimpleITK", "nibabel", "matplotlib", "tqdm",
             "safetensors", "huggingface_hub",  # weights to share
             "packaging",  # the versions of a submission

@@ -17,18 +17,22 @@ def ceil_to(size: Triple, unit: Triple) -> Triple:
     return tuple(-(-s // u) * u for s, u in zip(size, unit))
 
 
-def crop_around(image, centre: Triple, size: Triple, floor: float = 0.0) -> np.ndarray:
+def crop_around(image, centre: Triple, size: Triple, floor: float = 0.0, out: np.ndarray | None = None) -> np.ndarray:
     """A crop of exactly size voxels whose middle voxel is centre; what lies outside the image is floor.
 
-    image: (C, Z, Y, X), a numpy array or anything that slices like one (a blosc2 array reads only the blocks needed).
-    centre: voxel index, may lie outside. Returns a new float32 array (C, *size).
+    image: (C, Z, Y, X), a numpy array or anything that slices like one; one with read_into, as StoredImage, reads straight into
+    the crop where it can. centre: voxel index, may lie outside. out: a contiguous float32 array (C, *size) to fill, a new one where it is None.
     """
     start = [c - s // 2 for c, s in zip(centre, size)]
     inside = [slice(max(0, a), min(n, a + s)) for a, s, n in zip(start, size, image.shape[1:])]
-    if all(i.stop - i.start == s for i, s in zip(inside, size)):
-        return np.array(image[(slice(None), *inside)], np.float32, copy=isinstance(image, np.ndarray) or None)
-    crop = np.full((image.shape[0], *size), floor, np.float32)
-    if all(i.stop > i.start for i in inside):
-        target = tuple(slice(i.start - a, i.stop - a) for i, a in zip(inside, start))
-        crop[(slice(None), *target)] = image[(slice(None), *inside)]
+    crop = np.empty((image.shape[0], *size), np.float32) if out is None else out
+    if any(i.stop - i.start < s for i, s in zip(inside, size)):
+        crop[:] = floor
+    if any(i.stop <= i.start for i in inside):
+        return crop
+    target = crop[(slice(None), *(slice(i.start - a, i.stop - a) for i, a in zip(inside, start)))]
+    if hasattr(image, "read_into") and target.flags.c_contiguous:
+        image.read_into(target, (slice(None), *inside))
+    else:
+        target[:] = image[(slice(None), *inside)]
     return crop

@@ -66,8 +66,8 @@ class AlignedPairs(Dataset):
         shape = (len(drawn), drawn[0].query.image.shape[0], *self.size)
         query, key = empty_tensor(shape), empty_tensor(shape)
         for row, pair in enumerate(drawn):
-            query[row] = torch.from_numpy(crop_around(pair.query.image, pair.point, self.size))
-            key[row] = torch.from_numpy(crop_around(pair.key.image, pair.match.point, self.size))
+            crop_around(pair.query.image, pair.point, self.size, out=query[row].numpy())
+            crop_around(pair.key.image, pair.match.point, self.size, out=key[row].numpy())
         return {"query": query, "key": key, "query_case": [p.query.name for p in drawn], "key_case": [p.key.name for p in drawn],
                 "score": torch.tensor([p.match.score for p in drawn], dtype=torch.float64), "rejected": torch.tensor([p.rejected for p in drawn])}
 

@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ from pathlib import Path
 
 import blosc2
 import numpy as np
+from isal.isal_zlib import crc32  # zlib's, several times faster
 
 from alice_nnunet.data.body import Body
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import sync
 
 PARTIAL = ".partial_"    # folders of cases that are being written
-BLOCK_BYTES = 64 * 1024  # what is decompressed together: a crop reads whole blocks, so smaller ones read less around it
-CHUNK_BYTES = 768 * 1024  # what is checked together when it is first read, before compression
+BLOCK_BYTES = 16 * 1024  # what is decompressed together: a crop reads whole blocks, so smaller ones read less around it
+CHUNK_BYTES = 256 * 1024  # what is checked together when it is first read, before compression
 CHECKED_FILES = 4096     # of which a process remembers what it has checked
 
 
@@ -55,20 +55,37 @@ class StoredImage:
     def __getitem__(self, index) -> np.ndarray:
         """index: slices and numbers, as of an array. Raises UserError where what is read is not what was saved."""
         with reading(self.path):
-            for chunk in self.chunks_of(index) - self.checked:
-                if zlib.crc32(self.array.schunk.get_chunk(chunk)) != self.checksums[chunk]:
-                    raise ValueError("it does not match its checksum")
-                self.checked.add(chunk)
+            self.check(self.bounds(index))
             return self.array[index]
 
-    def chunks_of(self, index) -> set[int]:
-        """Numbers of the chunks that index reads from."""
-        parts = index if isinstance(index, tuple) else (index,)
-        parts += (slice(None),) * (len(self.shape) - len(parts))
-        bounds = [part.indices(n)[:2] if isinstance(part, slice) else (part, part + 1) for part, n in zip(parts, self.shape)]
+    def read_into(self, out: np.ndarray, index: tuple[slice, ...]) -> None:
+        """What self[index] is, straight into a contiguous array of its shape and type; index: slices of step 1, one for each axis.
+        Raises UserError as [] does."""
+        bounds = self.bounds(index)
+        if out.shape != tuple(stop - start for start, stop in bounds) or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(f"{bounds} of {self.dtype} do not go into a {out.dtype} array of shape {out.shape} and strides {out.strides}")
+        with reading(self.path):
+            self.check(bounds)
+            self.array.get_slice_numpy(out, tuple(zip(*bounds)))
+
+    def check(self, bounds: list[tuple[int, int]]) -> None:
+        """Raise ValueError where the chunks that bounds read from are not what was saved; those checked before are not checked again."""
+        for chunk in self.chunks_of(bounds) - self.checked:
+            if crc32(self.array.schunk.get_chunk(chunk)) != self.checksums[chunk]:
+                raise ValueError("it does not match its checksum")
+            self.checked.add(chunk)
+
+    def chunks_of(self, bounds: list[tuple[int, int]]) -> set[int]:
+        """Numbers of the chunks that bounds read from."""
         spans = [range(start // c, -(-stop // c)) for (start, stop), c in zip(bounds, self.array.chunks)]
         grid = [-(-n // c) for n, c in zip(self.shape, self.array.chunks)]
         return {int(np.ravel_multi_index(place, grid)) for place in itertools.product(*spans)}
+
+    def bounds(self, index) -> list[tuple[int, int]]:
+        """The first voxel of index along each axis, and the one after the last."""
+        parts = index if isinstance(index, tuple) else (index,)
+        parts += (slice(None),) * (len(self.shape) - len(parts))
+        return [part.indices(n)[:2] if isinstance(part, slice) else (part, part + 1) for part, n in zip(parts, self.shape)]
 
 
 @lru_cache(CHECKED_FILES)
@@ -118,7 +135,7 @@ def check_volume(folder: Path, case: str) -> str | None:
         known = case_properties(folder, case)["alice"]
     except UserError as error:
         return f"cannot be read: {error.__cause__}"
-    if zlib.crc32(np.ascontiguousarray(image)) != known["crc32"]:
+    if crc32(np.ascontiguousarray(image)) != known["crc32"]:
         return f"{case}.b2nd does not match its checksum"
     return None
 
@@ -135,7 +152,7 @@ def save_volume(folder: Path, case: str, image: np.ndarray, properties: dict,
 
     folder = Path(folder)
     image = np.ascontiguousarray(image, np.float32)
-    properties["alice"]["crc32"] = zlib.crc32(image)
+    properties["alice"]["crc32"] = crc32(image)
     blocks, chunks = comp_blosc2_params(image.shape, patch_size, image.itemsize, max_block_nbytes=BLOCK_BYTES,
                                          max_chunk_nbytes=CHUNK_BYTES)
     no_labels = np.zeros((1, 1, 1, 1), np.int8)  # nnU-Net writes a segmentation; it stays behind in the partial folder
@@ -144,7 +161,7 @@ def save_volume(folder: Path, case: str, image: np.ndarray, properties: dict,
         nnUNetDatasetBlosc2.save_case(image, no_labels, properties, str(partial / case), chunks=chunks, blocks=blocks,
                                       chunks_seg=no_labels.shape, blocks_seg=no_labels.shape)
         stored = blosc2.open(str(partial / f"{case}.b2nd"), mode="r")  # its schunk does not outlive it
-        properties["alice"]["chunk_crc32"] = [zlib.crc32(stored.schunk.get_chunk(i)) for i in range(stored.schunk.nchunks)]
+        properties["alice"]["chunk_crc32"] = [crc32(stored.schunk.get_chunk(i)) for i in range(stored.schunk.nchunks)]
         (partial / f"{case}.pkl").write_bytes(pickle.dumps(properties))
         (folder / f"{case}.pkl").unlink(missing_ok=True)
         for ending in ("b2nd", "pkl"):

@@ -1,10 +1,10 @@
 """Embeddings on the disk: CASE.npy is memory-mapped, CASE.json is written last and says what is in it."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import replacing, write_json_atomically
@@ -20,7 +20,7 @@ def save_embedding(folder: Path, case: str, embedding: Embedding, made_from: dic
     with replacing(folder / f"{case}.npy") as partial, open(partial, "wb") as file:
         np.save(file, values)
     write_json_atomically(folder / f"{case}.json", {**{name: getattr(embedding, name) for name in GEOMETRY},
-                                                    "crc32": zlib.crc32(values), "made_from": made_from})
+                                                    "crc32": crc32(values), "made_from": made_from})
 
 
 def open_embedding(folder: Path, case: str) -> Embedding:
@@ -41,6 +41,6 @@ def is_whole(folder: Path, case: str, made_from: dict, read_all: bool = True) ->
     try:
         known = json.loads((folder / f"{case}.json").read_text())
         values = np.load(folder / f"{case}.npy", mmap_mode="r")
-        return known["made_from"] == made_from and (not read_all or zlib.crc32(np.ascontiguousarray(values)) == known["crc32"])
+        return known["made_from"] == made_from and (not read_all or crc32(np.ascontiguousarray(values)) == known["crc32"])
     except Exception:  # as above
         return False

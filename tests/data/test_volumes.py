@@ -1,7 +1,10 @@
 import pickle
+import zlib
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from alice_nnunet.data.body import find_body
 from alice_nnunet.data.volumes import (case_names, case_properties, check_volume, open_volume, remove_partial,
@@ -54,6 +57,31 @@ def test_crops_are_read_from_the_file(folder, image):
     crop = crop_around(open_volume(folder, "a").image, (1, 15, 39), (8, 8, 8), floor=-1.0)
     np.testing.assert_array_equal(crop[:, 3:, :, :5], image[:, 0:5, 11:19, 35:40])
     assert (crop[:, :3] == -1).all()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.tuples(*[st.integers(-20, 50)] * 3), st.tuples(*[st.integers(1, 45)] * 3))
+def test_a_crop_is_read_into_its_place_as_from_an_array(folder, image, centre, size):
+    if not (folder / "a.pkl").exists():
+        save(folder, "a", image)
+    stored, batch = open_volume(folder, "a").image, np.full((3, 2, *size), np.nan, np.float32)
+    assert crop_around(stored, centre, size, -1.0, out=batch[1]) is not None
+    np.testing.assert_array_equal(batch[1], crop_around(image, centre, size, -1.0))
+    assert np.isnan(batch[[0, 2]]).all()
+
+
+def test_a_place_that_does_not_fit_is_not_written_to(folder, image):
+    save(folder, "a", image)
+    stored, index = open_volume(folder, "a").image, (slice(None), slice(2, 6), slice(2, 6), slice(2, 6))
+    for out in (np.zeros((2, 4, 4, 5), np.float32), np.zeros((2, 4, 4, 4)), np.zeros((2, 4, 4, 8), np.float32)[..., ::2]):
+        with pytest.raises(ValueError, match="do not go into"):
+            stored.read_into(out, index)
+        assert not out.any()
+
+
+def test_checksums_are_zlibs(folder, image):
+    save(folder, "a", image)
+    assert case_properties(folder, "a")["alice"]["crc32"] == zlib.crc32(image)
 
 
 def test_saving_again_replaces(folder, image):
@@ -135,8 +163,9 @@ def test_only_the_chunks_that_are_read_are_checked(folder):
     save(folder, "a", large)
     stored = open_volume(folder, "a").image
     corner = (slice(None), slice(0, 4), slice(0, 4), slice(0, 4))
-    assert stored.chunks_of(corner) == {0} and stored.chunks_of((0, 3, slice(None), 7)) < stored.chunks_of(slice(None))
-    assert stored.chunks_of(slice(None)) == set(range(stored.array.schunk.nchunks)) and stored.array.schunk.nchunks > 8
+    chunks = lambda index: stored.chunks_of(stored.bounds(index))
+    assert chunks(corner) == {0} and chunks((0, 3, slice(None), 7)) < chunks(slice(None))
+    assert chunks(slice(None)) == set(range(stored.array.schunk.nchunks)) and stored.array.schunk.nchunks > 8
     stored[corner]
     assert stored.checked == {0}
 
