@@ -35,6 +35,16 @@ class Rearrange(torch.autograd.Function):
         return (grad if spare is None else grad.masked_fill_(spare.unsqueeze(-1), 0)), None, None, None
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """F.scaled_dot_product_attention, (G, heads, T, E / heads) each; every query has a key that it may attend to.
+
+    On a CPU torch computes it in these steps too, but with a look for queries without keys at every score.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, bias)
+    return (q * q.shape[-1] ** -0.5 @ k.mT).add_(bias).softmax(-1) @ v
+
+
 class WindowAttention(nn.Module):
     """Multi-head attention within windows, with a bias for the offset between two tokens.
 
@@ -65,7 +75,7 @@ class WindowAttention(nn.Module):
         size = max(1, CPU_SCORES // (self.heads * batch.slots ** 2)) if slots.device.type == "cpu" else batch.groups
         biases = itertools.cycle([self.offsets(table, pairs) for pairs in batch.pairs.split(size)])  # one for all, or one each
         qkv = slots.view(batch.groups, batch.slots, 3, self.heads, -1).permute(2, 0, 3, 1, 4)        # (3, G, heads, T, E / heads)
-        mixed = [F.scaled_dot_product_attention(*part, attn_mask=next(biases)) for part in qkv.split(size, 1)]
+        mixed = [attention(*part, next(biases)) for part in qkv.split(size, 1)]
         return torch.cat(mixed).transpose(1, 2).reshape(len(slots), -1)
 
     def offsets(self, table: Tensor, pairs: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from alice_nnunet.model.encoders import build_encoder
 from alice_nnunet.networks.input_map import InputMap
+from alice_nnunet.networks.monai_blocks import replace_layers
 from alice_nnunet.networks.padding import pad_to
 
 
@@ -35,6 +36,7 @@ class SwinUNETR(nn.Module):
         widths = [f * 2 ** i for i in range(stages, -1, -1)] + [f]
         self.rises = nn.ModuleList(UnetrUpBlock(3, wide, narrow, 3, 2, **settings) for wide, narrow in zip(widths, widths[1:]))
         self.out = UnetOutBlock(3, f, num_classes)
+        replace_layers(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, C, D, H, W), as nnU-Net's plans normalise it. Returns logits (B, num_classes, D, H, W)."""

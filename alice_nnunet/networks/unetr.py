@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from alice_nnunet.model.encoders import build_encoder
 from alice_nnunet.networks.input_map import InputMap
+from alice_nnunet.networks.monai_blocks import replace_layers
 from alice_nnunet.networks.padding import pad_to
 
 
@@ -36,6 +37,7 @@ class UNETR(nn.Module):
         self.merge2 = UnetrUpBlock(3, 4 * f, 2 * f, 3, 2, **settings)
         self.merge1 = UnetrUpBlock(3, 2 * f, f, 3, 2, **settings)
         self.out = UnetOutBlock(3, f, num_classes)
+        replace_layers(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, C, D, H, W), as nnU-Net's plans normalise it. Returns logits (B, num_classes, D, H, W)."""
