@@ -1,5 +1,7 @@
 """What a pretraining would do, said before it starts: its size, its schedule, its memory, its first pair."""
 
+import dataclasses
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import torch
 from alice_nnunet.memory import Ledger
 from alice_nnunet.pictures import pair_figure, save_figure
 from alice_nnunet.pretrain.config import PretrainConfig
+from alice_nnunet.pretrain.log import time_left
 from alice_nnunet.pretrain.loop import make_pairs
 from alice_nnunet.pretrain.state import State, build_state
-from alice_nnunet.pretrain.step import TRAINING, autocast, views_of
+from alice_nnunet.pretrain.step import TRAINING, autocast, train_step, views_of
 
 GB = 1e9
 
@@ -37,9 +40,29 @@ def print_plan(config: PretrainConfig, device: torch.device, processes: int, fol
         "saved": f"every {config.save_every} steps, some {checkpoint_bytes(state) / GB:.2f} GB; validation every {config.validate_every}",
         "memory": f"{(fixed + each * together) / GB:.2f} GB on each device: {fixed / GB:.2f} whatever the batch, and {each / GB:.2f} for each of "
                   f"{together} pairs; measured with one pair and two, {precision} on {device.type}; CUDA's own and gaps come on top",
+        "time": f"{time_left(left * (seconds := step_seconds(state, config)))} for {left} steps of {seconds:.3g} s, by the fastest of two steps "
+                f"with {timed_pairs(config)} pairs; reading, validation and what several devices tell each other come on top",
         "results": f"{folder}: {begins}",
     }.items():
         print(f"{name:9} {text}", flush=True)
+
+
+def timed_pairs(config: PretrainConfig) -> int:
+    """Pairs in a step that is timed."""
+    return min(2, config.batch_size // config.accumulate)
+
+
+def step_seconds(state: State, config: PretrainConfig) -> float:
+    """Seconds of a step on one device, whose pairs it computes by two: those of the fastest of two steps with noise, after one to warm up."""
+    device, pairs, times = next(state.model.parameters()).device, timed_pairs(config), []
+    small = dataclasses.replace(config, batch_size=pairs, accumulate=1)
+    crops = torch.rand(2, pairs, config.encoder_arguments["in_channels"], *config.encoder_arguments["crop_size"])
+    for _ in range(3):
+        start = time.perf_counter()
+        numbers = train_step(state, {"query": crops[0], "key": crops[1]}, small, (1.0, 1.0, 1.0))
+        numbers["loss"].item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times[1:]) * config.batch_size / pairs
 
 
 def checkpoint_bytes(state: State) -> int:

@@ -1,8 +1,10 @@
+import time
+
 import pytest
 import torch
 
 from alice_nnunet.pretrain.config import make_config, read_settings
-from alice_nnunet.pretrain.dry_run import bytes_of_pairs, checkpoint_bytes, step_bytes
+from alice_nnunet.pretrain.dry_run import bytes_of_pairs, checkpoint_bytes, step_bytes, step_seconds
 from alice_nnunet.pretrain.state import build_state, save_state
 from alice_nnunet.pretrain.step import train_step
 
@@ -37,3 +39,14 @@ def test_memory_is_weights_gradients_and_moments_and_grows_by_the_pair():
 def test_recomputed_blocks_take_less():
     plain, less = (step_bytes(build_state(c, CPU), c)[1] for c in (config(), config("checkpoint_blocks=true")))
     assert less < 0.9 * plain
+
+
+def test_the_time_of_a_step_is_that_of_a_step():
+    c = config("batch_size=8", "accumulate=2")
+    state = build_state(c, CPU)
+    foretold, crops, times = step_seconds(state, c), torch.rand(2, 8, 1, 32, 32, 32), []
+    for _ in range(4):
+        start = time.perf_counter()
+        train_step(state, {"query": crops[0], "key": crops[1], "query_case": "", "key_case": ""}, c, (3.0, 3.0, 3.0))
+        times.append(time.perf_counter() - start)
+    assert min(times) / 4 < foretold < 20 * max(times)  # a step of 8 pairs, not of 2, nor a whole run

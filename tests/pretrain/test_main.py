@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -163,6 +164,7 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(folders, unbroken
     main([*words()[1:], "--dry-run", "-num_gpus", "4"])
     plan = capsys.readouterr().out
     assert "2 training and 1 held-out volumes" in plan and "2 pairs x 4 processes = 8 pairs in a step" in plan and "is kept beside it" in plan
+    assert re.search(rf"time +0:\d\d:\d\d for {STEPS} steps of [0-9.]+ s, by the fastest of two steps with 2 pairs", plan)
     assert folder.with_name("vit_dry_run.png").read_bytes()[:4] == b"\x89PNG"
     main([*words()[1:], "--dry-run", "--c"])
     assert f"goes on from step {STEPS}" in capsys.readouterr().out
