@@ -38,7 +38,7 @@ def main(argv: list[str] | None) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not an empty folder: choose another one with -o, or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    Demo(out, arguments.encoder, pretraining_steps=200, epochs=6, iterations=25).whole()
+    Demo(out, arguments.encoder, pretraining_steps=200, epochs=12, iterations=25).whole()
 
 
 class Demo:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import blosc2
@@ -27,7 +27,7 @@ CHECKED_FILES = 4096     # of which a process remembers what it has checked
 
 @dataclass(frozen=True)
 class Volume:
-    """One preprocessed case. image: (C, Z, Y, X) float32, read from the disk when sliced. spacing: mm, (z, y, x)."""
+    """One preprocessed case. image: (C, Z, Y, X) float32, opened when its shape is asked for, read from the disk when sliced. spacing: mm, (z, y, x)."""
     name: str
     image: "StoredImage | np.ndarray"
     spacing: tuple[float, float, float]
@@ -42,15 +42,29 @@ class StoredImage:
     """
 
     def __init__(self, path: Path, checksums: Sequence[int]):
-        """Raises UserError where the file is no image."""
         self.path, self.checksums = path, checksums
+
+    @cached_property
+    def array(self) -> blosc2.NDArray:
+        """The file, opened when it is first asked for: of most pairs that are drawn nothing is read. Raises UserError where it is no image."""
         on_windows = os.name == "nt"  # blosc2 has no memory map there
-        with reading(path):
-            self.array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1},
-                                     mmap_mode=None if on_windows else "r")
-            self.shape, self.dtype = self.array.shape, self.array.dtype
-            found = path.stat()
-        self.checked = checked_chunks(path, (found.st_mtime_ns, found.st_size, found.st_ino))
+        with reading(self.path):
+            return blosc2.open(str(self.path), mode="r", dparams={"nthreads": 1}, mmap_mode=None if on_windows else "r")
+
+    @cached_property
+    def checked(self) -> set[int]:
+        """Numbers of the chunks that this process has found to be what was saved."""
+        with reading(self.path):
+            found = self.path.stat()
+        return checked_chunks(self.path, (found.st_mtime_ns, found.st_size, found.st_ino))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
 
     def __getitem__(self, index) -> np.ndarray:
         """index: slices and numbers, as of an array. Raises UserError where what is read is not what was saved."""
@@ -122,7 +136,7 @@ def case_properties(folder: Path, case: str) -> dict:
 
 
 def open_volume(folder: Path, case: str) -> Volume:
-    """Open one case; its image stays on the disk. Raises UserError that names the file where it is damaged."""
+    """Open one case; its image stays on the disk. Raises UserError that names the file where it is damaged or gone, now or when it is read."""
     known = case_properties(folder, case)["alice"]
     image = StoredImage(Path(folder) / f"{case}.b2nd", known["chunk_crc32"])
     return Volume(case, image, tuple(known["spacing"]), Body.from_dict(known["body"]))

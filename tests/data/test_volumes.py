@@ -87,6 +87,7 @@ def test_checksums_are_zlibs(folder, image):
 def test_saving_again_replaces(folder, image):
     save(folder, "a", image)
     opened = open_volume(folder, "a").image
+    assert opened.shape == image.shape
     save(folder, "a", 1 - image)
     np.testing.assert_array_equal(opened[:], image)  # a reader keeps the file it has opened
     np.testing.assert_array_equal(open_volume(folder, "a").image[:], 1 - image)
@@ -126,7 +127,7 @@ def test_damage_is_a_clear_error(folder, image, ending):
     save(folder, "a", image)
     (folder / f"a.{ending}").write_bytes(b"no such thing")
     with pytest.raises(UserError, match=rf"a.{ending} is damaged .*alice-preprocess -d Dataset022_Test --verify"):
-        open_volume(folder, "a")
+        open_volume(folder, "a").image[:]
 
 
 def test_properties_of_another_program_are_an_error(folder, image):
@@ -175,4 +176,10 @@ def test_a_file_that_is_gone_is_a_clear_error(folder, image, ending):
     save(folder, "a", image)
     (folder / f"a.{ending}").unlink()
     with pytest.raises(UserError, match=rf"a\.{ending} is gone: put it back, or run alice-preprocess -d Dataset022_Test"):
-        open_volume(folder, "a")
+        open_volume(folder, "a").image[:]
+
+
+def test_an_image_is_opened_when_it_is_asked_for(folder, image):
+    save(folder, "a", image)
+    stored = open_volume(folder, "a").image
+    assert "array" not in vars(stored) and stored.shape == image.shape and "array" in vars(stored)
