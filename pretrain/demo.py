@@ -17,9 +17,12 @@ from alice_nnunet.model.encoders import PRESETS
 from alice_nnunet.pictures import prediction_figure, save_figure
 from alice_nnunet.pretrain.demo_data import LABELED, LABELS, TEST_PERSON, TRAINING_PEOPLE, UNLABELED, canonical, volumes, write_datasets
 from alice_nnunet.pretrain.env import with_trainers
+from alice_nnunet.pretrain.pretrain_plans import ANATOMY
 
+SHOWN = ("cptacpda_c3l00189", "crlm1004")  # two abdomens
 PICTURES = {
-    "pair.png": "Two crops of the same part of the body in two people, found by their position in the body's box",
+    "matches.png": f"Random points of {SHOWN[0]} and where the learned matcher finds them in {SHOWN[1]}, with scores; pairs under 0.65 are not trained on",
+    "pair.png": "Two crops of the same part of the body in two people, as the matcher pairs them for the pretraining",
     "reconstruction.png": "What the encoder saw of a held-out crop, and what the decoder made of the hidden part",
     "pretraining.png": "Losses and spreads of the pretraining",
     "finetuning.png": "nnU-Net's own progress of the fine-tuning",
@@ -62,6 +65,7 @@ class Demo:
     def whole(self) -> None:
         """All steps in their order."""
         self.prepare()
+        self.match()
         self.pretrain()
         self.finetune()
         self.show(self.predict())
@@ -102,9 +106,15 @@ class Demo:
         self.run("Preprocess the unlabeled scans: canonical orientation, window -125..255 HU, 3 mm",
                  "alice-preprocess", "-d", "100", "-spacing", "3", "3", "3", "-patch", "32", "64", "64", "-np", "2")
 
+    def match(self) -> None:
+        """The anatomical matcher, and a picture of it."""
+        self.run("Learn from the same scans where in a body a point lies, and index every scan",
+                 "alice-embed", "-d", "100", "-preset", "tiny", "-device", "cpu", "-np", "2")
+        self.run("Find points of one person in another", "alice-embed", "-d", "100", "-preset", "tiny", "-device", "cpu", "--show", *SHOWN)
+
     def pretrain(self) -> None:
         self.run(f"Pretrain the tiny {self.encoder} encoder for {self.pretraining_steps} steps",
-                 "alice-pretrain", "-d", "100", "-encoder", self.encoder, "-preset", "tiny", "-matcher", "body", "-device", "cpu",
+                 "alice-pretrain", "-d", "100", "-encoder", self.encoder, "-preset", "tiny", "-device", "cpu",
                  "--set", f"iterations={self.pretraining_steps}", "--set", "validate_every=100")
 
     def finetune(self) -> None:
@@ -134,8 +144,10 @@ class Demo:
     def show(self, scores: dict[str, float]) -> None:
         """Pictures, summary.json and index.html. scores: Dice of each label."""
         seconds = time.monotonic() - self.started
-        for source, name in ((self.pretraining / "pair.png", "pair.png"), (self.pretraining / "reconstruction.png", "reconstruction.png"),
-                             (self.pretraining / "progress.png", "pretraining.png"), (self.model / "fold_0/progress.png", "finetuning.png")):
+        anatomy = self.out / f"nnUNet_preprocessed/{UNLABELED}/{ANATOMY}"
+        for source, name in ((anatomy / f"matches_{SHOWN[0]}_{SHOWN[1]}.png", "matches.png"), (self.pretraining / "pair.png", "pair.png"),
+                             (self.pretraining / "reconstruction.png", "reconstruction.png"), (self.pretraining / "progress.png", "pretraining.png"),
+                             (self.model / "fold_0/progress.png", "finetuning.png")):
             shutil.copyfile(source, self.out / name)
         summary = {"encoder": self.encoder, "dice": {n: round(d, 4) for n, d in scores.items()}, "seconds": round(seconds, 1), "steps": self.steps}
         write_json_atomically(self.out / "summary.json", summary)

@@ -38,9 +38,9 @@ def test_from_unlabeled_scans_to_a_segmentation(tmp_path):
     Demo(tmp_path, "vit", pretraining_steps=20, epochs=1, iterations=4).whole()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary["dice"]) == set(LABELS) and all(0 <= score <= 1 for score in summary["dice"].values())
-    assert len(summary["steps"]) == 6
+    assert len(summary["steps"]) == 8
     page = (tmp_path / "index.html").read_text()
-    for name in ("pair.png", "reconstruction.png", "pretraining.png", "finetuning.png", "prediction.png"):
+    for name in ("matches.png", "pair.png", "reconstruction.png", "pretraining.png", "finetuning.png", "prediction.png"):
         assert name in page and (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     image = nibabel.load(tmp_path / "nnUNet_raw" / LABELED / "imagesTs" / f"{TEST_PERSON}_0000.nii.gz")
     predicted = nibabel.load(tmp_path / "prediction" / f"{TEST_PERSON}.nii.gz")
