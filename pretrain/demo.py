@@ -28,7 +28,6 @@ PICTURES = {
     "finetuning.png": "nnU-Net's own progress of the fine-tuning",
     "prediction.png": f"Prediction and reference for {TEST_PERSON}, a person that neither pretraining nor fine-tuning has seen",
 }
-LEARNING_RATES = {"vit": "1e-3", "swin": "1e-3", "nnformer": "1e-2"}  # of the short fine-tuning: AdamW, AdamW, SGD
 
 
 @command("alice-demo")
@@ -118,9 +117,9 @@ class Demo:
                  "--set", f"iterations={self.pretraining_steps}", "--set", "validate_every=100")
 
     def finetune(self) -> None:
-        self.run("Derive nnU-Net plans that match the pretraining, for a short training: a learning rate of its own, no augmentation",
+        self.run("Derive nnU-Net plans that match the pretraining, for a short training: AdamW, a learning rate of its own, no augmentation",
                  "alice-plan", "-d", "101", "-weights", str(self.pretraining / "checkpoint_final.pth"), "-epochs", str(self.epochs),
-                 "-iterations", str(self.iterations), "-lr", LEARNING_RATES[self.encoder], "-np", "2", "--set", "augmentation=none", "seed=1")
+                 "-iterations", str(self.iterations), "-lr", "1e-3", "-np", "2", "--set", "optimizer=AdamW", "augmentation=none", "seed=1")
         everyone = list(TRAINING_PEOPLE)
         write_json_atomically(self.out / f"nnUNet_preprocessed/{LABELED}/splits_final.json", [{"train": everyone, "val": everyone[1:]}])
         self.run("Preprocess the labeled scans by those plans (nnU-Net's command)",
