@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -114,11 +115,11 @@ def time_with_data(config: PretrainConfig, state: State, volumes: Path, device: 
     cases = case_names(volumes)
     run = Run(config, state, volumes, folder=volumes, spacing=RUNS[config.preset]["spacing"], data={}, adaptation_plan={}, training=cases,
               held_out=[], workers=workers if device.type == "cuda" else 0)
-    batches = run.training_batches()
-    one = lambda: train_step(state, next(batches), config, run.spacing)
-    for _ in range(2):
-        one()
-    return seconds(lambda: [one() for _ in range(repeats)], device, 1, warm=True) / repeats
+    with closing(run.training_batches()) as batches:
+        one = lambda: train_step(state, next(batches), config, run.spacing)
+        for _ in range(2):
+            one()
+        return seconds(lambda: [one() for _ in range(repeats)], device, 1, warm=True) / repeats
 
 
 def seconds(action: Callable, device: torch.device, repeats: int, warm: bool = False) -> float:

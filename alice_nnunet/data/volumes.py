@@ -113,6 +113,8 @@ def reading(path: Path) -> Iterator[None]:
     """Whatever goes wrong while path is read inside the block becomes a UserError with the file and the remedy."""
     try:
         yield
+    except UserError:
+        raise  # it says already which file and what to do
     except FileNotFoundError as error:
         raise UserError(f"{path} is gone: put it back, or run alice-preprocess -d {path.parent.parent.name}") from error
     except Exception as error:
