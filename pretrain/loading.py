@@ -54,11 +54,12 @@ def batches(data: Batched, shares: Sequence[Sequence[int]], workers: int = 0, pi
                 raise item
             yield item
     except (Exception, KeyboardInterrupt) as error:
-        died = not isinstance(error, (UserError, NoMatch)) and connection.wait([p.sentinel for p in processes], PATIENCE)
+        known = not processes or isinstance(error, (UserError, NoMatch, KeyboardInterrupt))
+        died = not known and connection.wait([p.sentinel for p in processes], PATIENCE)
         for process in processes:
             process.kill()
         if died:
-            raise death(str(error), workers) from error
+            raise death(error, workers) from error
         raise
 
 
@@ -73,8 +74,9 @@ def started(loader: DataLoader) -> Iterator:
     return items
 
 
-def death(reason: str, workers: int) -> UserError:
-    """What the user should know of it."""
-    return UserError(f"one of {workers} processes that load data has ended ({reason.splitlines()[0]}). If something killed it, the memory, "
+def death(error: Exception, workers: int) -> UserError:
+    """What the user should know of it. error: what came of it here; of a broken connection it may say nothing."""
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return UserError(f"one of {workers} processes that load data has ended ({reason}). If something killed it, the memory, "
                      f"or the shared memory (/dev/shm; docker run --shm-size), has probably run out: go on with fewer of them "
                      f"(alice-pretrain --c --set workers={workers // 2}, alice-embed -np {workers // 2})")

@@ -9,7 +9,7 @@ import torch
 
 from alice_nnunet.data.pairs import NoMatch
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.loading import Batches, batches
+from alice_nnunet.pretrain.loading import Batches, batches, death
 
 SHARES = [[0, 1], [5], [2, 3, 4]]
 
@@ -105,3 +105,7 @@ def test_one_who_stops_early_leaves_no_process():
 def test_a_fault_is_an_item_and_the_others_come():
     items = Batches(Numbers(missing), SHARES)
     assert len(items) == 3 and isinstance(items[1], UserError) and items[2]["numbers"].tolist() == [2, 3, 4]
+
+
+def test_a_death_that_comes_with_an_empty_error_is_told_too():
+    assert "one of 4 processes that load data has ended (EOFError: )" in str(death(EOFError(), 4))
