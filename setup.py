@@ -1,6 +1,18 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
+
+
+def packages() -> list[str]:
+    """Every package of the library, and those of the two folders that lie beside it."""
+    found = find_packages(include=["alice_nnunet", "alice_nnunet.*"])
+
+    for folder in ("pretrain", "trainers"):
+        inside = find_packages(include=[folder, f"{folder}.*"])
+        found += [f"alice_nnunet.{package}" for package in inside]
+
+    return found
+
 
 if __name__ == "__main__":  # nnU-Net imports every module of the folders it is told to search
     here = Path(__file__).parent
@@ -15,8 +27,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
         license="Apache-2.0",
         license_files=["LICENSE", "alice_nnunet/demo_data/NOTICE"],
         python_requires=">=3.10",
-        packages=["alice_nnunet", "alice_nnunet.data", "alice_nnunet.evaluation", "alice_nnunet.matcher", "alice_nnunet.model",
-                  "alice_nnunet.networks", "alice_nnunet.trainers", "alice_nnunet.pretrain"],
+        packages=packages(),
         # trainers/ and pretrain/ lie beside the package; installed, they are inside it.
         package_dir={"alice_nnunet.trainers": "trainers", "alice_nnunet.pretrain": "pretrain"},
         package_data={"alice_nnunet": ["demo_data/NOTICE", "demo_data/*.nii.gz"], "alice_nnunet.pretrain": ["submission/*"]},

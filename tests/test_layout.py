@@ -34,14 +34,14 @@ def test_the_library_knows_nothing_of_the_verbs(path):
 
 @pytest.mark.parametrize("folder, other", [("pretrain", "trainers"), ("trainers", "pretrain")])
 def test_pretrain_and_trainers_do_not_know_each_other(folder, other):
-    files = sorted((ROOT / folder).glob("*.py"))
+    files = sorted((ROOT / folder).rglob("*.py"))
     assert files
     for path in files:
         assert not starts(imports(path), f"alice_nnunet.{other}", other), path
 
 
 def test_trainers_holds_nothing_but_trainer_classes():
-    for path in sorted((ROOT / "trainers").glob("*.py")):
+    for path in sorted((ROOT / "trainers").rglob("*.py")):
         if path.name == "__init__.py":
             assert not path.read_text().strip()
             continue
