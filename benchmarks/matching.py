@@ -26,7 +26,7 @@ from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
 from alice_nnunet.data.body import find_body
-from alice_nnunet.data.views import Augmentation, augment
+from alice_nnunet.model.views import Augmentation, augment
 from alice_nnunet.data.volumes import Volume
 from alice_nnunet.matcher.body import match_by_body
 from alice_nnunet.matcher.embedding import Embedding, body_vectors, embed_volume, pack

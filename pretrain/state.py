@@ -8,7 +8,7 @@ from torch import nn
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.model.alice import Alice
-from alice_nnunet.model.blocks import compile_blocks, recompute_blocks
+from alice_nnunet.model.transformer import compile_blocks, recompute_blocks
 from alice_nnunet.model.encoders import build_encoder
 from alice_nnunet.model.vit import Block
 from alice_nnunet.pretrain.config import PretrainConfig

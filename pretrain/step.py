@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from alice_nnunet.data.views import make_views
-from alice_nnunet.losses import spread
+from alice_nnunet.model.views import make_views
+from alice_nnunet.model.losses import spread
 from alice_nnunet.model.alice import Alice, Output, Views
 from alice_nnunet.pretrain.config import PretrainConfig
 from alice_nnunet.pretrain.distributed import unsynchronised

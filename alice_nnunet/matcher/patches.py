@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alice_nnunet.data.views import rotation
+from alice_nnunet.model.views import rotation
 from alice_nnunet.geometry import Triple
 
 ANGLES = (10.0, 10.0, 10.0)   # largest rotation about z, y, x in degrees

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from alice_nnunet.losses import cosine_loss, dino_loss, info_nce_loss, moments, reconstruction_loss, spread
+from alice_nnunet.model.losses import cosine_loss, dino_loss, info_nce_loss, moments, reconstruction_loss, spread
 from alice_nnunet.model.casa import CASA
 from alice_nnunet.model.decoder import Decoder
 from alice_nnunet.model.heads import BatchNormMLP, DinoHead, Predictor, init_head

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple, grid_of
-from alice_nnunet.model.blocks import Recomputable
+from alice_nnunet.model.transformer import Recomputable
 from alice_nnunet.model.positions import resize_positions, sincos_positions
 from alice_nnunet.model.tokens import patchify, take_tokens
 

@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
-from alice_nnunet.data.views import make_views
-from alice_nnunet.losses import cosine_loss, moments, reconstruction_loss, spread
+from alice_nnunet.model.views import make_views
+from alice_nnunet.model.losses import cosine_loss, moments, reconstruction_loss, spread
 from alice_nnunet.model.alice import Alice
 from alice_nnunet.model.encoders import PRESETS, build_encoder
 from alice_nnunet.model.method import Method

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alice_nnunet.losses import moments, spread
+from alice_nnunet.model.losses import moments, spread
 from alice_nnunet.model import window_attention
 from alice_nnunet.model.encoders import PRESETS, build_encoder
 from alice_nnunet.model.nnformer import NnFormer

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from alice_nnunet.data.views import make_views
+from alice_nnunet.model.views import make_views
 from alice_nnunet.pretrain.config import make_config, read_settings
 from alice_nnunet.pretrain.loop import note_nonfinite, report
 from alice_nnunet.pretrain.step import NonFiniteLoss, generator_at, train_step, validate

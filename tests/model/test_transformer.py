@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from alice_nnunet.data.views import make_views
+from alice_nnunet.model.views import make_views
 from alice_nnunet.model.alice import Alice
-from alice_nnunet.model.blocks import Recomputable, compile_blocks, recompute_blocks
+from alice_nnunet.model.transformer import Recomputable, compile_blocks, recompute_blocks
 from alice_nnunet.model.encoders import PRESETS, build_encoder
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.vit import Block

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from alice_nnunet.losses import (cosine_loss, dino_loss, info_nce_loss, moments, normalised_tokens, reconstruction_loss, spread)
+from alice_nnunet.model.losses import (cosine_loss, dino_loss, info_nce_loss, moments, normalised_tokens, reconstruction_loss, spread)
 
 UNIT = (2, 2, 2)
 
