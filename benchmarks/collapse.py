@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from alice_nnunet.checkpoint import load_pretraining
-from alice_nnunet.model.encoders import build_encoder
+from alice_nnunet.model.encoders.registry import build_encoder
 from organ_retrieval import labeled_volume, organ_retrieval
 
 PLAIN = {"predictor": False, "ema_casa": False, "center_teacher": False, "weight_r": 1.0}

@@ -16,7 +16,7 @@ import time
 import torch
 from torch import nn
 
-from alice_nnunet.model.encoders import PRESETS, build_encoder
+from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
 from alice_nnunet.model.tokens import random_keep
 from alice_nnunet.networks.monai_swin_unetr import from_monai
 from alice_nnunet.networks.swin_unetr import SwinUNETR

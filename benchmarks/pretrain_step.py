@@ -25,7 +25,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from alice_nnunet.model.encoders import PRESETS
+from alice_nnunet.model.encoders.registry import PRESETS
 from alice_nnunet.pretrain.config import RUNS, PretrainConfig, make_config, read_settings
 from alice_nnunet.pretrain.state import State, build_state
 from alice_nnunet.pretrain.step import autocast, train_step

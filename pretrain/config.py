@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.encoders import PRESETS, build_encoder
+from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
 from alice_nnunet.model.method import Method
 from alice_nnunet.pretrain.settings import given_settings
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import write_json_atomically
-from alice_nnunet.model.encoders import PRESETS
+from alice_nnunet.model.encoders.registry import PRESETS
 from alice_nnunet.pictures import prediction_figure, save_figure
 from alice_nnunet.pretrain.demo_data import LABELED, LABELS, TEST_PERSON, TRAINING_PEOPLE, UNLABELED, canonical, volumes, write_datasets
 from alice_nnunet.pretrain.env import with_trainers

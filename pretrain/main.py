@@ -15,7 +15,7 @@ from alice_nnunet.data.volumes import case_names
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import file_sha256, write_json_atomically
 from alice_nnunet.matcher.weights import FINAL as EMBEDDING
-from alice_nnunet.model.encoders import PRESETS
+from alice_nnunet.model.encoders.registry import PRESETS
 from alice_nnunet.pretrain.adaptation import adaptation_plan
 from alice_nnunet.pretrain.config import MATCHERS, RUNS, PretrainConfig, config_from_dict, make_config, read_settings
 from alice_nnunet.pretrain.dataset import choose_device, is_preprocessed, preprocessed_volumes, split

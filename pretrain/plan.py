@@ -14,7 +14,7 @@ from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import write_json_atomically
 from alice_nnunet.finetune import NETWORKS
 from alice_nnunet.memory import training_memory
-from alice_nnunet.model.encoders import unit_of
+from alice_nnunet.model.encoders.registry import unit_of
 from alice_nnunet.plans import (CONFIGURATION, GB, choose_batch, choose_patch, configuration_of, fit_memory, matched_plans,
                                 sizes_at)
 from alice_nnunet.pretrain.labeled_dataset import LabeledDataset, open_labeled_dataset

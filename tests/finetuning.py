@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from alice_nnunet.model.encoders import PRESETS, build_encoder
+from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
 from alice_nnunet.pretrain.pretrain_plans import resampling
 
 SPACING = [3.0, 3.0, 3.0]  # mm

@@ -6,7 +6,7 @@ import torch
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.finetune import alice_block, build_network, load_encoder, output_levels, spread_stem
-from alice_nnunet.model.encoders import build_encoder
+from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.recipes import RECIPES, training_recipe
 from tests.finetuning import CROP, pretraining_checkpoint, pretraining_data, stock_plans
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from alice_nnunet.finetune import NETWORK_ARGUMENTS, build_network
 from alice_nnunet.memory import CudaSizes, Ledger, training_memory, training_step
-from alice_nnunet.model import window_attention
-from alice_nnunet.model.encoders import PRESETS
+from alice_nnunet.model.encoders import window_attention
+from alice_nnunet.model.encoders.registry import PRESETS
 from alice_nnunet.networks.monai_blocks import PointwiseConv
 from alice_nnunet.optimizers import build_optimizer, encoder_depths, parameter_groups
 from alice_nnunet.recipes import RECIPES, training_recipe

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alice_nnunet.finetune import NETWORK_ARGUMENTS, NETWORKS
-from alice_nnunet.model.encoders import PRESETS
+from alice_nnunet.model.encoders.registry import PRESETS
 from alice_nnunet.optimizers import build_optimizer, encoder_depths, group_rates, parameter_groups
 from alice_nnunet.recipes import RECIPES, training_recipe
 from alice_nnunet.schedules import EpochSchedule

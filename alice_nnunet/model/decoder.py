@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from alice_nnunet.geometry import Triple
 from alice_nnunet.model.positions import sincos_positions
 from alice_nnunet.model.tokens import put_tokens
-from alice_nnunet.model.vit import Block, init_weights
+from alice_nnunet.model.encoders.vit import Block, init_weights
 
 
 class Decoder(nn.Module):

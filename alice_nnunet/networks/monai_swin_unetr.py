@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from alice_nnunet.geometry import Triple
-from alice_nnunet.model.bias_table import BiasTable
-from alice_nnunet.model.windows import box_positions
+from alice_nnunet.model.encoders.bias_table import BiasTable
+from alice_nnunet.model.encoders.windows import box_positions
 
 # (our name, MONAI's), with what follows or stands between taken over; {} is a number, MONAI counts stages from 1
 BLOCK = (("norm1.", "norm1."), ("norm2.", "norm2."), ("attention.bias", "attn.relative_position_bias_table"),

@@ -5,9 +5,9 @@ B batch, C channels, D H W voxels in nnU-Net's (z, y, x) order, F channels of th
 
 from torch import Tensor, nn
 
-from alice_nnunet.model.encoders import build_encoder
-from alice_nnunet.model.nnformer import TOKEN
-from alice_nnunet.model.stage import CrossStage, init_weights
+from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.model.encoders.nnformer import TOKEN
+from alice_nnunet.model.encoders.stage import CrossStage, init_weights
 from alice_nnunet.networks.input_map import InputMap
 from alice_nnunet.networks.padding import pad_to
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alice_nnunet.model.bias_table import BiasTable
-from alice_nnunet.model.windows import box_positions
+from alice_nnunet.model.encoders.bias_table import BiasTable
+from alice_nnunet.model.encoders.windows import box_positions
 from alice_nnunet.networks import monai_swin_unetr, monai_unetr, published_nnformer
 
 OUTPUTS = 14  # of the networks in the examples: background and FLARE 2022's 13 organs

@@ -7,8 +7,8 @@ bug_compatible encoders.
 import torch
 from torch import Tensor
 
-from alice_nnunet.model.bias_table import BiasTable
-from alice_nnunet.model.windows import box_positions
+from alice_nnunet.model.encoders.bias_table import BiasTable
+from alice_nnunet.model.encoders.windows import box_positions
 
 # (our name, the authors'); what follows is taken over
 BLOCK = (("norm1.", "norm1."), ("norm2.", "norm2."), ("attention.bias", "attn.relative_position_bias_table"),

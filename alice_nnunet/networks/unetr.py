@@ -7,7 +7,7 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from alice_nnunet.model.encoders import build_encoder
+from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.networks.input_map import InputMap
 from alice_nnunet.networks.monai_blocks import replace_layers
 from alice_nnunet.networks.padding import pad_to

@@ -6,9 +6,9 @@ import torch
 from alice_nnunet.model.views import make_views
 from alice_nnunet.model.losses import cosine_loss, moments, reconstruction_loss, spread
 from alice_nnunet.model.alice import Alice
-from alice_nnunet.model.encoders import PRESETS, build_encoder
+from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
 from alice_nnunet.model.method import Method
-from alice_nnunet.model.vit import ViT
+from alice_nnunet.model.encoders.vit import ViT
 
 CROP, SPACING = (32, 32, 48), (3.0, 3.0, 3.0)
 SMALL = dict(head_hidden=32, head_bottleneck=16, channels=24, decoder_width=24, decoder_depth=1, decoder_heads=2)

@@ -4,9 +4,9 @@ import torch
 from alice_nnunet.model.views import make_views
 from alice_nnunet.model.alice import Alice
 from alice_nnunet.model.transformer import Recomputable, compile_blocks, recompute_blocks
-from alice_nnunet.model.encoders import PRESETS, build_encoder
+from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
 from alice_nnunet.model.method import Method
-from alice_nnunet.model.vit import Block
+from alice_nnunet.model.encoders.vit import Block
 
 CROP = (32, 64, 64)
 METHOD = Method(head_hidden=32, head_bottleneck=16, channels=24, decoder_width=24, decoder_depth=2, decoder_heads=2)

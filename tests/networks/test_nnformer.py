@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from alice_nnunet.model.bias_table import BiasTable
-from alice_nnunet.model.stage import CrossStage
+from alice_nnunet.model.encoders.bias_table import BiasTable
+from alice_nnunet.model.encoders.stage import CrossStage
 from alice_nnunet.networks.nnformer import NnFormerNet
 from alice_nnunet.networks.published_nnformer import from_published, to_published
-from tests.model.dense_windows import dense_attention, dense_block
+from tests.model.encoders.dense_windows import dense_attention, dense_block
 
 IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip_axes": []}
 WINDOW = {**IDENTITY, "low": [0.0], "high": [1.0]}

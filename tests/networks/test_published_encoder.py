@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from alice_nnunet.exported import save_tensors
-from alice_nnunet.model.encoders import build_encoder
+from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.networks.published_encoder import published_encoder
 from alice_nnunet.networks.published_nnformer import from_published
 from tests.networks.test_nnformer import published_names

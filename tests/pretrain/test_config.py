@@ -3,7 +3,7 @@ import json
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.encoders import PRESETS
+from alice_nnunet.model.encoders.registry import PRESETS
 from alice_nnunet.pretrain.config import RUNS, PretrainConfig, config_from_dict, make_config, read_settings
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alice_nnunet.model.bias_table import BiasTable
+from alice_nnunet.model.encoders.bias_table import BiasTable
 from alice_nnunet.model.transformer import Recomputable
-from alice_nnunet.model.windows import Batch, Packing
+from alice_nnunet.model.encoders.windows import Batch, Packing
 
 CPU_SCORES = 2 ** 20  # scores that a CPU holds at a time: 4 MB stay in its cache from the product to the softmax and back
 

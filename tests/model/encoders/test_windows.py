@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from alice_nnunet.model.bias_table import BiasTable
-from alice_nnunet.model.windows import Windows, axis_pieces, box_positions, fit_windows, pack_blocks, pack_grid
+from alice_nnunet.model.encoders.bias_table import BiasTable
+from alice_nnunet.model.encoders.windows import Windows, axis_pieces, box_positions, fit_windows, pack_blocks, pack_grid
 
 CPU = torch.device("cpu")
 

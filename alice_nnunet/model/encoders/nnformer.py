@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple, grid_of
-from alice_nnunet.model.bias_table import BiasTable
-from alice_nnunet.model.stage import Stage, init_weights
-from alice_nnunet.model.units import cut_blocks, neighbours, surround, unit_corners, volume_of
+from alice_nnunet.model.encoders.bias_table import BiasTable
+from alice_nnunet.model.encoders.stage import Stage, init_weights
+from alice_nnunet.model.encoders.units import cut_blocks, neighbours, surround, unit_corners, volume_of
 
 TOKEN: Triple = (2, 4, 4)  # voxels
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alice_nnunet.model.losses import moments, spread
-from alice_nnunet.model import window_attention
-from alice_nnunet.model.encoders import PRESETS, build_encoder
-from alice_nnunet.model.nnformer import NnFormer
-from alice_nnunet.model.swin import Swin
+from alice_nnunet.model.encoders import window_attention
+from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
+from alice_nnunet.model.encoders.nnformer import NnFormer
+from alice_nnunet.model.encoders.swin import Swin
 from alice_nnunet.model.tokens import masked_from, random_keep, take_tokens, unpatchify
-from tests.model.dense_windows import dense_nnformer, dense_swin
+from tests.model.encoders.dense_windows import dense_nnformer, dense_swin
 
 DENSE = {Swin: dense_swin, NnFormer: dense_nnformer}
 BOTH = pytest.mark.parametrize("cls", [Swin, NnFormer])

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from alice_nnunet.model.bias_table import BiasTable
+from alice_nnunet.model.encoders.bias_table import BiasTable
 
 
 def tokens(size) -> torch.Tensor:

@@ -4,9 +4,9 @@ import torch
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Triple
-from alice_nnunet.model.nnformer import NnFormer
-from alice_nnunet.model.swin import Swin
-from alice_nnunet.model.vit import ViT
+from alice_nnunet.model.encoders.nnformer import NnFormer
+from alice_nnunet.model.encoders.swin import Swin
+from alice_nnunet.model.encoders.vit import ViT
 
 ENCODERS = {"vit": ViT, "swin": Swin, "nnformer": NnFormer}
 

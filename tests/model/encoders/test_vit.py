@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.encoders import PRESETS, build_encoder
+from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
 from alice_nnunet.model.tokens import masked_from, random_keep, take_tokens, unpatchify
-from alice_nnunet.model.vit import Attention, ViT
+from alice_nnunet.model.encoders.vit import Attention, ViT
 
 CROP = (32, 48, 64)
 N = 2 * 3 * 4

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple, grid_of
-from alice_nnunet.model.bias_table import BiasTable
-from alice_nnunet.model.stage import Stage, init_weights
-from alice_nnunet.model.units import cut_blocks, merge_blocks, unit_corners, volume_of
+from alice_nnunet.model.encoders.bias_table import BiasTable
+from alice_nnunet.model.encoders.stage import Stage, init_weights
+from alice_nnunet.model.encoders.units import cut_blocks, merge_blocks, unit_corners, volume_of
 
 TOKEN: Triple = (2, 2, 2)  # voxels
 # Order of the eight neighbours that are merged: MONAI's, so that its weights fit. Index is 4 z + 2 y + x.

@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple
-from alice_nnunet.model.bias_table import BiasTable
-from alice_nnunet.model.window_attention import CrossBlock, WindowBlock
-from alice_nnunet.model.windows import Packing, fit_windows, pack_blocks, pack_grid
+from alice_nnunet.model.encoders.bias_table import BiasTable
+from alice_nnunet.model.encoders.window_attention import CrossBlock, WindowBlock
+from alice_nnunet.model.encoders.windows import Packing, fit_windows, pack_blocks, pack_grid
 
 
 class Stage(nn.Module):

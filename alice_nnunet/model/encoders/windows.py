@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alice_nnunet.geometry import Triple, ceil_to
-from alice_nnunet.model.bias_table import BiasTable
+from alice_nnunet.model.encoders.bias_table import BiasTable
 
 SMALLEST_GROUP = 32  # slots; windows with fewer visible tokens share a group
 
