@@ -34,7 +34,7 @@ from alice_nnunet.data.body import find_body
 from alice_nnunet.data.pairs import AlignedPairs
 from alice_nnunet.data.volumes import open_volume, save_volume
 from alice_nnunet.geometry import crop_around
-from alice_nnunet.matcher.body import match_by_body
+from alice_nnunet.matcher.baselines import match_by_body
 from alice_nnunet.matcher.embedding import pack
 from alice_nnunet.matcher.index import save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher

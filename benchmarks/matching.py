@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from alice_nnunet.data.body import find_body
 from alice_nnunet.model.views import Augmentation, augment
 from alice_nnunet.data.volumes import Volume
-from alice_nnunet.matcher.body import match_by_body
+from alice_nnunet.matcher.baselines import match_by_body
 from alice_nnunet.matcher.embedding import Embedding, body_vectors, embed_volume, pack
 from alice_nnunet.matcher.index import open_embedding, save_embedding
 from alice_nnunet.matcher.learned import match_millimetres, return_distance

@@ -57,7 +57,7 @@ def test_method_and_step_run_without_nnunet():
     code = ("import sys\n"
             f"for name in {SEAMS!r}: sys.modules[name] = None\n"
             "import alice_nnunet.model.alice, alice_nnunet.model.encoders.registry, alice_nnunet.model.losses, alice_nnunet.model.views\n"
-            "import alice_nnunet.data.pairs, alice_nnunet.matcher.body, alice_nnunet.checkpoint, alice_nnunet.schedules\n")
+            "import alice_nnunet.data.pairs, alice_nnunet.matcher.baselines, alice_nnunet.checkpoint, alice_nnunet.schedules\n")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

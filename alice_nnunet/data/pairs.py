@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from alice_nnunet.data.volumes import Volume, open_volume
 from alice_nnunet.geometry import Triple, crop_around
-from alice_nnunet.matcher.match import Match, Matcher
+from alice_nnunet.data.match import Match, Matcher
 
 DRAWS = 100  # pairs tried for one sample before the data are called unmatchable
 

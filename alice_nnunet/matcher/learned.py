@@ -9,7 +9,7 @@ from alice_nnunet.data.volumes import Volume
 from alice_nnunet.geometry import Triple
 from alice_nnunet.matcher.embedding import BLOCK, NEIGHBOURS, Embedding
 from alice_nnunet.matcher.index import open_embedding
-from alice_nnunet.matcher.match import Match
+from alice_nnunet.data.match import Match
 
 OPEN_FILES = 512  # embeddings that stay mapped
 

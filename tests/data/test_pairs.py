@@ -7,8 +7,8 @@ from alice_nnunet.data.body import find_body
 from alice_nnunet.data.pairs import DRAWS, AlignedPairs, NoMatch
 from alice_nnunet.data.volumes import open_volume, save_volume
 from alice_nnunet.geometry import crop_around
-from alice_nnunet.matcher.body import match_by_body
-from alice_nnunet.matcher.match import Match
+from alice_nnunet.matcher.baselines import match_by_body
+from alice_nnunet.data.match import Match
 
 SIZE = (8, 12, 16)
 

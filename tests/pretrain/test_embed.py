@@ -19,7 +19,7 @@ from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.errors import UserError
 from alice_nnunet.matcher.context import ContextNet
 from alice_nnunet.matcher.index import open_embedding
-from alice_nnunet.matcher.match import Match
+from alice_nnunet.data.match import Match
 from alice_nnunet.matcher.network import PRESETS, AnatomyNet
 from alice_nnunet.matcher.released import released_name
 from alice_nnunet.matcher.weights import load_network

@@ -3,7 +3,7 @@ import pytest
 
 from alice_nnunet.data.body import Body
 from alice_nnunet.data.volumes import Volume
-from alice_nnunet.matcher.body import match_by_body
+from alice_nnunet.matcher.baselines import match_by_body
 
 
 def volume(size, start, stop) -> Volume:

@@ -4,7 +4,7 @@ import numpy as np
 
 from alice_nnunet.data.volumes import Volume
 from alice_nnunet.geometry import Triple
-from alice_nnunet.matcher.match import Match
+from alice_nnunet.data.match import Match
 
 
 def match_by_body(point: Triple, query: Volume, key: Volume) -> Match:
