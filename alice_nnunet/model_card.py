@@ -4,7 +4,7 @@ from huggingface_hub import ModelCardData
 
 from alice_nnunet.compatibility import millimetres
 from alice_nnunet.exported import CONFIG, MODEL, PLAN
-from alice_nnunet.networks.published_encoder import Published
+from alice_nnunet.networks.published.encoder import Published
 
 NETWORKS = {"vit": "UNETR's ViT", "swin": "Swin UNETR's encoder", "nnformer": "nnFormer's encoder"}
 COLLAPSED = 0.1  # the spread under which alice-pretrain warns

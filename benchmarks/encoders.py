@@ -18,7 +18,7 @@ from torch import nn
 
 from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
 from alice_nnunet.model.tokens import random_keep
-from alice_nnunet.networks.monai_swin_unetr import from_monai
+from alice_nnunet.networks.published.swin_unetr import from_monai
 from alice_nnunet.networks.swin_unetr import SwinUNETR
 
 CROPS = {"tiny": (32, 64, 64), "small": (64, 128, 128), "paper": (64, 192, 192)}  # voxels, (z, y, x)

@@ -10,7 +10,7 @@ from alice_nnunet.exported import CARD, save_tensors, write_exported
 from alice_nnunet.files import new_folder
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model_card import model_card
-from alice_nnunet.networks.published_encoder import published_encoder
+from alice_nnunet.networks.published.encoder import published_encoder
 from alice_nnunet.nnssl_schema import check_adaptation_plan
 
 

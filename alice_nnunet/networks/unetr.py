@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.networks.input_map import InputMap
-from alice_nnunet.networks.monai_blocks import replace_layers
+from alice_nnunet.networks.fast_layers import replace_layers
 from alice_nnunet.networks.padding import pad_to
 
 

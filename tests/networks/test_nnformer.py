@@ -6,7 +6,7 @@ import torch
 from alice_nnunet.model.encoders.bias_table import BiasTable
 from alice_nnunet.model.encoders.stage import CrossStage
 from alice_nnunet.networks.nnformer import NnFormerNet
-from alice_nnunet.networks.published_nnformer import from_published, to_published
+from alice_nnunet.networks.published.nnformer import from_published, to_published
 from tests.model.encoders.dense_windows import dense_attention, dense_block
 
 IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip_axes": []}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 
-from alice_nnunet.networks.monai_swin_unetr import from_monai, to_monai
+from alice_nnunet.networks.published.swin_unetr import from_monai, to_monai
 from alice_nnunet.networks.swin_unetr import SwinUNETR
 
 IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip_axes": []}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.networks.nets import UNETR as MonaiUNETR
 
-from alice_nnunet.networks.monai_unetr import from_monai, to_monai
+from alice_nnunet.networks.published.unetr import from_monai, to_monai
 from alice_nnunet.networks.unetr import UNETR
 
 IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip_axes": []}

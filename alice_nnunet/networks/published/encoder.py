@@ -7,7 +7,8 @@ from torch import Tensor
 
 from alice_nnunet.model.encoders.bias_table import BiasTable
 from alice_nnunet.model.encoders.windows import box_positions
-from alice_nnunet.networks import monai_swin_unetr, monai_unetr, published_nnformer
+from alice_nnunet.networks.published import nnformer as nnformer_names
+from alice_nnunet.networks.published import swin_unetr, unetr
 
 OUTPUTS = 14  # of the networks in the examples: background and FLARE 2022's 13 organs
 
@@ -29,14 +30,14 @@ def published_encoder(encoder: str, arguments: dict, weights: dict[str, Tensor])
     """
     inside = {f"encoder.{name}": tensor for name, tensor in weights.items()}
     if encoder == "vit":
-        return vit(arguments, monai_unetr.to_monai(inside)), ""
+        return vit(arguments, unetr.to_monai(inside)), ""
     if encoder == "nnformer":
         return nnformer(arguments, inside), ""
     windows = {tuple(window) for window in arguments["windows"]}
     if len(arguments["depths"]) != 4 or len(windows) != 1 or arguments["embed_width"] % 12:
         return None, ("MONAI's SwinUNETR has four stages, one window and a width that is a multiple of 12; this encoder has "
                       f"{len(arguments['depths'])} stages, windows {arguments['windows']} and width {arguments['embed_width']}")
-    return swin(arguments, monai_swin_unetr.to_monai(inside, *windows)), ""
+    return swin(arguments, swin_unetr.to_monai(inside, *windows)), ""
 
 
 def vit(arguments: dict, weights: dict[str, Tensor]) -> Published:
@@ -81,9 +82,9 @@ def nnformer(arguments: dict, inside: dict[str, Tensor]) -> Published:
     authors' for bug_compatible encoders, else one in which every offset has its own row.
     """
     windows = [tuple(window) for window in arguments["windows"]]
-    weights = published_nnformer.to_published(inside, tuple(arguments["depths"]), tuple(windows))
+    weights = nnformer_names.to_published(inside, tuple(arguments["depths"]), tuple(windows))
     for name in weights if not arguments.get("bug_compatible") else ():
-        if name.endswith(published_nnformer.INDEX):
+        if name.endswith(nnformer_names.INDEX):
             window = windows[int(name.split(".")[2])]
             table = BiasTable(window)
             weights[name] = table.pairs(table.line(box_positions(window, torch.device("cpu")), window))

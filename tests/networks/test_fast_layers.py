@@ -6,7 +6,7 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import nn
 
-from alice_nnunet.networks.monai_blocks import InstanceNorm, PointwiseConv, replace_layers
+from alice_nnunet.networks.fast_layers import InstanceNorm, PointwiseConv, replace_layers
 
 BLOCKS = {"basic": (lambda: UnetrBasicBlock(3, 3, 6, 3, 1, "instance", True), ((2, 3, 7, 8, 9),)),
           "up": (lambda: UnetrUpBlock(3, 6, 4, 3, 2, "instance", True), ((2, 6, 4, 5, 3), (2, 4, 8, 10, 6))),
