@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from alice_nnunet.finetune import build_network
+from alice_nnunet.finetuning.network import build_network
 from alice_nnunet.geometry import Triple
-from alice_nnunet.optimizers import build_optimizer, encoder_depths, parameter_groups
-from alice_nnunet.recipes import full_recipe
+from alice_nnunet.finetuning.optimizers import build_optimizer, encoder_depths, parameter_groups
+from alice_nnunet.finetuning.recipes import full_recipe
 
 # Autocast Op Reference in PyTorch's documentation, as far as our networks and losses call it
 HALF = (F.linear, F.conv3d, F.conv_transpose3d, torch.matmul, F.scaled_dot_product_attention)

@@ -2,7 +2,7 @@
 
 from huggingface_hub import ModelCardData
 
-from alice_nnunet.compatibility import millimetres
+from alice_nnunet.finetuning.compatibility import millimetres
 from alice_nnunet.exported import CONFIG, MODEL, PLAN
 from alice_nnunet.networks.published.encoder import Published
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from alice_nnunet.compatibility import other_channels, pretraining_channel, spacing_differs
+from alice_nnunet.finetuning.compatibility import other_channels, pretraining_channel, spacing_differs
 from alice_nnunet.errors import UserError
-from alice_nnunet.finetune import alice_block
+from alice_nnunet.finetuning.network import alice_block
 from alice_nnunet.geometry import Triple, ceil_to
 
 CONFIGURATION = "3d_fullres"

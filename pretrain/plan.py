@@ -9,17 +9,17 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 
 from alice_nnunet.checkpoint import load_pretraining
-from alice_nnunet.compatibility import check_channels, check_compatible, check_pretraining, millimetres
+from alice_nnunet.finetuning.compatibility import check_channels, check_compatible, check_pretraining, millimetres
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import write_json_atomically
-from alice_nnunet.finetune import NETWORKS
+from alice_nnunet.finetuning.network import NETWORKS
 from alice_nnunet.memory import training_memory
 from alice_nnunet.model.encoders.registry import unit_of
 from alice_nnunet.plans import (CONFIGURATION, GB, choose_batch, choose_patch, configuration_of, fit_memory, matched_plans,
                                 sizes_at)
 from alice_nnunet.pretrain.labeled_dataset import LabeledDataset, open_labeled_dataset
 from alice_nnunet.pretrain.settings import given_settings
-from alice_nnunet.recipes import RECIPES, check_recipe, setting_names, training_recipe
+from alice_nnunet.finetuning.recipes import RECIPES, check_recipe, setting_names, training_recipe
 from alice_nnunet.weights import find_weights, weights_sha256
 
 BATCH = 2  # for presets that do not fill a GPU; the recipe's is for the paper's

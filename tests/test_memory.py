@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from alice_nnunet.finetune import NETWORK_ARGUMENTS, build_network
+from alice_nnunet.finetuning.network import NETWORK_ARGUMENTS, build_network
 from alice_nnunet.memory import CudaSizes, Ledger, training_memory, training_step
 from alice_nnunet.model.encoders import window_attention
 from alice_nnunet.model.encoders.registry import PRESETS
 from alice_nnunet.networks.fast_layers import PointwiseConv
-from alice_nnunet.optimizers import build_optimizer, encoder_depths, parameter_groups
-from alice_nnunet.recipes import RECIPES, training_recipe
+from alice_nnunet.finetuning.optimizers import build_optimizer, encoder_depths, parameter_groups
+from alice_nnunet.finetuning.recipes import RECIPES, training_recipe
 
 PATCH, BATCH, CLASSES = [32, 64, 64], 2, 5
 

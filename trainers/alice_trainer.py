@@ -12,15 +12,15 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.optim import Optimizer
 
-from alice_nnunet.augmentation import with_probabilities
-from alice_nnunet.data.seeded import no_workers, seed_generators, seeded
+from alice_nnunet.finetuning.augmentation import with_probabilities
+from alice_nnunet.finetuning.seeded_loading import no_workers, seed_generators, seeded
 from alice_nnunet.errors import UserError, exit_on_user_error
-from alice_nnunet.finetune import build_network, load_encoder, output_levels
-from alice_nnunet.optimizers import build_optimizer, encoder_depths, group_rates, parameter_groups
+from alice_nnunet.finetuning.network import build_network, load_encoder, output_levels
+from alice_nnunet.finetuning.optimizers import build_optimizer, encoder_depths, group_rates, parameter_groups
 from alice_nnunet.plans import configuration_of
-from alice_nnunet.recipes import full_recipe
+from alice_nnunet.finetuning.recipes import full_recipe
 from alice_nnunet.schedules import EpochSchedule
-from alice_nnunet.training_block import (block_from_variable, block_of_plans, check_preprocessed, check_same_run,
+from alice_nnunet.finetuning.checks import (block_from_variable, block_of_plans, check_preprocessed, check_same_run,
                                          check_variable, find_block, starting_weights)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from alice_nnunet.finetune import NETWORKS
+from alice_nnunet.finetuning.network import NETWORKS
 
 IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [0.0], "high": [1.0], "flip_axes": [2]}
 WINDOWS = {"crop_size": [16, 32, 32], "embed_width": 12, "depths": [2, 2], "heads": [2, 3], "windows": [[8, 4, 16], [4, 4, 8]]}

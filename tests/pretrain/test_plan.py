@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from alice_nnunet.compatibility import check_compatible
+from alice_nnunet.finetuning.compatibility import check_compatible
 from alice_nnunet.files import file_sha256
 from alice_nnunet.pretrain.plan import main
 from alice_nnunet.pretrain.export import main as alice_export

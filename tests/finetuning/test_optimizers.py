@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from alice_nnunet.finetune import NETWORK_ARGUMENTS, NETWORKS
+from alice_nnunet.finetuning.network import NETWORK_ARGUMENTS, NETWORKS
 from alice_nnunet.model.encoders.registry import PRESETS
-from alice_nnunet.optimizers import build_optimizer, encoder_depths, group_rates, parameter_groups
-from alice_nnunet.recipes import RECIPES, training_recipe
+from alice_nnunet.finetuning.optimizers import build_optimizer, encoder_depths, group_rates, parameter_groups
+from alice_nnunet.finetuning.recipes import RECIPES, training_recipe
 from alice_nnunet.schedules import EpochSchedule
 
 INPUT = {"scale": [1.0], "shift": [0.0], "low": [0.0], "high": [1.0], "flip_axes": []}

@@ -8,7 +8,7 @@ import torch
 from batchgenerators.dataloading.data_loader import DataLoader
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
-from alice_nnunet.data.seeded import no_workers, seed_generators, seeded
+from alice_nnunet.finetuning.seeded_loading import no_workers, seed_generators, seeded
 
 
 class Draws(DataLoader):

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 from alice_nnunet.checkpoint import load_pretraining
-from alice_nnunet.compatibility import check_compatible, dataset_number, flips_of_cases, replan
+from alice_nnunet.finetuning.compatibility import check_compatible, dataset_number, flips_of_cases, replan
 from alice_nnunet.errors import UserError
-from alice_nnunet.finetune import alice_block, input_values
-from alice_nnunet.recipes import RECIPES, check_recipe, full_recipe, training_recipe
+from alice_nnunet.finetuning.network import alice_block, input_values
+from alice_nnunet.finetuning.recipes import RECIPES, check_recipe, full_recipe, training_recipe
 from alice_nnunet.weights import find_weights, weights_sha256
 
 VARIABLE = "alice_weights"

@@ -3,7 +3,7 @@
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.recipes import NNUNET_AUGMENTATION, RECIPES, check_recipe, full_recipe, setting_names, training_recipe
+from alice_nnunet.finetuning.recipes import NNUNET_AUGMENTATION, RECIPES, check_recipe, full_recipe, setting_names, training_recipe
 
 
 @pytest.mark.parametrize("encoder, row", [

@@ -8,8 +8,8 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from alice_nnunet.augmentation import IntensityShift, with_probabilities
-from alice_nnunet.recipes import FLIP_ROTATION_SHIFT, NNUNET_AUGMENTATION, NONE, SCALING_BLUR_MIRRORING
+from alice_nnunet.finetuning.augmentation import IntensityShift, with_probabilities
+from alice_nnunet.finetuning.recipes import FLIP_ROTATION_SHIFT, NNUNET_AUGMENTATION, NONE, SCALING_BLUR_MIRRORING
 
 
 def nnunets(patch=(16, 32, 32), flat: bool = False) -> ComposeTransforms:

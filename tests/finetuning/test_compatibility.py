@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from alice_nnunet.compatibility import check_compatible, flips_of_cases
+from alice_nnunet.finetuning.compatibility import check_compatible, flips_of_cases
 from alice_nnunet.errors import UserError
 from tests.finetuning import pretraining_data, stock_plans
 

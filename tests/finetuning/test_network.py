@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.finetune import alice_block, build_network, load_encoder, output_levels, spread_stem
+from alice_nnunet.finetuning.network import alice_block, build_network, load_encoder, output_levels, spread_stem
 from alice_nnunet.model.encoders.registry import build_encoder
-from alice_nnunet.recipes import RECIPES, training_recipe
+from alice_nnunet.finetuning.recipes import RECIPES, training_recipe
 from tests.finetuning import CROP, pretraining_checkpoint, pretraining_data, stock_plans
 
 

@@ -11,7 +11,7 @@ import torch
 from alice_nnunet.errors import UserError
 from alice_nnunet.exported import write_exported
 from alice_nnunet.files import file_sha256
-from alice_nnunet.training_block import (block_from_variable, block_of_plans, check_same_run, check_variable, find_block,
+from alice_nnunet.finetuning.checks import (block_from_variable, block_of_plans, check_same_run, check_variable, find_block,
                                          saved_block, starting_weights)
 from tests.finetuning import pretraining_checkpoint, stock_plans, write_checkpoint
 
@@ -102,10 +102,10 @@ def test_plans_changed_by_hand_are_refused(folders):
 def test_saved_plans_that_another_fold_is_writing_are_waited_for(folders, monkeypatch):
     block, path = from_variable(folders), folders / "results" / "plans.json"
     path.write_text('{"alice": ')
-    monkeypatch.setattr("alice_nnunet.training_block.time.sleep", lambda seconds: save(folders, block))
+    monkeypatch.setattr("alice_nnunet.finetuning.checks.time.sleep", lambda seconds: save(folders, block))
     assert saved_block(folders / "results") == block
     path.write_text('{"alice": ')
-    monkeypatch.setattr("alice_nnunet.training_block.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("alice_nnunet.finetuning.checks.time.sleep", lambda seconds: None)
     with pytest.raises(UserError, match="no valid JSON"):
         saved_block(folders / "results")
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from alice_nnunet.compatibility import other_channels, pretraining_channel
+from alice_nnunet.finetuning.compatibility import other_channels, pretraining_channel
 from alice_nnunet.errors import UserError
 from alice_nnunet.networks.nnformer import NnFormerNet
 from alice_nnunet.networks.swin_unetr import SwinUNETR
