@@ -38,7 +38,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict:
 def load_pretraining(path: Path) -> dict:
     """What alice-pretrain wrote into a checkpoint, or alice-export into a folder, on the CPU. Raises UserError for all else."""
     if Path(path).is_dir():
-        from alice_nnunet.exported import load_exported  # not above: safetensors is missing on a bare GPU machine
+        from alice_nnunet.sharing.exported import load_exported  # not above: safetensors is missing on a bare GPU machine
         checkpoint = load_exported(path)
     elif Path(path).suffix == ".safetensors":
         raise UserError(f"{path} is a file of tensors alone; name the folder of alice-export that it lies in")

@@ -6,12 +6,12 @@ import torch
 
 from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.errors import CommandParser, UserError, command
-from alice_nnunet.exported import CARD, save_tensors, write_exported
+from alice_nnunet.sharing.exported import CARD, save_tensors, write_exported
 from alice_nnunet.files import new_folder
 from alice_nnunet.model.encoders.registry import build_encoder
-from alice_nnunet.model_card import model_card
+from alice_nnunet.sharing.model_card import model_card
 from alice_nnunet.networks.published.encoder import published_encoder
-from alice_nnunet.nnssl_schema import check_adaptation_plan
+from alice_nnunet.sharing.nnssl_schema import check_adaptation_plan
 
 
 @command("alice-export")

@@ -20,7 +20,7 @@ from alice_nnunet.plans import (CONFIGURATION, GB, choose_batch, choose_patch, c
 from alice_nnunet.pretrain.labeled_dataset import LabeledDataset, open_labeled_dataset
 from alice_nnunet.pretrain.settings import given_settings
 from alice_nnunet.finetuning.recipes import RECIPES, check_recipe, setting_names, training_recipe
-from alice_nnunet.weights import find_weights, weights_sha256
+from alice_nnunet.sharing.weights import find_weights, weights_sha256
 
 BATCH = 2  # for presets that do not fill a GPU; the recipe's is for the paper's
 RESERVE = 1.0  # GB of a GPU for the CUDA context and cuDNN's workspaces

@@ -10,7 +10,7 @@ from alice_nnunet.finetuning.compatibility import check_compatible, dataset_numb
 from alice_nnunet.errors import UserError
 from alice_nnunet.finetuning.network import alice_block, input_values
 from alice_nnunet.finetuning.recipes import RECIPES, check_recipe, full_recipe, training_recipe
-from alice_nnunet.weights import find_weights, weights_sha256
+from alice_nnunet.sharing.weights import find_weights, weights_sha256
 
 VARIABLE = "alice_weights"
 OF_THE_NETWORK = ("encoder", "encoder_arguments", "network_arguments", "weights_sha256", "input")  # what a trained model depends on

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.exported import write_exported
+from alice_nnunet.sharing.exported import write_exported
 from alice_nnunet.files import file_sha256
 from alice_nnunet.finetuning.checks import (block_from_variable, block_of_plans, check_same_run, check_variable, find_block,
                                          saved_block, starting_weights)

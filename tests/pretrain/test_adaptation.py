@@ -5,7 +5,7 @@ import json
 import pytest
 
 from alice_nnunet.model.encoders.registry import ENCODERS, PRESETS, build_encoder
-from alice_nnunet.nnssl_schema import check_adaptation_plan
+from alice_nnunet.sharing.nnssl_schema import check_adaptation_plan
 from alice_nnunet.pretrain.adaptation import adaptation_plan
 from alice_nnunet.pretrain.config import make_config, read_settings
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alice_nnunet.exported import save_tensors
+from alice_nnunet.sharing.exported import save_tensors
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.networks.published.encoder import published_encoder
 from alice_nnunet.networks.published.nnformer import from_published

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.exported import write_exported
+from alice_nnunet.sharing.exported import write_exported
 from alice_nnunet.files import file_sha256
-from alice_nnunet.weights import find_weights, weights_sha256
+from alice_nnunet.sharing.weights import find_weights, weights_sha256
 from tests.finetuning import pretraining_checkpoint, write_checkpoint
 
 COMMIT, OTHER = "a1" * 20, "b2" * 20
-FIND = ("import json, sys\nfrom alice_nnunet.errors import UserError\nfrom alice_nnunet.weights import find_weights\nfound = []\n"
+FIND = ("import json, sys\nfrom alice_nnunet.errors import UserError\nfrom alice_nnunet.sharing.weights import find_weights\nfound = []\n"
         "for given in sys.argv[1:]:\n    try: found.append(find_weights(given))\n    except UserError as error: found.append(f'error: {error}')\n"
         "print(json.dumps(found))")
 
@@ -75,7 +75,7 @@ def test_what_is_here_comes_before_the_hub(cache):
 @pytest.mark.parametrize("given", ["c.pth", "./runs/c", "/runs/c.pth", "runs/c.pth", "runs/vit/c", "runs/x.safetensors", "~/c"])
 def test_names_of_files_never_go_to_the_hub(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("alice_nnunet.weights.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr("alice_nnunet.sharing.weights.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
     assert find_weights(given) == os.path.join(tmp_path, os.path.normpath(given))
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.errors import UserError
-from alice_nnunet.exported import last_metrics, model_sha256, write_exported
+from alice_nnunet.sharing.exported import last_metrics, model_sha256, write_exported
 from alice_nnunet.files import file_sha256
 from tests.finetuning import pretraining_checkpoint
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.nnssl_schema import check_adaptation_plan
+from alice_nnunet.sharing.nnssl_schema import check_adaptation_plan
 from alice_nnunet.pretrain.adaptation import adaptation_plan
 from alice_nnunet.pretrain.config import make_config, read_settings
 from tests.exporting import PLANS

@@ -3,7 +3,7 @@
 from huggingface_hub import ModelCardData
 
 from alice_nnunet.finetuning.compatibility import millimetres
-from alice_nnunet.exported import CONFIG, MODEL, PLAN
+from alice_nnunet.sharing.exported import CONFIG, MODEL, PLAN
 from alice_nnunet.networks.published.encoder import Published
 
 NETWORKS = {"vit": "UNETR's ViT", "swin": "Swin UNETR's encoder", "nnformer": "nnFormer's encoder"}

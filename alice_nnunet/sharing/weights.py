@@ -6,7 +6,7 @@ import re
 from huggingface_hub import constants, snapshot_download
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.exported import CONFIG, MODEL, PLAN, model_sha256
+from alice_nnunet.sharing.exported import CONFIG, MODEL, PLAN, model_sha256
 from alice_nnunet.files import file_sha256
 
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")  # owner/name, owner/name@revision
