@@ -10,7 +10,7 @@ import torch
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
 from alice_nnunet.model.method import Method
-from alice_nnunet.pretrain.settings import given_settings
+from alice_nnunet.settings import given_settings
 
 
 MATCHERS = ("embedding", "body", "same")

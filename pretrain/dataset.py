@@ -10,7 +10,7 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Triple
 from alice_nnunet.pretrain.preprocess import preprocess_dataset
 from alice_nnunet.pretrain.pretrain_plans import CONFIGURATION, PLANS
-from alice_nnunet.pretrain.raw_dataset import nnunet_folder
+from alice_nnunet.datasets.raw_dataset import nnunet_folder
 
 
 def preprocessed_volumes(name: str, processes: int, spacing: tuple[float, float, float], patch_size: Triple) -> tuple[dict, Path]:

@@ -24,7 +24,7 @@ from alice_nnunet.pretrain.dataset import choose_device, preprocessed_volumes, s
 from alice_nnunet.pretrain.embed_config import RUNS, EmbedConfig, embed_config, embed_config_from_dict
 from alice_nnunet.pretrain.step import NonFiniteLoss
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY, data_description
-from alice_nnunet.pretrain.raw_dataset import dataset_name
+from alice_nnunet.datasets.raw_dataset import dataset_name
 
 LATEST = "checkpoint_latest.pth"
 SHOWN_POINTS = 6

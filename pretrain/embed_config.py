@@ -8,7 +8,7 @@ from pathlib import Path
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Triple
 from alice_nnunet.matcher.network import COARSE_STRIDE, PRESETS
-from alice_nnunet.pretrain.settings import given_settings
+from alice_nnunet.settings import given_settings
 
 
 @dataclass(frozen=True)

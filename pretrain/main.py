@@ -24,7 +24,7 @@ from alice_nnunet.pretrain.dry_run import draw_first_pair, print_plan
 from alice_nnunet.pretrain.embed import ensure_index
 from alice_nnunet.pretrain.loop import Run, train
 from alice_nnunet.pretrain.pretrain_plans import ANATOMY, CONFIGURATION, PLANS, data_description
-from alice_nnunet.pretrain.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
+from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
 from alice_nnunet.pretrain.state import build_state, load_state
 from alice_nnunet.pretrain.step import NonFiniteLoss
 from alice_nnunet.pretrain.stop import exit_code

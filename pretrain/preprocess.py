@@ -17,9 +17,9 @@ from alice_nnunet.files import locked, write_json_atomically
 from alice_nnunet.geometry import Triple
 from alice_nnunet.pretrain.pretrain_plans import (CONFIGURATION, PATCH_SIZE, PLANS, SPACING, channel_windows,
                                                   load_plans, make_plans, plans_sha256)
-from alice_nnunet.pretrain.raw_dataset import RawDataset, open_raw_dataset
-from alice_nnunet.pretrain.raw_image import check_voxels, first_line, read_case
-from alice_nnunet.pretrain.workers import default_processes, run_each
+from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset
+from alice_nnunet.datasets.raw_image import check_voxels, first_line, read_case
+from alice_nnunet.workers import default_processes, run_each
 
 REPORT = f"{PLANS}_report.json"
 RINGING = 0.01  # cubic resampling leaves ripples of this size in the air beside the skin, in units of the window

@@ -14,8 +14,8 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.raw_dataset import RawDataset
-from alice_nnunet.pretrain.raw_image import check_header, read_case
+from alice_nnunet.datasets.raw_dataset import RawDataset
+from alice_nnunet.datasets.raw_image import check_header, read_case
 
 PLANS = "AlicePretrainPlans"
 CONFIGURATION = "3d_fullres"

@@ -13,7 +13,7 @@ from alice_nnunet.data.volumes import case_names, open_volume
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import locked
 from alice_nnunet.pretrain.preprocess import main, preprocess_dataset, settle_plans
-from alice_nnunet.pretrain.raw_dataset import open_raw_dataset
+from alice_nnunet.datasets.raw_dataset import open_raw_dataset
 
 PREPROCESSED = Path("preprocessed") / "Dataset022_Test"
 RAS = np.diag([3.0, 3.0, 4.0, 1.0])

@@ -9,7 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from alice_nnunet.errors import UserError
 from alice_nnunet.pretrain.pretrain_plans import (CONFIGURATION, PATCH_SIZE, PLANS, SPACING, data_description,
                                                   load_plans, make_plans, plans_sha256)
-from alice_nnunet.pretrain.raw_dataset import open_raw_dataset
+from alice_nnunet.datasets.raw_dataset import open_raw_dataset
 
 LPS = np.diag([-2.0, -2.0, 5.0, 1.0])
 

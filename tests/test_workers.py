@@ -3,7 +3,7 @@ import os
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.workers import run_each
+from alice_nnunet.workers import run_each
 
 
 def test_one_process_is_this_one():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
-from alice_nnunet.pretrain.raw_image import check_header, check_voxels, read_case
+from alice_nnunet.datasets.raw_image import check_header, check_voxels, read_case
 
 CT = [(-125.0, 255.0)]
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.raw_dataset import open_raw_dataset
+from alice_nnunet.datasets.raw_dataset import open_raw_dataset
 
 
 @pytest.fixture
