@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from alice_nnunet.memory import Ledger
+from alice_nnunet.planning.step_memory import Ledger
 from alice_nnunet.pictures import pair_figure, save_figure
 from alice_nnunet.pretrain.config import PretrainConfig
 from alice_nnunet.pretrain.log import time_left

@@ -13,11 +13,11 @@ from alice_nnunet.finetuning.compatibility import check_channels, check_compatib
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import write_json_atomically
 from alice_nnunet.finetuning.network import NETWORKS
-from alice_nnunet.memory import training_memory
+from alice_nnunet.planning.step_memory import training_memory
 from alice_nnunet.model.encoders.registry import unit_of
-from alice_nnunet.plans import (CONFIGURATION, GB, choose_batch, choose_patch, configuration_of, fit_memory, matched_plans,
+from alice_nnunet.planning.plans import (CONFIGURATION, GB, choose_batch, choose_patch, configuration_of, fit_memory, matched_plans,
                                 sizes_at)
-from alice_nnunet.pretrain.labeled_dataset import LabeledDataset, open_labeled_dataset
+from alice_nnunet.planning.labeled_dataset import LabeledDataset, open_labeled_dataset
 from alice_nnunet.settings import given_settings
 from alice_nnunet.finetuning.recipes import RECIPES, check_recipe, setting_names, training_recipe
 from alice_nnunet.sharing.weights import find_weights, weights_sha256

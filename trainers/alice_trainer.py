@@ -17,7 +17,7 @@ from alice_nnunet.finetuning.seeded_loading import no_workers, seed_generators, 
 from alice_nnunet.errors import UserError, exit_on_user_error
 from alice_nnunet.finetuning.network import build_network, load_encoder, output_levels
 from alice_nnunet.finetuning.optimizers import build_optimizer, encoder_depths, group_rates, parameter_groups
-from alice_nnunet.plans import configuration_of
+from alice_nnunet.planning.plans import configuration_of
 from alice_nnunet.finetuning.recipes import full_recipe
 from alice_nnunet.schedules import EpochSchedule
 from alice_nnunet.finetuning.checks import (block_from_variable, block_of_plans, check_preprocessed, check_same_run,

@@ -8,7 +8,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import C
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.plans import GB, choose_batch, choose_patch, configuration_of, fit_memory, matched_plans, sizes_at
+from alice_nnunet.planning.plans import GB, choose_batch, choose_patch, configuration_of, fit_memory, matched_plans, sizes_at
 from alice_nnunet.finetuning.recipes import RECIPES, training_recipe
 from tests.finetuning import pretraining_checkpoint, stock_plans
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from alice_nnunet.finetuning.network import NETWORK_ARGUMENTS, build_network
-from alice_nnunet.memory import CudaSizes, Ledger, training_memory, training_step
+from alice_nnunet.planning.step_memory import CudaSizes, Ledger, training_memory, training_step
 from alice_nnunet.model.encoders import window_attention
 from alice_nnunet.model.encoders.registry import PRESETS
 from alice_nnunet.networks.fast_layers import PointwiseConv

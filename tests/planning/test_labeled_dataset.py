@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain import labeled_dataset
-from alice_nnunet.pretrain.labeled_dataset import canonical_axes, labeled_images, open_labeled_dataset
+from alice_nnunet.planning import labeled_dataset
+from alice_nnunet.planning.labeled_dataset import canonical_axes, labeled_images, open_labeled_dataset
 from tests.finetuning import stock_plans, write_case, write_dataset
 
 

@@ -13,7 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.plans import CONFIGURATION, configuration_of
+from alice_nnunet.planning.plans import CONFIGURATION, configuration_of
 from alice_nnunet.datasets.raw_dataset import dataset_name, load_dataset_json, nnunet_folder
 from alice_nnunet.datasets.raw_image import check_header, first_line
 
