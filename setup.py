@@ -25,12 +25,13 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
         long_description=(here / "README.md").read_text(encoding="utf-8"),
         long_description_content_type="text/markdown",
         license="Apache-2.0",
-        license_files=["LICENSE", "alice_nnunet/demo_data/NOTICE"],
+        license_files=["LICENSE", "alice_nnunet/demo/volumes/NOTICE"],
         python_requires=">=3.10",
         packages=packages(),
         # trainers/ and pretrain/ lie beside the package; installed, they are inside it.
         package_dir={"alice_nnunet.trainers": "trainers", "alice_nnunet.pretrain": "pretrain"},
-        package_data={"alice_nnunet": ["demo_data/NOTICE", "demo_data/*.nii.gz"], "alice_nnunet.pretrain": ["submission/*"]},
+        package_data={"alice_nnunet.demo": ["volumes/NOTICE", "volumes/*.nii.gz"],
+                      "alice_nnunet.submission": ["files/*"]},
         install_requires=[
             "nnunetv2>=2.8",  # nnUNet_extTrainer exists from 2.8.0
             "torch>=2.1.2",
@@ -44,14 +45,14 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
         ],
         extras_require={"test": ["pytest", "pytest-xdist", "hypothesis"]},
         entry_points={"console_scripts": [
-            "alice-env=alice_nnunet.pretrain.env:main",
+            "alice-env=alice_nnunet.commands.env:main",
             "alice-preprocess=alice_nnunet.pretrain.preprocess:main",
             "alice-pretrain=alice_nnunet.pretrain.main:main",
             "alice-embed=alice_nnunet.pretrain.embed:main",
-            "alice-plan=alice_nnunet.pretrain.plan:main",
-            "alice-evaluate=alice_nnunet.pretrain.evaluate:main",
-            "alice-export=alice_nnunet.pretrain.export:main",
-            "alice-submit=alice_nnunet.pretrain.submit:main",
-            "alice-demo=alice_nnunet.pretrain.demo:main",
+            "alice-plan=alice_nnunet.commands.plan:main",
+            "alice-evaluate=alice_nnunet.commands.evaluate:main",
+            "alice-export=alice_nnunet.commands.export:main",
+            "alice-submit=alice_nnunet.commands.submit:main",
+            "alice-demo=alice_nnunet.commands.demo:main",
         ]},
     )

@@ -69,9 +69,9 @@ def compare(path: Path, spoil, folder: Path) -> list[tuple[tuple[float, float], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("labels", nargs="?", type=Path, default=Path(alice_nnunet.__file__).parent / "demo_data")
+    parser.add_argument("labels", nargs="?", type=Path, default=Path(alice_nnunet.__file__).parent / "demo" / "volumes")
     folder = parser.parse_args().labels
-    paths = [path for path in sorted(folder.glob("*.nii.gz")) if "_labels" in path.name or folder.name != "demo_data"]
+    paths = [path for path in sorted(folder.glob("*.nii.gz")) if "_labels" in path.name or folder.name != "volumes"]
     print("| copy | organs | DSC | NSD | largest difference DSC | NSD | script's slices: largest difference DSC | NSD | mean DSC | NSD |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:

@@ -38,7 +38,7 @@ from alice_nnunet.matcher.baselines import match_by_body
 from alice_nnunet.matcher.embedding import pack
 from alice_nnunet.matcher.index import save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher
-from alice_nnunet.pretrain.demo_data import volumes
+from alice_nnunet.demo.datasets import volumes
 from alice_nnunet.pretrain.loading import batches
 
 SIZE, SPACING = (200, 460, 460), (1.5, 0.76, 0.76)  # voxels and mm, (z, y, x)

@@ -66,7 +66,7 @@ def main() -> None:
 def prepare(dataset: str | None, preset: str, folder: Path, processes: int) -> Path:
     """Folder of the preprocessed volumes. dataset: of nnUNet_raw, or None for the CT that ships with the package, in folder."""
     from alice_nnunet.pretrain.dataset import preprocessed_volumes  # here, so that a machine without nnU-Net can measure the rest
-    from alice_nnunet.pretrain.demo_data import UNLABELED, write_datasets
+    from alice_nnunet.demo.datasets import UNLABELED, write_datasets
     from alice_nnunet.datasets.raw_dataset import dataset_name
 
     if dataset is None:

@@ -29,14 +29,14 @@ def nnunet_folders(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="session")
 def real_ct() -> nibabel.Nifti1Image:
     """One of the CT volumes that ship with the package, every n-th voxel of it; HU, with air around the body."""
-    for path in sorted((Path(alice_nnunet.__file__).parent / "demo_data").glob("*.nii.gz")):
+    for path in sorted((Path(alice_nnunet.__file__).parent / "demo" / "volumes").glob("*.nii.gz")):
         image = nibabel.load(path)
         step = -(-max(image.shape) // LARGEST_AXIS)
         small = image.slicer[::step, ::step, ::step]
         voxels = np.asarray(small.dataobj).astype(np.int16)
         if voxels.min() < -900:  # the labels that ship beside it are no CT
             return nibabel.Nifti1Image(voxels, small.affine)
-    pytest.skip("no CT in alice_nnunet/demo_data")
+    pytest.skip("no CT in alice_nnunet/demo/volumes")
 
 
 @pytest.fixture
@@ -61,5 +61,5 @@ def raw_dataset(nnunet_folders):
 @pytest.fixture(scope="session")
 def shipped_ct() -> dict[str, Path]:
     """Case name -> file of the CT volumes that ship with the package."""
-    folder = Path(alice_nnunet.__file__).parent / "demo_data"
+    folder = Path(alice_nnunet.__file__).parent / "demo" / "volumes"
     return {p.name.removesuffix(".nii.gz"): p for p in folder.glob("*.nii.gz") if not p.name.endswith("_labels.nii.gz")}

@@ -37,7 +37,7 @@ def make_dataset(root: Path) -> None:
     for case in ("crlm1004", "cptacpda_c3l00189", "ts_dicomslab"):
         link = images / f"{case}_0000.nii.gz"
         if not link.exists():
-            link.symlink_to(Path(alice_nnunet.__file__).parent / "demo_data" / f"{case}.nii.gz")
+            link.symlink_to(Path(alice_nnunet.__file__).parent / "demo" / "volumes" / f"{case}.nii.gz")
     (images.parent / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
 
 

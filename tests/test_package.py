@@ -67,8 +67,8 @@ def test_nnunet_finds_the_trainers_through_alice_env(environment):
 
 
 def test_the_demo_volumes_travel_with_it(environment):
-    count = run(environment, "python", "-c", "from alice_nnunet.pretrain.demo_data import volumes; print(len(volumes()))")
+    count = run(environment, "python", "-c", "from alice_nnunet.demo.datasets import volumes; print(len(volumes()))")
     assert int(count.stdout) >= 5
-    notice, = environment.glob("lib/python*/site-packages/alice_nnunet/demo_data/NOTICE")
+    notice, = environment.glob("lib/python*/site-packages/alice_nnunet/demo/volumes/NOTICE")
     assert "CC BY" in notice.read_text()
     assert sum(p.stat().st_size for p in notice.parent.iterdir()) < 12e6

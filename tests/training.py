@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import alice_nnunet.trainers
-from alice_nnunet.pretrain.plan import main as alice_plan
+from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 from tests.finetuning import write_checkpoint, write_dataset
 

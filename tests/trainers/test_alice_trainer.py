@@ -14,7 +14,7 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from alice_nnunet.pretrain.plan import main as alice_plan
+from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 from tests.finetuning import write_case, write_checkpoint

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from alice_nnunet.pretrain.plan import main as alice_plan
+from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 from tests.finetuning import CROP, plan_by_hand, write_checkpoint, write_dataset
 

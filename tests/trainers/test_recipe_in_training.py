@@ -10,7 +10,7 @@ import torch
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
-from alice_nnunet.pretrain.plan import main as alice_plan
+from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.finetuning.recipes import NNUNET_AUGMENTATION
 from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
 from alice_nnunet.trainers.alice_trainer import AliceTrainer

@@ -12,7 +12,7 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
 import alice_nnunet.trainers
-from alice_nnunet.pretrain.plan import main as alice_plan
+from alice_nnunet.commands.plan import main as alice_plan
 from tests.finetuning import plan_by_hand, write_case, write_checkpoint, write_dataset
 
 NAME = "Dataset007_Body"

@@ -14,9 +14,9 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from alice_nnunet.pretrain.env import with_trainers
-from alice_nnunet.pretrain.plan import main as alice_plan
-from alice_nnunet.pretrain.submit import main
+from alice_nnunet.commands.env import with_trainers
+from alice_nnunet.commands.plan import main as alice_plan
+from alice_nnunet.commands.submit import main
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 from tests.finetuning import plan_by_hand, write_case, write_checkpoint, write_dataset
 
@@ -113,7 +113,7 @@ def test_the_folder_is_whole_and_holds_no_more_than_prediction_needs(place):
     assert all(torch.equal(kept["network_weights"][n], whole["network_weights"][n]) for n in whole["network_weights"])
     torch.load(folder / "model" / "fold_1" / "checkpoint_final.pth", weights_only=True)  # no pickled classes
     code = names(folder / "code" / "alice_nnunet")
-    assert {"trainers", "networks", "LICENSE"} <= code and not code & {"demo_data", "pretrain"}
+    assert {"trainers", "networks", "LICENSE"} <= code and not code & {"demo", "commands", "submission", "pretrain"}
     lines = (folder / "requirements.txt").read_text().splitlines()
     assert {line.split("==")[0] for line in lines} >= {"nnunetv2", "torch", "monai", "nibabel"}
     assert f"torch=={torch.__version__.split('+')[0]}" in lines and not any("+" in line or line.startswith(("alice", "nvidia")) for line in lines)

@@ -11,9 +11,9 @@ from scipy.ndimage import binary_erosion
 
 import alice_nnunet
 from alice_nnunet.evaluation.organs import FLARE22
-from alice_nnunet.pretrain.evaluate import main
+from alice_nnunet.commands.evaluate import main
 
-LABELS = sorted((Path(alice_nnunet.__file__).parent / "demo_data").glob("*_labels.nii.gz"))
+LABELS = sorted((Path(alice_nnunet.__file__).parent / "demo" / "volumes").glob("*_labels.nii.gz"))
 
 
 def eroded(labels: np.ndarray) -> np.ndarray:

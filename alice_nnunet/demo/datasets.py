@@ -17,7 +17,7 @@ LABELS = {"liver": (1,), "spleen": (3,), "kidneys": (2, 13), "aorta": (5,)}  # f
 
 def volumes() -> dict[str, Path]:
     """Case name -> file of every volume in the package."""
-    folder = Path(str(files("alice_nnunet") / "demo_data"))
+    folder = Path(str(files("alice_nnunet.demo") / "volumes"))
     return {p.name.removesuffix(".nii.gz"): p for p in sorted(folder.glob("*.nii.gz")) if not p.name.endswith("_labels.nii.gz")}
 
 

@@ -15,9 +15,9 @@ from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import write_json_atomically
 from alice_nnunet.model.encoders.registry import PRESETS
 from alice_nnunet.pictures import prediction_figure, save_figure
-from alice_nnunet.pretrain.demo_data import LABELED, LABELS, TEST_PERSON, TRAINING_PEOPLE, UNLABELED, canonical, volumes, write_datasets
-from alice_nnunet.pretrain.env import with_trainers
-from alice_nnunet.pretrain.pretrain_plans import ANATOMY
+from alice_nnunet.demo.datasets import LABELED, LABELS, TEST_PERSON, TRAINING_PEOPLE, UNLABELED, canonical, volumes, write_datasets
+from alice_nnunet.commands.env import with_trainers
+from alice_nnunet.names import ANATOMY
 
 SHOWN = ("cptacpda_c3l00189", "crlm1004")  # two abdomens
 PICTURES = {

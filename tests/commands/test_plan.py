@@ -9,8 +9,8 @@ import pytest
 
 from alice_nnunet.finetuning.compatibility import check_compatible
 from alice_nnunet.files import file_sha256
-from alice_nnunet.pretrain.plan import main
-from alice_nnunet.pretrain.export import main as alice_export
+from alice_nnunet.commands.plan import main
+from alice_nnunet.commands.export import main as alice_export
 from tests.exporting import write_run
 from tests.finetuning import stock_plans, write_case, write_checkpoint, write_dataset
 

@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from alice_nnunet.pretrain.env import main
+from alice_nnunet.commands.env import main
 from alice_nnunet.trainers import __path__ as trainers
 
 

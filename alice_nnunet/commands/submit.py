@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import distributions
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,11 +16,11 @@ import torch
 import alice_nnunet
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import new_folder, write_json_atomically
-from alice_nnunet.pretrain.requirements import pinned
+from alice_nnunet.submission.requirements import pinned
 
 NEEDED = ("network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes")  # by nnU-Net's predictor
 SCRIPTS = ("predict.sh", "predict.py", "check_outputs.py", "Dockerfile", "README.md")
-NOT_COPIED = shutil.ignore_patterns("__pycache__", "demo_data", "pretrain", "trainers")
+NOT_COPIED = shutil.ignore_patterns("__pycache__", "demo", "commands", "submission", "pretrain", "trainers")
 
 
 @command("alice-submit")
@@ -121,7 +122,7 @@ def write_scripts(folder: Path, model: Path, settings: dict) -> None:
     values = {"PYTHON": f"{sys.version_info.major}.{sys.version_info.minor}", "VERSION": alice_nnunet.__version__,
               "TITLE": model.resolve().name, "FOLDS": ", ".join(map(str, settings["folds"]))}
     for name in SCRIPTS:
-        text = (Path(__file__).parent / "submission" / name).read_text()
+        text = (Path(str(files("alice_nnunet.submission"))) / "files" / name).read_text()
         for key, value in values.items():
             text = text.replace(f"@{key}@", value)
         (folder / name).write_text(text)

@@ -6,8 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from alice_nnunet.pretrain.demo import Demo, dice, main
-from alice_nnunet.pretrain.demo_data import LABELED, LABELS, TEST_PERSON, UNLABELED, write_datasets
+from alice_nnunet.commands.demo import Demo, dice, main
+from alice_nnunet.demo.datasets import LABELED, LABELS, TEST_PERSON, UNLABELED, write_datasets
 
 
 def test_the_datasets_keep_the_test_person_apart(tmp_path):
