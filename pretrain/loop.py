@@ -20,7 +20,7 @@ from alice_nnunet.pretrain.config import PretrainConfig
 from alice_nnunet.pretrain.distributed import gather_lists, largest, own_share
 from alice_nnunet.pretrain.loading import batches
 from alice_nnunet.pretrain.log import RunLog, peak_memory, time_left
-from alice_nnunet.pretrain.pretrain_plans import ANATOMY
+from alice_nnunet.pretrain.datasets.plans import ANATOMY
 from alice_nnunet.pretrain.probe import matched_crops_found
 from alice_nnunet.pretrain.state import State, save_state
 from alice_nnunet.pretrain.step import PROBE, TRAINING, VALIDATION, NonFiniteLoss, Spacing, train_step, validate

@@ -15,7 +15,7 @@ from alice_nnunet.data.volumes import case_names, case_properties, check_volume,
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import locked, write_json_atomically
 from alice_nnunet.geometry import Triple
-from alice_nnunet.pretrain.pretrain_plans import (CONFIGURATION, PATCH_SIZE, PLANS, SPACING, channel_windows,
+from alice_nnunet.pretrain.datasets.plans import (CONFIGURATION, PATCH_SIZE, PLANS, SPACING, channel_windows,
                                                   load_plans, make_plans, plans_sha256)
 from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset
 from alice_nnunet.datasets.raw_image import check_voxels, first_line, read_case

@@ -10,7 +10,7 @@ import torch
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
 from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
-from alice_nnunet.pretrain.pretrain_plans import resampling
+from alice_nnunet.pretrain.datasets.plans import resampling
 
 SPACING = [3.0, 3.0, 3.0]  # mm
 CROP = [16, 32, 32]  # voxels

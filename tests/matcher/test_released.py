@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from alice_nnunet.errors import UserError
 from alice_nnunet.matcher.network import PRESETS, AnatomyNet
 from alice_nnunet.matcher.released import LISTED, PADDED_HU, WINDOW, from_released
-from alice_nnunet.pretrain import pretrain_plans
+from alice_nnunet.pretrain.datasets import plans as pretrain_plans
 
 WIDTHS, CHANNELS, DEPTHS = (64, 128, 256, 512), 128, (1, 1, 3, 3)  # DEPTHS: kernels along z of layer1 to layer4
 STRIDES = ((1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2))

@@ -7,7 +7,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.pretrain_plans import (CONFIGURATION, PATCH_SIZE, PLANS, SPACING, data_description,
+from alice_nnunet.pretrain.datasets.plans import (CONFIGURATION, PATCH_SIZE, PLANS, SPACING, data_description,
                                                   load_plans, make_plans, plans_sha256)
 from alice_nnunet.datasets.raw_dataset import open_raw_dataset
 
