@@ -20,8 +20,8 @@ from alice_nnunet.matcher.patches import Patches, draw_patches, interpolated, ve
 from alice_nnunet.matcher.weights import build_network
 from alice_nnunet.pictures import patches_figure
 from alice_nnunet.pretrain.embed_config import EmbedConfig
-from alice_nnunet.pretrain.loading import batches
-from alice_nnunet.pretrain.log import RunLog, time_left
+from alice_nnunet.pretrain.runtime.loading import batches
+from alice_nnunet.pretrain.runtime.log import RunLog, time_left
 from alice_nnunet.pretrain.step import NonFiniteLoss, autocast, generator_at
 from alice_nnunet.schedules import warmup_cosine
 

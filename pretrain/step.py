@@ -13,7 +13,7 @@ from alice_nnunet.model.views import make_views
 from alice_nnunet.model.losses import spread
 from alice_nnunet.model.alice import Alice, Output, Views
 from alice_nnunet.pretrain.config import PretrainConfig
-from alice_nnunet.pretrain.distributed import unsynchronised
+from alice_nnunet.pretrain.runtime.distributed import unsynchronised
 from alice_nnunet.pretrain.state import State
 from alice_nnunet.ranks import mean_over_ranks, rank, world
 from alice_nnunet.schedules import ema_momentum, warmup_cosine

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.distributed import launch, launched, own_share, wait_for
-from tests.pretrain.part_of_a_batch import two_steps
+from alice_nnunet.pretrain.runtime.distributed import launch, launched, own_share, wait_for
+from tests.pretrain.runtime.part_of_a_batch import two_steps
 
 METHODS = [[], ["similarity=infonce"], ["similarity=dino"], ["head=byol"], ["accumulate=2", "checkpoint_blocks=true"], ["weight_r=0"], ["weight_dv=0"], ["weight_st=0"],
            ["weight_dv=0", "weight_st=0", "center_teacher=false"], ["ema_casa=false", "target_mask_ratio=0.5", "online_flips=true"]]
@@ -46,8 +46,8 @@ def test_the_shares_of_all_processes_are_one_stream(monkeypatch):
     taken = []
     for step in range(3):
         for number in range(2):
-            monkeypatch.setattr("alice_nnunet.pretrain.distributed.rank", lambda: number)
-            monkeypatch.setattr("alice_nnunet.pretrain.distributed.world", lambda: 2)
+            monkeypatch.setattr("alice_nnunet.pretrain.runtime.distributed.rank", lambda: number)
+            monkeypatch.setattr("alice_nnunet.pretrain.runtime.distributed.world", lambda: 2)
             taken += own_share(step, 4)
     assert taken == list(range(24))
 

@@ -3,7 +3,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.log import RunLog, peak_memory, time_left
+from alice_nnunet.pretrain.runtime.log import RunLog, peak_memory, time_left
 
 
 def test_numbers_go_to_tensorboard_and_history(tmp_path):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from alice_nnunet.pretrain.stop import StopRequest, exit_code, ignore_signals
+from alice_nnunet.pretrain.runtime.stop import StopRequest, exit_code, ignore_signals
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from alice_nnunet.pretrain.config import PretrainConfig, make_config, read_settings
-from alice_nnunet.pretrain.distributed import own_share, team
+from alice_nnunet.pretrain.runtime.distributed import own_share, team
 from alice_nnunet.pretrain.state import build_state
 from alice_nnunet.pretrain.step import train_step
 from alice_nnunet.ranks import rank, world

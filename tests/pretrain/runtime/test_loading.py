@@ -9,7 +9,7 @@ import torch
 
 from alice_nnunet.data.pairs import NoMatch
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.loading import Batches, batches, death
+from alice_nnunet.pretrain.runtime.loading import Batches, batches, death
 
 SHARES = [[0, 1], [5], [2, 3, 4]]
 

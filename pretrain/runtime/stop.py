@@ -2,7 +2,7 @@
 
 import signal
 
-from alice_nnunet.pretrain.distributed import stop_signals
+from alice_nnunet.pretrain.runtime.distributed import stop_signals
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
 

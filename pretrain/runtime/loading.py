@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alice_nnunet.data.pairs import NoMatch
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.stop import ignore_signals
+from alice_nnunet.pretrain.runtime.stop import ignore_signals
 
 PATIENCE = 2.0  # seconds in which a process that broke its connection has ended
 
