@@ -22,7 +22,7 @@ from alice_nnunet.pictures import patches_figure
 from alice_nnunet.pretrain.embed_config import EmbedConfig
 from alice_nnunet.pretrain.runtime.loading import batches
 from alice_nnunet.pretrain.runtime.log import RunLog, time_left
-from alice_nnunet.pretrain.step import NonFiniteLoss, autocast, generator_at
+from alice_nnunet.pretrain.training.step import NonFiniteLoss, autocast, generator_at
 from alice_nnunet.schedules import warmup_cosine
 
 PANELS = {"losses": ("fine", "coarse", "validation fine", "validation coarse"),

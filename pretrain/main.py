@@ -16,17 +16,17 @@ from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import file_sha256, write_json_atomically
 from alice_nnunet.matcher.weights import FINAL as EMBEDDING
 from alice_nnunet.model.encoders.registry import PRESETS
-from alice_nnunet.pretrain.adaptation import adaptation_plan
-from alice_nnunet.pretrain.config import MATCHERS, RUNS, PretrainConfig, config_from_dict, make_config, read_settings
+from alice_nnunet.pretrain.training.adaptation import adaptation_plan
+from alice_nnunet.pretrain.training.config import MATCHERS, RUNS, PretrainConfig, config_from_dict, make_config, read_settings
 from alice_nnunet.pretrain.datasets.preprocessed import choose_device, is_preprocessed, preprocessed_volumes, split
 from alice_nnunet.pretrain.runtime.distributed import Team, launch, launched, team
-from alice_nnunet.pretrain.dry_run import draw_first_pair, print_plan
+from alice_nnunet.pretrain.training.dry_run import draw_first_pair, print_plan
 from alice_nnunet.pretrain.embed import ensure_index
-from alice_nnunet.pretrain.loop import Run, train
+from alice_nnunet.pretrain.training.loop import Run, train
 from alice_nnunet.pretrain.datasets.plans import ANATOMY, CONFIGURATION, PLANS, data_description
 from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
-from alice_nnunet.pretrain.state import build_state, load_state
-from alice_nnunet.pretrain.step import NonFiniteLoss
+from alice_nnunet.pretrain.training.state import build_state, load_state
+from alice_nnunet.pretrain.training.step import NonFiniteLoss
 from alice_nnunet.pretrain.runtime.stop import exit_code
 from alice_nnunet.ranks import rank, world
 

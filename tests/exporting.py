@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from alice_nnunet.pretrain.adaptation import adaptation_plan
-from alice_nnunet.pretrain.config import make_config, read_settings
-from alice_nnunet.pretrain.state import build_state, save_state
+from alice_nnunet.pretrain.training.adaptation import adaptation_plan
+from alice_nnunet.pretrain.training.config import make_config, read_settings
+from alice_nnunet.pretrain.training.state import build_state, save_state
 from tests.finetuning import SPACING, pretraining_data
 
 CONFIGURATION = {"data_identifier": "AlicePretrainPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 8,

@@ -65,6 +65,6 @@ def test_no_one_keeps_state_or_works_at_import():
     """The package's modules import in a process of their own and leave torch's and numpy's random numbers alone."""
     code = ("import torch, numpy as np\n"
             "a, b = torch.get_rng_state(), np.random.get_state()[1].copy()\n"
-            "import alice_nnunet.model.alice, alice_nnunet.pretrain.loop, alice_nnunet.finetuning.network\n"
+            "import alice_nnunet.model.alice, alice_nnunet.pretrain.training.loop, alice_nnunet.finetuning.network\n"
             "assert torch.equal(a, torch.get_rng_state()) and (b == np.random.get_state()[1]).all()\n")
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,7 +23,7 @@ from alice_nnunet.data.match import Match
 from alice_nnunet.matcher.network import PRESETS, AnatomyNet
 from alice_nnunet.matcher.released import released_name
 from alice_nnunet.matcher.weights import load_network
-from alice_nnunet.pretrain import loop
+from alice_nnunet.pretrain.training import loop
 from alice_nnunet.pretrain.datasets.preprocessed import split
 from alice_nnunet.pretrain.embed import main, put_released
 from alice_nnunet.pretrain.embed_config import EmbedConfig, embed_config, embed_config_from_dict

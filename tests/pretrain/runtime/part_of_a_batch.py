@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import torch
 
-from alice_nnunet.pretrain.config import PretrainConfig, make_config, read_settings
+from alice_nnunet.pretrain.training.config import PretrainConfig, make_config, read_settings
 from alice_nnunet.pretrain.runtime.distributed import own_share, team
-from alice_nnunet.pretrain.state import build_state
-from alice_nnunet.pretrain.step import train_step
+from alice_nnunet.pretrain.training.state import build_state
+from alice_nnunet.pretrain.training.step import train_step
 from alice_nnunet.ranks import rank, world
 
 PAIRS, SPACING = 4, (3.0, 3.0, 3.0)

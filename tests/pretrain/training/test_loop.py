@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from alice_nnunet.model.views import make_views
-from alice_nnunet.pretrain.config import make_config, read_settings
-from alice_nnunet.pretrain.loop import note_nonfinite, report
-from alice_nnunet.pretrain.step import NonFiniteLoss, generator_at, train_step, validate
-from alice_nnunet.pretrain.state import build_state, load_state, save_state
+from alice_nnunet.pretrain.training.config import make_config, read_settings
+from alice_nnunet.pretrain.training.loop import note_nonfinite, report
+from alice_nnunet.pretrain.training.step import NonFiniteLoss, generator_at, train_step, validate
+from alice_nnunet.pretrain.training.state import build_state, load_state, save_state
 from alice_nnunet.schedules import ema_momentum, warmup_cosine
 
 SPACING, CPU = (3.0, 3.0, 3.0), torch.device("cpu")

@@ -3,10 +3,10 @@ import time
 import pytest
 import torch
 
-from alice_nnunet.pretrain.config import make_config, read_settings
-from alice_nnunet.pretrain.dry_run import bytes_of_pairs, checkpoint_bytes, step_bytes, step_seconds
-from alice_nnunet.pretrain.state import build_state, save_state
-from alice_nnunet.pretrain.step import train_step
+from alice_nnunet.pretrain.training.config import make_config, read_settings
+from alice_nnunet.pretrain.training.dry_run import bytes_of_pairs, checkpoint_bytes, step_bytes, step_seconds
+from alice_nnunet.pretrain.training.state import build_state, save_state
+from alice_nnunet.pretrain.training.step import train_step
 
 CPU = torch.device("cpu")
 

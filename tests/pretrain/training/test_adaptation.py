@@ -6,8 +6,8 @@ import pytest
 
 from alice_nnunet.model.encoders.registry import ENCODERS, PRESETS, build_encoder
 from alice_nnunet.sharing.nnssl_schema import check_adaptation_plan
-from alice_nnunet.pretrain.adaptation import adaptation_plan
-from alice_nnunet.pretrain.config import make_config, read_settings
+from alice_nnunet.pretrain.training.adaptation import adaptation_plan
+from alice_nnunet.pretrain.training.config import make_config, read_settings
 
 CONFIGURATION = {"data_identifier": "a", "preprocessor_name": "b", "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False],
                  "resampling_fn_data": "c", "resampling_fn_data_kwargs": {}, "resampling_fn_seg": "d", "resampling_fn_seg_kwargs": {},

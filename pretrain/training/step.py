@@ -12,9 +12,9 @@ from torch.nn.utils import clip_grad_norm_
 from alice_nnunet.model.views import make_views
 from alice_nnunet.model.losses import spread
 from alice_nnunet.model.alice import Alice, Output, Views
-from alice_nnunet.pretrain.config import PretrainConfig
+from alice_nnunet.pretrain.training.config import PretrainConfig
 from alice_nnunet.pretrain.runtime.distributed import unsynchronised
-from alice_nnunet.pretrain.state import State
+from alice_nnunet.pretrain.training.state import State
 from alice_nnunet.ranks import mean_over_ranks, rank, world
 from alice_nnunet.schedules import ema_momentum, warmup_cosine
 

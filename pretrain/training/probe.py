@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alice_nnunet.model.alice import Alice
-from alice_nnunet.pretrain.step import autocast
+from alice_nnunet.pretrain.training.step import autocast
 
 
 @torch.no_grad()

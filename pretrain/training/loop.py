@@ -16,14 +16,14 @@ from alice_nnunet.matcher.baselines import match_by_body
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.data.match import Matcher, match_same
 from alice_nnunet.pictures import pair_figure, reconstruction_figure
-from alice_nnunet.pretrain.config import PretrainConfig
+from alice_nnunet.pretrain.training.config import PretrainConfig
 from alice_nnunet.pretrain.runtime.distributed import gather_lists, largest, own_share
 from alice_nnunet.pretrain.runtime.loading import batches
 from alice_nnunet.pretrain.runtime.log import RunLog, peak_memory, time_left
 from alice_nnunet.pretrain.datasets.plans import ANATOMY
-from alice_nnunet.pretrain.probe import matched_crops_found
-from alice_nnunet.pretrain.state import State, save_state
-from alice_nnunet.pretrain.step import PROBE, TRAINING, VALIDATION, NonFiniteLoss, Spacing, train_step, validate
+from alice_nnunet.pretrain.training.probe import matched_crops_found
+from alice_nnunet.pretrain.training.state import State, save_state
+from alice_nnunet.pretrain.training.step import PROBE, TRAINING, VALIDATION, NonFiniteLoss, Spacing, train_step, validate
 from alice_nnunet.pretrain.runtime.stop import StopRequest
 from alice_nnunet.ranks import rank, world
 from alice_nnunet.schedules import ema_momentum

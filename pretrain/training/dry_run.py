@@ -9,11 +9,11 @@ import torch
 
 from alice_nnunet.planning.step_memory import Ledger
 from alice_nnunet.pictures import pair_figure, save_figure
-from alice_nnunet.pretrain.config import PretrainConfig
+from alice_nnunet.pretrain.training.config import PretrainConfig
 from alice_nnunet.pretrain.runtime.log import time_left
-from alice_nnunet.pretrain.loop import make_pairs
-from alice_nnunet.pretrain.state import State, build_state
-from alice_nnunet.pretrain.step import TRAINING, autocast, train_step, views_of
+from alice_nnunet.pretrain.training.loop import make_pairs
+from alice_nnunet.pretrain.training.state import State, build_state
+from alice_nnunet.pretrain.training.step import TRAINING, autocast, train_step, views_of
 
 GB = 1e9
 

@@ -1,6 +1,6 @@
 """The checkpoint's nnssl_adaptation_plan, in the schema of nnssl's AdaptationPlan."""
 
-from alice_nnunet.pretrain.config import PretrainConfig
+from alice_nnunet.pretrain.training.config import PretrainConfig
 
 CONFIGURATION_KEYS = ("data_identifier", "preprocessor_name", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
                       "resampling_fn_data_kwargs", "spacing", "patch_size")

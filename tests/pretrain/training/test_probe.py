@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from alice_nnunet.pretrain.config import make_config, read_settings
-from alice_nnunet.pretrain.probe import matched_crops_found, share_found
-from alice_nnunet.pretrain.state import build_state
+from alice_nnunet.pretrain.training.config import make_config, read_settings
+from alice_nnunet.pretrain.training.probe import matched_crops_found, share_found
+from alice_nnunet.pretrain.training.state import build_state
 
 
 def test_share_is_counted_pair_by_pair():

@@ -4,7 +4,7 @@ import pytest
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders.registry import PRESETS
-from alice_nnunet.pretrain.config import RUNS, PretrainConfig, config_from_dict, make_config, read_settings
+from alice_nnunet.pretrain.training.config import RUNS, PretrainConfig, config_from_dict, make_config, read_settings
 
 
 def config(*assignments, preset="paper", file=None) -> PretrainConfig:
