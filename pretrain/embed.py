@@ -18,10 +18,10 @@ from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.matcher.released import from_released
 from alice_nnunet.matcher.weights import FINAL, load_network
 from alice_nnunet.pictures import matches_figure, pair_figure, save_figure
-from alice_nnunet.pretrain import embed_loop
+from alice_nnunet.pretrain.embedding import training as embed_loop
 from alice_nnunet.pretrain.training.config import RUNS as PRETRAIN_RUNS
 from alice_nnunet.pretrain.datasets.preprocessed import choose_device, preprocessed_volumes, split
-from alice_nnunet.pretrain.embed_config import RUNS, EmbedConfig, embed_config, embed_config_from_dict
+from alice_nnunet.pretrain.embedding.config import RUNS, EmbedConfig, embed_config, embed_config_from_dict
 from alice_nnunet.pretrain.training.step import NonFiniteLoss
 from alice_nnunet.pretrain.datasets.plans import ANATOMY, data_description
 from alice_nnunet.datasets.raw_dataset import dataset_name

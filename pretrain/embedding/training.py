@@ -19,7 +19,7 @@ from alice_nnunet.matcher.network import AnatomyNet
 from alice_nnunet.matcher.patches import Patches, draw_patches, interpolated, vectors_at
 from alice_nnunet.matcher.weights import build_network
 from alice_nnunet.pictures import patches_figure
-from alice_nnunet.pretrain.embed_config import EmbedConfig
+from alice_nnunet.pretrain.embedding.config import EmbedConfig
 from alice_nnunet.pretrain.runtime.loading import batches
 from alice_nnunet.pretrain.runtime.log import RunLog, time_left
 from alice_nnunet.pretrain.training.step import NonFiniteLoss, autocast, generator_at
