@@ -46,9 +46,9 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
         extras_require={"test": ["pytest", "pytest-xdist", "hypothesis"]},
         entry_points={"console_scripts": [
             "alice-env=alice_nnunet.commands.env:main",
-            "alice-preprocess=alice_nnunet.pretrain.preprocess:main",
-            "alice-pretrain=alice_nnunet.pretrain.main:main",
-            "alice-embed=alice_nnunet.pretrain.embed:main",
+            "alice-preprocess=alice_nnunet.pretrain.commands.preprocess:main",
+            "alice-pretrain=alice_nnunet.pretrain.commands.pretrain:main",
+            "alice-embed=alice_nnunet.pretrain.commands.embed:main",
             "alice-plan=alice_nnunet.commands.plan:main",
             "alice-evaluate=alice_nnunet.commands.evaluate:main",
             "alice-export=alice_nnunet.commands.export:main",

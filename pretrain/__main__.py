@@ -1,6 +1,6 @@
 """python -m alice_nnunet.pretrain, for torchrun: the command alice-pretrain."""
 
-from alice_nnunet.pretrain.main import main
+from alice_nnunet.pretrain.commands.pretrain import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ import torch
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Triple
-from alice_nnunet.pretrain.preprocess import preprocess_dataset
+from alice_nnunet.pretrain.commands.preprocess import preprocess_dataset
 from alice_nnunet.pretrain.datasets.plans import CONFIGURATION, PLANS
 from alice_nnunet.datasets.raw_dataset import nnunet_folder
 

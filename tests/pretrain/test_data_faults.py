@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alice_nnunet.checkpoint import load_checkpoint
-from alice_nnunet.pretrain.preprocess import preprocess_dataset
+from alice_nnunet.pretrain.commands.preprocess import preprocess_dataset
 
 COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
 SETTINGS = [f"--set={s}" for s in ("iterations=100000", "batch_size=2", "width=48", "depth=2", "heads=2", "decoder_width=48", "decoder_depth=1",

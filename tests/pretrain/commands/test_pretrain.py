@@ -18,7 +18,7 @@ from alice_nnunet.checkpoint import load_checkpoint, load_pretraining
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.pretrain.datasets.preprocessed import split
-from alice_nnunet.pretrain.main import main
+from alice_nnunet.pretrain.commands.pretrain import main
 
 COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
 STEPS = 24

@@ -25,9 +25,9 @@ from alice_nnunet.matcher.released import released_name
 from alice_nnunet.matcher.weights import load_network
 from alice_nnunet.pretrain.training import loop
 from alice_nnunet.pretrain.datasets.preprocessed import split
-from alice_nnunet.pretrain.embed import main, put_released
+from alice_nnunet.pretrain.commands.embed import main, put_released
 from alice_nnunet.pretrain.embedding.config import EmbedConfig, embed_config, embed_config_from_dict
-from alice_nnunet.pretrain.main import main as pretrain
+from alice_nnunet.pretrain.commands.pretrain import main as pretrain
 
 BIN = Path(sys.executable).parent
 CASES = ("crlm1004", "cptacpda_c3l00189", "lidc0314")

@@ -21,7 +21,7 @@ from alice_nnunet.pretrain.training.config import MATCHERS, RUNS, PretrainConfig
 from alice_nnunet.pretrain.datasets.preprocessed import choose_device, is_preprocessed, preprocessed_volumes, split
 from alice_nnunet.pretrain.runtime.distributed import Team, launch, launched, team
 from alice_nnunet.pretrain.training.dry_run import draw_first_pair, print_plan
-from alice_nnunet.pretrain.embed import ensure_index
+from alice_nnunet.pretrain.commands.embed import ensure_index
 from alice_nnunet.pretrain.training.loop import Run, train
 from alice_nnunet.pretrain.datasets.plans import ANATOMY, CONFIGURATION, PLANS, data_description
 from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset

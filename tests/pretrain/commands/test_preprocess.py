@@ -12,7 +12,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from alice_nnunet.data.volumes import case_names, open_volume
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import locked
-from alice_nnunet.pretrain.preprocess import main, preprocess_dataset, settle_plans
+from alice_nnunet.pretrain.commands.preprocess import main, preprocess_dataset, settle_plans
 from alice_nnunet.datasets.raw_dataset import open_raw_dataset
 
 PREPROCESSED = Path("preprocessed") / "Dataset022_Test"
