@@ -39,7 +39,7 @@ from alice_nnunet.matcher.embedding import pack
 from alice_nnunet.matcher.index import save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.demo.datasets import volumes
-from alice_nnunet.pretrain.loading import batches
+from alice_nnunet.pretrain.runtime.loading import batches
 
 SIZE, SPACING = (200, 460, 460), (1.5, 0.76, 0.76)  # voxels and mm, (z, y, x)
 CROP = (64, 192, 192)

@@ -26,9 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from alice_nnunet.model.encoders.registry import PRESETS
-from alice_nnunet.pretrain.config import RUNS, PretrainConfig, make_config, read_settings
-from alice_nnunet.pretrain.state import State, build_state
-from alice_nnunet.pretrain.step import autocast, train_step
+from alice_nnunet.pretrain.training.config import RUNS, PretrainConfig, make_config, read_settings
+from alice_nnunet.pretrain.training.state import State, build_state
+from alice_nnunet.pretrain.training.step import autocast, train_step
 
 MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the square matrices of the peak
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 def prepare(dataset: str | None, preset: str, folder: Path, processes: int) -> Path:
     """Folder of the preprocessed volumes. dataset: of nnUNet_raw, or None for the CT that ships with the package, in folder."""
-    from alice_nnunet.pretrain.dataset import preprocessed_volumes  # here, so that a machine without nnU-Net can measure the rest
+    from alice_nnunet.pretrain.datasets.preprocessed import preprocessed_volumes  # here, so that a machine without nnU-Net can measure the rest
     from alice_nnunet.demo.datasets import UNLABELED, write_datasets
     from alice_nnunet.datasets.raw_dataset import dataset_name
 
@@ -110,7 +110,7 @@ def step_flops(config: PretrainConfig, device: torch.device) -> int:
 def time_with_data(config: PretrainConfig, state: State, volumes: Path, device: torch.device, repeats: int, workers: int) -> float:
     """Seconds for a step whose pairs are read from volumes as alice-pretrain reads them, over repeats steps after the first two."""
     from alice_nnunet.data.volumes import case_names
-    from alice_nnunet.pretrain.loop import Run
+    from alice_nnunet.pretrain.training.loop import Run
 
     cases = case_names(volumes)
     run = Run(config, state, volumes, folder=volumes, spacing=RUNS[config.preset]["spacing"], data={}, adaptation_plan={}, training=cases,

@@ -13,8 +13,8 @@ import numpy as np
 import nnunetv2
 import pytest
 
-from tests.finetuning import write_case
-from tests.warm_commands import warm_commands
+from tests.helpers.finetuning import write_case
+from tests.helpers.warm_commands import warm_commands
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ("pretrain", "fine-tune", "compare", "share-weights", "submit", "troubleshooting")  # each goes on where the one before ended

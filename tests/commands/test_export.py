@@ -10,7 +10,7 @@ from safetensors import safe_open
 from alice_nnunet.checkpoint import load_checkpoint, load_pretraining
 from alice_nnunet.files import file_sha256
 from alice_nnunet.commands.export import main
-from tests.exporting import write_run
+from tests.helpers.exporting import write_run
 
 NETWORKS = {"vit": "monai.safetensors", "swin": None, "nnformer": "nnformer.safetensors"}  # of the tiny presets
 

@@ -11,8 +11,8 @@ from alice_nnunet.finetuning.compatibility import check_compatible
 from alice_nnunet.files import file_sha256
 from alice_nnunet.commands.plan import main
 from alice_nnunet.commands.export import main as alice_export
-from tests.exporting import write_run
-from tests.finetuning import stock_plans, write_case, write_checkpoint, write_dataset
+from tests.helpers.exporting import write_run
+from tests.helpers.finetuning import stock_plans, write_case, write_checkpoint, write_dataset
 
 
 @pytest.fixture

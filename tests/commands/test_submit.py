@@ -18,7 +18,7 @@ from alice_nnunet.commands.env import with_trainers
 from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.commands.submit import main
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
-from tests.finetuning import plan_by_hand, write_case, write_checkpoint, write_dataset
+from tests.helpers.finetuning import plan_by_hand, write_case, write_checkpoint, write_dataset
 
 NAME = "Dataset007_Body"
 

@@ -13,7 +13,7 @@ from alice_nnunet.sharing.exported import write_exported
 from alice_nnunet.files import file_sha256
 from alice_nnunet.finetuning.checks import (block_from_variable, block_of_plans, check_same_run, check_variable, find_block,
                                          saved_block, starting_weights)
-from tests.finetuning import pretraining_checkpoint, stock_plans, write_checkpoint
+from tests.helpers.finetuning import pretraining_checkpoint, stock_plans, write_checkpoint
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from alice_nnunet.finetuning.compatibility import check_compatible, flips_of_cases
 from alice_nnunet.errors import UserError
-from tests.finetuning import pretraining_data, stock_plans
+from tests.helpers.finetuning import pretraining_data, stock_plans
 
 LPS, RAS = np.diag([-1.0, -1, 1, 1]), np.eye(4)
 

@@ -8,7 +8,7 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.finetuning.network import alice_block, build_network, load_encoder, output_levels, spread_stem
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.finetuning.recipes import RECIPES, training_recipe
-from tests.finetuning import CROP, pretraining_checkpoint, pretraining_data, stock_plans
+from tests.helpers.finetuning import CROP, pretraining_checkpoint, pretraining_data, stock_plans
 
 
 def block_for(checkpoint: dict, channels: int = 1, flips=()) -> dict:

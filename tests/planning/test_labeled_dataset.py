@@ -9,7 +9,7 @@ import pytest
 from alice_nnunet.errors import UserError
 from alice_nnunet.planning import labeled_dataset
 from alice_nnunet.planning.labeled_dataset import canonical_axes, labeled_images, open_labeled_dataset
-from tests.finetuning import stock_plans, write_case, write_dataset
+from tests.helpers.finetuning import stock_plans, write_case, write_dataset
 
 
 @pytest.mark.parametrize("codes, axes", [("LPS", [0, 1, 2]), ("RAS", [0, 1, 2]), ("SAL", [2, 1, 0]), ("PSR", [1, 2, 0])])

@@ -10,7 +10,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from alice_nnunet.errors import UserError
 from alice_nnunet.planning.plans import GB, choose_batch, choose_patch, configuration_of, fit_memory, matched_plans, sizes_at
 from alice_nnunet.finetuning.recipes import RECIPES, training_recipe
-from tests.finetuning import pretraining_checkpoint, stock_plans
+from tests.helpers.finetuning import pretraining_checkpoint, stock_plans
 
 SIZES, SPACINGS = [[100, 200, 180], [50, 210, 190], [80, 220, 200]], [[3.0, 1.5, 1.5], [5.0, 1.2, 1.2], [4.0, 1.0, 1.0]]
 

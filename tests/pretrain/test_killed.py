@@ -1,6 +1,6 @@
 """A few rounds of tests/kill_harness.py, which by hand does many."""
 
-from tests.kill_harness import SAVE_EVERY, kill_again_and_again, same_end
+from tests.helpers.kill_harness import SAVE_EVERY, kill_again_and_again, same_end
 
 
 def test_killed_again_and_again_it_loses_no_more_than_an_interval(tmp_path):

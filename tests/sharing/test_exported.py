@@ -10,7 +10,7 @@ from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.errors import UserError
 from alice_nnunet.sharing.exported import last_metrics, model_sha256, write_exported
 from alice_nnunet.files import file_sha256
-from tests.finetuning import pretraining_checkpoint
+from tests.helpers.finetuning import pretraining_checkpoint
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.sharing.nnssl_schema import check_adaptation_plan
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
 from alice_nnunet.pretrain.training.config import make_config, read_settings
-from tests.exporting import PLANS
+from tests.helpers.exporting import PLANS
 
 # the fields of nnssl's dataclasses, as anchors/field.md (1A) lists them
 FIELDS = {

@@ -11,7 +11,7 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.sharing.exported import write_exported
 from alice_nnunet.files import file_sha256
 from alice_nnunet.sharing.weights import find_weights, weights_sha256
-from tests.finetuning import pretraining_checkpoint, write_checkpoint
+from tests.helpers.finetuning import pretraining_checkpoint, write_checkpoint
 
 COMMIT, OTHER = "a1" * 20, "b2" * 20
 FIND = ("import json, sys\nfrom alice_nnunet.errors import UserError\nfrom alice_nnunet.sharing.weights import find_weights\nfound = []\n"

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
-from tests.finetuning import CROP, plan_by_hand, write_checkpoint, write_dataset
+from tests.helpers.finetuning import CROP, plan_by_hand, write_checkpoint, write_dataset
 
 ENCODERS = ("nnformer", "swin", "vit")
 

@@ -14,8 +14,8 @@ from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.finetuning.recipes import NNUNET_AUGMENTATION
 from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
-from tests.finetuning import write_checkpoint
-from tests.training import NAME, make, plan_on_the_same_data, refusal, workplace_in
+from tests.helpers.finetuning import write_checkpoint
+from tests.helpers.training import NAME, make, plan_on_the_same_data, refusal, workplace_in
 
 
 @pytest.fixture(scope="module")

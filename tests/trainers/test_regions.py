@@ -13,7 +13,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_data
 
 import alice_nnunet.trainers
 from alice_nnunet.commands.plan import main as alice_plan
-from tests.finetuning import plan_by_hand, write_case, write_checkpoint, write_dataset
+from tests.helpers.finetuning import plan_by_hand, write_case, write_checkpoint, write_dataset
 
 NAME = "Dataset007_Body"
 

@@ -13,7 +13,7 @@ import torch
 import alice_nnunet.trainers
 from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
-from tests.finetuning import write_checkpoint, write_dataset
+from tests.helpers.finetuning import write_checkpoint, write_dataset
 
 NAME = "Dataset007_Body"
 

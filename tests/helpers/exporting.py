@@ -7,7 +7,7 @@ import torch
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
 from alice_nnunet.pretrain.training.config import make_config, read_settings
 from alice_nnunet.pretrain.training.state import build_state, save_state
-from tests.finetuning import SPACING, pretraining_data
+from tests.helpers.finetuning import SPACING, pretraining_data
 
 CONFIGURATION = {"data_identifier": "AlicePretrainPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 8,
                  "patch_size": [32, 64, 64], "spacing": SPACING, "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False],
