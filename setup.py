@@ -16,8 +16,11 @@ def packages() -> list[str]:
 
 if __name__ == "__main__":  # nnU-Net imports every module of the folders it is told to search
     here = Path(__file__).parent
-    version = next(line.split('"')[1] for line in (here / "alice_nnunet/__init__.py").read_text().splitlines()
-                   if line.startswith("__version__"))
+    version = next(
+        line.split('"')[1]
+        for line in (here / "alice_nnunet/__init__.py").read_text().splitlines()
+        if line.startswith("__version__")
+    )
     setup(
         name="alice-nnunet",
         version=version,
@@ -30,29 +33,43 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
         packages=packages(),
         # trainers/ and pretrain/ lie beside the package; installed, they are inside it.
         package_dir={"alice_nnunet.trainers": "trainers", "alice_nnunet.pretrain": "pretrain"},
-        package_data={"alice_nnunet.demo": ["volumes/NOTICE", "volumes/*.nii.gz"],
-                      "alice_nnunet.submission": ["files/*"]},
+        package_data={
+            "alice_nnunet.demo": ["volumes/NOTICE", "volumes/*.nii.gz"],
+            "alice_nnunet.submission": ["files/*"],
+        },
         install_requires=[
             "nnunetv2>=2.8",  # nnUNet_extTrainer exists from 2.8.0
             "torch>=2.1.2",
             "monai>=1.6",  # the decoders' blocks, surface distances; 1.5's UNETR has other tensors than ours converts to
-            "numpy", "scipy", "blosc2>=3", "isal", "batchgenerators", "acvl-utils", "dynamic-network-architectures",
-            "SimpleITK", "nibabel", "matplotlib", "tqdm",
-            "safetensors", "huggingface_hub",  # weights to share
+            "numpy",
+            "scipy",
+            "blosc2>=3",
+            "isal",
+            "batchgenerators",
+            "acvl-utils",
+            "dynamic-network-architectures",
+            "SimpleITK",
+            "nibabel",
+            "matplotlib",
+            "tqdm",
+            "safetensors",
+            "huggingface_hub",  # weights to share
             "packaging",  # the versions of a submission
             "tensorboard",  # scalars and pictures of a pretraining
             "setuptools",  # nnU-Net 2.8 imports distutils, gone from Python 3.12
         ],
         extras_require={"test": ["pytest", "pytest-xdist", "hypothesis"]},
-        entry_points={"console_scripts": [
-            "alice-env=alice_nnunet.commands.env:main",
-            "alice-preprocess=alice_nnunet.pretrain.commands.preprocess:main",
-            "alice-pretrain=alice_nnunet.pretrain.commands.pretrain:main",
-            "alice-embed=alice_nnunet.pretrain.commands.embed:main",
-            "alice-plan=alice_nnunet.commands.plan:main",
-            "alice-evaluate=alice_nnunet.commands.evaluate:main",
-            "alice-export=alice_nnunet.commands.export:main",
-            "alice-submit=alice_nnunet.commands.submit:main",
-            "alice-demo=alice_nnunet.commands.demo:main",
-        ]},
+        entry_points={
+            "console_scripts": [
+                "alice-env=alice_nnunet.commands.env:main",
+                "alice-preprocess=alice_nnunet.pretrain.commands.preprocess:main",
+                "alice-pretrain=alice_nnunet.pretrain.commands.pretrain:main",
+                "alice-embed=alice_nnunet.pretrain.commands.embed:main",
+                "alice-plan=alice_nnunet.commands.plan:main",
+                "alice-evaluate=alice_nnunet.commands.evaluate:main",
+                "alice-export=alice_nnunet.commands.export:main",
+                "alice-submit=alice_nnunet.commands.submit:main",
+                "alice-demo=alice_nnunet.commands.demo:main",
+            ]
+        },
     )

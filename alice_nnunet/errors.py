@@ -30,6 +30,7 @@ def exit_on_user_error(name: str):
 
 def command(name: str) -> Callable:
     """Decorator for the entry point of the command called name: UserError exits 2, Ctrl-C exits 130."""
+
     def decorate(main: Callable) -> Callable:
         @functools.wraps(main)
         def entry(argv: list[str] | None = None) -> None:
@@ -39,5 +40,7 @@ def command(name: str) -> Callable:
             except KeyboardInterrupt:
                 print(f"{name}: interrupted", file=sys.stderr)
                 raise SystemExit(130) from None
+
         return entry
+
     return decorate

@@ -55,7 +55,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     if path.exists():
-        raise UserError(f"{path} exists already and was not touched: choose another name, or remove it")
+        raise UserError(
+            f"{path} exists already and was not touched: choose another name, or remove it"
+        )
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -88,7 +90,9 @@ def locked(path: Path) -> Iterator[None]:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is working in {path.parent}: wait until it is done") from None
+            raise UserError(
+                f"another process is working in {path.parent}: wait until it is done"
+            ) from None
         except OSError:
             pass  # a file system without locks
         yield

@@ -8,7 +8,9 @@ Triple = tuple[int, int, int]
 def grid_of(size: Triple, unit: Triple) -> Triple:
     """Number of units along each axis of a crop. size, unit: voxels. Raises ValueError where they do not divide."""
     if any(s <= 0 or s % u for s, u in zip(size, unit)):
-        raise ValueError(f"a crop size must be a multiple of {unit} voxels (z, y, x), got {tuple(size)}")
+        raise ValueError(
+            f"a crop size must be a multiple of {unit} voxels (z, y, x), got {tuple(size)}"
+        )
     return tuple(s // u for s, u in zip(size, unit))
 
 
@@ -17,7 +19,9 @@ def ceil_to(size: Triple, unit: Triple) -> Triple:
     return tuple(-(-s // u) * u for s, u in zip(size, unit))
 
 
-def crop_around(image, centre: Triple, size: Triple, floor: float = 0.0, out: np.ndarray | None = None) -> np.ndarray:
+def crop_around(
+    image, centre: Triple, size: Triple, floor: float = 0.0, out: np.ndarray | None = None
+) -> np.ndarray:
     """A crop of exactly size voxels whose middle voxel is centre; what lies outside the image is floor.
 
     image: (C, Z, Y, X), a numpy array or anything that slices like one; one with read_into, as StoredImage, reads straight into

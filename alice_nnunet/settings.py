@@ -6,7 +6,9 @@ from pathlib import Path
 from alice_nnunet.errors import UserError
 
 
-def given_settings(file: Path | None, assignments: list[str], known: dict, left_out: tuple[str, ...]) -> dict:
+def given_settings(
+    file: Path | None, assignments: list[str], known: dict, left_out: tuple[str, ...]
+) -> dict:
     """Flat names and values: those of the JSON file, then name=value.
 
     known: {name: an example of the kind of value}. left_out: names in the file that the command line decides.
@@ -50,7 +52,11 @@ def parse(text: str):
 
 def check_kind(name: str, value, example):
     """value as the kind of example. Raises UserError where it is of another kind."""
-    if isinstance(example, tuple) and isinstance(value, (list, tuple)) and len(value) == len(example):
+    if (
+        isinstance(example, tuple)
+        and isinstance(value, (list, tuple))
+        and len(value) == len(example)
+    ):
         return tuple(check_kind(name, v, e) for v, e in zip(value, example))
     if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -58,5 +64,9 @@ def check_kind(name: str, value, example):
         return value
     kind = type(example).__name__
     if isinstance(example, tuple):
-        kind = f"{len(example)} values such as {json.dumps(example)}" if isinstance(example[0], tuple) else f"{len(example)} numbers such as 64,192,192"
+        kind = (
+            f"{len(example)} values such as {json.dumps(example)}"
+            if isinstance(example[0], tuple)
+            else f"{len(example)} numbers such as 64,192,192"
+        )
     raise UserError(f"setting {name} must be {kind}, got {value!r}")

@@ -13,11 +13,15 @@ from alice_nnunet.errors import UserError
 
 def default_processes() -> int:
     """As many as this process may use cores, at most 8: a large volume takes several GB in each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(8, cores)
 
 
-def run_each(function: Callable, jobs: dict[str, tuple], processes: int) -> Iterator[tuple[str, object]]:
+def run_each(
+    function: Callable, jobs: dict[str, tuple], processes: int
+) -> Iterator[tuple[str, object]]:
     """Yield (name, function(*arguments)) for every name in jobs, as they are done.
 
     function: importable, for the processes are spawned; one process is this one. Raises UserError when a process was
@@ -34,8 +38,10 @@ def run_each(function: Callable, jobs: dict[str, tuple], processes: int) -> Iter
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool:
-            raise UserError(f"one of {processes} processes was killed, probably because the memory ran out: "
-                            f"run it again with -np {processes // 2}; what is on the disk by now is kept") from None
+            raise UserError(
+                f"one of {processes} processes was killed, probably because the memory ran out: "
+                f"run it again with -np {processes // 2}; what is on the disk by now is kept"
+            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

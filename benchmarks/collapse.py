@@ -43,16 +43,50 @@ def make_dataset(data: Path, out: Path) -> dict:
         link = folder / "imagesTr" / image.name.replace(".nii.gz", "_0000.nii.gz")
         if image.name not in labeled and not link.exists():
             link.symlink_to(image.resolve())
-    (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
-    return {**os.environ, "nnUNet_raw": str(out / "raw"), "nnUNet_preprocessed": str(out / "preprocessed")}
+    (folder / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
+    )
+    return {
+        **os.environ,
+        "nnUNet_raw": str(out / "raw"),
+        "nnUNet_preprocessed": str(out / "preprocessed"),
+    }
 
 
 def pretrain(variant: str, seed: int, steps: int, out: Path, environment: dict) -> dict:
     """Run alice-pretrain (or go on with it) and return its last checkpoint."""
     results = out / f"{variant.replace(' ', '_')}_{seed}"
-    settings = [f"--set={k}={v}" for k, v in {**VARIANTS[variant], "seed": seed, "iterations": steps, "validate_every": steps}.items()]
-    subprocess.run(["alice-pretrain", "-d", "23", "-encoder", "vit", "-preset", "tiny", "-matcher", "body", "-device", "cpu", "-np", "1", "--c", *settings],
-                   env={**environment, "nnUNet_results": str(results)}, check=True, stdout=subprocess.DEVNULL)
+    settings = [
+        f"--set={k}={v}"
+        for k, v in {
+            **VARIANTS[variant],
+            "seed": seed,
+            "iterations": steps,
+            "validate_every": steps,
+        }.items()
+    ]
+    subprocess.run(
+        [
+            "alice-pretrain",
+            "-d",
+            "23",
+            "-encoder",
+            "vit",
+            "-preset",
+            "tiny",
+            "-matcher",
+            "body",
+            "-device",
+            "cpu",
+            "-np",
+            "1",
+            "--c",
+            *settings,
+        ],
+        env={**environment, "nnUNet_results": str(results)},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return load_pretraining(next(results.glob("*/*/vit/checkpoint_final.pth")))
 
 
@@ -63,18 +97,24 @@ def summarise(checkpoint: dict, people: list) -> dict:
     encoder = build_encoder("vit", checkpoint["config"]["encoder_arguments"]).eval()
     encoder.load_state_dict(checkpoint["network_weights"])
     size = tuple(checkpoint["config"]["encoder_arguments"]["crop_size"])
-    return {**{n: float(np.mean(v)) for n, v in last.items()},
-            "lowest spread": min(min(last[n]) for n in names[3:]),
-            "retrieval": organ_retrieval(encoder, people, size)["encoder"]}
+    return {
+        **{n: float(np.mean(v)) for n, v in last.items()},
+        "lowest spread": min(min(last[n]) for n in names[3:]),
+        "retrieval": organ_retrieval(encoder, people, size)["encoder"],
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--variants", nargs="+", default=["plain", "default"], choices=list(VARIANTS))
+    parser.add_argument(
+        "--variants", nargs="+", default=["plain", "default"], choices=list(VARIANTS)
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     environment, rows, people = make_dataset(arguments.data, arguments.out), [], None
@@ -82,19 +122,40 @@ def main() -> None:
         for variant in arguments.variants:
             checkpoint = pretrain(variant, seed, arguments.steps, arguments.out, environment)
             if people is None:
-                plans = json.loads((arguments.out / "preprocessed/Dataset023_Torso/AlicePretrainPlans.json").read_text())
-                people = [labeled_volume(arguments.data / f"images/{p}.nii.gz", arguments.data / f"labels/{p}.nii.gz", plans) for p in PEOPLE]
+                plans = json.loads(
+                    (
+                        arguments.out / "preprocessed/Dataset023_Torso/AlicePretrainPlans.json"
+                    ).read_text()
+                )
+                people = [
+                    labeled_volume(
+                        arguments.data / f"images/{p}.nii.gz",
+                        arguments.data / f"labels/{p}.nii.gz",
+                        plans,
+                    )
+                    for p in PEOPLE
+                ]
             rows.append({"variant": variant, "seed": seed, **summarise(checkpoint, people)})
             print(rows[-1], flush=True)
     torch.manual_seed(0)
     arguments_of_encoder = checkpoint["config"]["encoder_arguments"]
-    random_weights = organ_retrieval(build_encoder("vit", arguments_of_encoder).eval(), people, tuple(arguments_of_encoder["crop_size"]))
+    random_weights = organ_retrieval(
+        build_encoder("vit", arguments_of_encoder).eval(),
+        people,
+        tuple(arguments_of_encoder["crop_size"]),
+    )
     names = list(rows[0])[2:]
-    print(f"\n{arguments.steps} steps; retrieval among {random_weights['organs']} organs: chance {random_weights['chance']:.3f}, "
-          f"raw voxels {random_weights['intensities']:.3f}, random weights {random_weights['encoder']:.3f}\n")
+    print(
+        f"\n{arguments.steps} steps; retrieval among {random_weights['organs']} organs: chance {random_weights['chance']:.3f}, "
+        f"raw voxels {random_weights['intensities']:.3f}, random weights {random_weights['encoder']:.3f}\n"
+    )
     print("| variant | seed | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 2))
     for row in rows:
-        print(f"| {row['variant']} | {row['seed']} | " + " | ".join(f"{row[n]:.3f}" for n in names) + " |")
+        print(
+            f"| {row['variant']} | {row['seed']} | "
+            + " | ".join(f"{row[n]:.3f}" for n in names)
+            + " |"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps({"baselines": random_weights, "rows": rows}, indent=2))
 

@@ -21,28 +21,69 @@ from alice_nnunet.model.tokens import random_keep
 from alice_nnunet.networks.published.swin_unetr import from_monai
 from alice_nnunet.networks.swin_unetr import SwinUNETR
 
-CROPS = {"tiny": (32, 64, 64), "small": (64, 128, 128), "paper": (64, 192, 192)}  # voxels, (z, y, x)
+CROPS = {
+    "tiny": (32, 64, 64),
+    "small": (64, 128, 128),
+    "paper": (64, 192, 192),
+}  # voxels, (z, y, x)
 IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip_axes": []}
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("-encoders", nargs="+", default=sorted(PRESETS), choices=sorted(PRESETS), metavar="NAME")
-    p.add_argument("-presets", nargs="+", default=["tiny", "small", "paper"], choices=list(CROPS), metavar="NAME")
+    p.add_argument(
+        "-encoders", nargs="+", default=sorted(PRESETS), choices=sorted(PRESETS), metavar="NAME"
+    )
+    p.add_argument(
+        "-presets",
+        nargs="+",
+        default=["tiny", "small", "paper"],
+        choices=list(CROPS),
+        metavar="NAME",
+    )
     p.add_argument("-batch", type=int, default=1, metavar="N", help="crops at a time (default: 1)")
-    p.add_argument("-repeats", type=int, default=3, metavar="N", help="timed repeats, the median counts (default: 3)")
-    p.add_argument("-patch", type=int, nargs=3, default=(96, 96, 96), metavar=("Z", "Y", "X"), help="of the Swin UNETR step")
-    p.add_argument("-feature_size", type=int, default=48, metavar="F", help="of the Swin UNETR step; 0 leaves it out")
+    p.add_argument(
+        "-repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="timed repeats, the median counts (default: 3)",
+    )
+    p.add_argument(
+        "-patch",
+        type=int,
+        nargs=3,
+        default=(96, 96, 96),
+        metavar=("Z", "Y", "X"),
+        help="of the Swin UNETR step",
+    )
+    p.add_argument(
+        "-feature_size",
+        type=int,
+        default=48,
+        metavar="F",
+        help="of the Swin UNETR step; 0 leaves it out",
+    )
     p.add_argument("--json", metavar="FILE", help="write the rows there")
     arguments = p.parse_args()
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {arguments.batch} crops, median of {arguments.repeats}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {arguments.batch} crops, median of {arguments.repeats}"
+    )
     tasks = []
     for device in devices:
-        tasks += [(encoder_row, (name, preset, device, arguments.batch, arguments.repeats))
-                  for name in arguments.encoders for preset in arguments.presets]
+        tasks += [
+            (encoder_row, (name, preset, device, arguments.batch, arguments.repeats))
+            for name in arguments.encoders
+            for preset in arguments.presets
+        ]
         if arguments.feature_size:
-            tasks.append((network_row, (arguments.feature_size, tuple(arguments.patch), device, arguments.repeats)))
+            tasks.append(
+                (
+                    network_row,
+                    (arguments.feature_size, tuple(arguments.patch), device, arguments.repeats),
+                )
+            )
     rows = []
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for measure, settings in tasks:
@@ -56,7 +97,9 @@ def main() -> None:
 def encoder_row(name: str, preset: str, device: torch.device, batch: int, repeats: int) -> dict:
     """Forward and backward of an encoder over whole crops and over a quarter of their units; fp32 on CPU, bf16 on CUDA."""
     crop_size = CROPS[preset]
-    encoder = build_encoder(name, {"in_channels": 1, "crop_size": crop_size, **PRESETS[name][preset]}).to(device)
+    encoder = build_encoder(
+        name, {"in_channels": 1, "crop_size": crop_size, **PRESETS[name][preset]}
+    ).to(device)
     crop = torch.rand(batch, 1, *crop_size, device=device)
     units = encoder.grid[0] * encoder.grid[1] * encoder.grid[2]
     keep = random_keep(batch, units, 0.75, torch.Generator(device).manual_seed(0))
@@ -71,18 +114,37 @@ def encoder_row(name: str, preset: str, device: torch.device, batch: int, repeat
         step(visible)
         peaks.append(round(peak_gb(device), 2))
     sparse, dense = times_in_turn((lambda: step(keep), lambda: step(None)), device, repeats)
-    return {"encoder": name, "preset": preset, "device": device_name(device), "crop": list(crop_size), "dense_s": round(dense, 4),
-            "sparse_s": round(sparse, 4), "ratio": round(sparse / dense, 3), "peak_gb": peaks[0], "dense_peak_gb": peaks[1]}
+    return {
+        "encoder": name,
+        "preset": preset,
+        "device": device_name(device),
+        "crop": list(crop_size),
+        "dense_s": round(dense, 4),
+        "sparse_s": round(sparse, 4),
+        "ratio": round(sparse / dense, 3),
+        "peak_gb": peaks[0],
+        "dense_peak_gb": peaks[1],
+    }
 
 
-def network_row(feature_size: int, patch: tuple[int, int, int], device: torch.device, repeats: int) -> dict:
+def network_row(
+    feature_size: int, patch: tuple[int, int, int], device: torch.device, repeats: int
+) -> dict:
     """A training step (forward, backward, SGD) of our Swin UNETR and of MONAI's with the same weights, and how far apart
     their outputs are; fp32."""
-    from monai.networks.nets import SwinUNETR as MonaiSwinUNETR  # here, so that encoders can be measured without MONAI
+    from monai.networks.nets import (
+        SwinUNETR as MonaiSwinUNETR,
+    )  # here, so that encoders can be measured without MONAI
 
     torch.manual_seed(0)
     monai = MonaiSwinUNETR(1, 14, feature_size=feature_size).to(device)
-    arguments = {"in_channels": 1, "crop_size": (64, 192, 192), **PRESETS["swin"]["paper"], "embed_width": feature_size, "bug_compatible": True}
+    arguments = {
+        "in_channels": 1,
+        "crop_size": (64, 192, 192),
+        **PRESETS["swin"]["paper"],
+        "embed_width": feature_size,
+        "bug_compatible": True,
+    }
     ours = SwinUNETR(1, 14, arguments, IDENTITY).to(device)
     ours.load_state_dict(from_monai(monai.state_dict()), strict=True)
     image = torch.rand(1, 1, *patch, device=device)
@@ -92,9 +154,13 @@ def network_row(feature_size: int, patch: tuple[int, int, int], device: torch.de
     for step in steps:
         step()
     ours_s, monai_s = times_in_turn(steps, device, repeats)
-    return {"network": f"Swin UNETR {feature_size}, patch {'x'.join(map(str, patch))}, {device_name(device)}",
-            "ours_s": round(ours_s, 4), "monai_s": round(monai_s, 4), "speedup": round(monai_s / ours_s, 3),
-            "max_abs_difference": difference}
+    return {
+        "network": f"Swin UNETR {feature_size}, patch {'x'.join(map(str, patch))}, {device_name(device)}",
+        "ours_s": round(ours_s, 4),
+        "monai_s": round(monai_s, 4),
+        "speedup": round(monai_s / ours_s, 3),
+        "max_abs_difference": difference,
+    }
 
 
 def training_step(network: nn.Module, image: torch.Tensor) -> None:

@@ -43,19 +43,37 @@ from alice_nnunet.pretrain.runtime.loading import batches
 
 SIZE, SPACING = (200, 460, 460), (1.5, 0.76, 0.76)  # voxels and mm, (z, y, x)
 CROP = (64, 192, 192)
-WINDOW = (-125.0, 255.0)    # HU
-NOISE = 12.0                # HU, standard deviation
-PEOPLE = ("lidc0001", "acrinflt001_abd", "acrinnsclc042", "4dlung113", "cptacpda_c3l00189", "crlm1004")
-STEP, CHANNELS = 8.5, 256   # of the paper preset's index: mm, and fine and coarse channels
-SAM_GRID, SAM_COARSE = (75, 87, 87), (38, 11, 11)  # nodes of SAM's maps of such a volume: every 4 mm, every 8 x 32 x 32 mm
+WINDOW = (-125.0, 255.0)  # HU
+NOISE = 12.0  # HU, standard deviation
+PEOPLE = (
+    "lidc0001",
+    "acrinflt001_abd",
+    "acrinnsclc042",
+    "4dlung113",
+    "cptacpda_c3l00189",
+    "crlm1004",
+)
+STEP, CHANNELS = 8.5, 256  # of the paper preset's index: mm, and fine and coarse channels
+SAM_GRID, SAM_COARSE = (
+    (75, 87, 87),
+    (38, 11, 11),
+)  # nodes of SAM's maps of such a volume: every 4 mm, every 8 x 32 x 32 mm
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("data", type=Path, nargs="?", help="folder of CASE.nii.gz")
-    p.add_argument("-folder", type=Path, help="where the volumes are made, 1.5 GB, and kept (default: a temporary folder)")
+    p.add_argument(
+        "-folder",
+        type=Path,
+        help="where the volumes are made, 1.5 GB, and kept (default: a temporary folder)",
+    )
     p.add_argument("-cases", type=int, nargs="+", default=[20, 2000])
-    p.add_argument("-seconds", type=float, default=10.0, help="of the core for each measurement (default: 10)")
+    p.add_argument(
+        "-seconds", type=float, default=10.0, help="of the core for each measurement (default: 10)"
+    )
     p.add_argument("--json", type=Path, help="write the rows there")
     arguments = p.parse_args()
     if hasattr(os, "sched_setaffinity"):
@@ -75,7 +93,9 @@ def main() -> None:
 
 def make_people(data: Path | None, folder: Path) -> list[str]:
     """Write each person's raw volume, preprocessed volume, index and pickled embedding into folder, where they are not yet."""
-    sources = {p.name.removesuffix(".nii.gz"): p for p in data.glob("*.nii.gz")} if data else volumes()
+    sources = (
+        {p.name.removesuffix(".nii.gz"): p for p in data.glob("*.nii.gz")} if data else volumes()
+    )
     people = [name for name in PEOPLE if name in sources]
     for part in ("raw", "volumes", "anatomy", "pickles"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -87,17 +107,39 @@ def make_people(data: Path | None, folder: Path) -> list[str]:
 
 
 def make_person(name: str, source: Path, folder: Path, rng: np.random.Generator) -> None:
-    hounsfield = nibabel.as_closest_canonical(nibabel.load(source)).get_fdata(dtype=np.float32).transpose(2, 1, 0)
-    large = torch.nn.functional.interpolate(torch.from_numpy(hounsfield.copy())[None, None], SIZE, mode="trilinear")[0, 0].numpy()
+    hounsfield = (
+        nibabel.as_closest_canonical(nibabel.load(source))
+        .get_fdata(dtype=np.float32)
+        .transpose(2, 1, 0)
+    )
+    large = torch.nn.functional.interpolate(
+        torch.from_numpy(hounsfield.copy())[None, None], SIZE, mode="trilinear"
+    )[0, 0].numpy()
     large += NOISE * rng.standard_normal(SIZE, dtype=np.float32)
     affine = np.diag([-SPACING[2], -SPACING[1], SPACING[0], 1.0])  # LPS, as scanners store it
-    nibabel.save(nibabel.Nifti1Image(np.rint(large[:, ::-1, ::-1]).astype(np.int16).transpose(2, 1, 0), affine), folder / "raw" / f"{name}.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(
+            np.rint(large[:, ::-1, ::-1]).astype(np.int16).transpose(2, 1, 0), affine
+        ),
+        folder / "raw" / f"{name}.nii.gz",
+    )
     image = np.clip((large - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1)[None]
     body = find_body(image[0] > 0.1, SPACING)
-    save_volume(folder / "volumes", name, image, {"alice": {"spacing": SPACING, "body": body.to_dict(), "plans_sha256": ""}}, CROP)
+    save_volume(
+        folder / "volumes",
+        name,
+        image,
+        {"alice": {"spacing": SPACING, "body": body.to_dict(), "plans_sha256": ""}},
+        CROP,
+    )
     save_embedding(folder / "anatomy", name, pack(*made_up_vectors(body.box, rng)), {})
-    maps = [rng.standard_normal((1, 128, *grid), dtype=np.float32).astype(np.float16) for grid in (SAM_GRID, SAM_COARSE)]
-    (folder / "pickles" / f"{name}.pkl").write_bytes(pickle.dumps(maps, protocol=pickle.HIGHEST_PROTOCOL))
+    maps = [
+        rng.standard_normal((1, 128, *grid), dtype=np.float32).astype(np.float16)
+        for grid in (SAM_GRID, SAM_COARSE)
+    ]
+    (folder / "pickles" / f"{name}.pkl").write_bytes(
+        pickle.dumps(maps, protocol=pickle.HIGHEST_PROTOCOL)
+    )
 
 
 def made_up_vectors(box: tuple, rng: np.random.Generator) -> tuple[np.ndarray, tuple, tuple]:
@@ -106,9 +148,13 @@ def made_up_vectors(box: tuple, rng: np.random.Generator) -> tuple[np.ndarray, t
     nodes = np.maximum(1, (stop - start) // STEP).astype(int)
     shares = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / n for n in nodes], indexing="ij"), -1)
     waves = np.random.default_rng(99)
-    vectors = np.cos(shares @ waves.normal(0, 8, (3, CHANNELS)) + waves.uniform(0, 2 * np.pi, CHANNELS))
-    vectors = np.moveaxis(vectors + 0.3 * rng.standard_normal(vectors.shape), -1, 0).astype(np.float32)
-    halves = [half / np.linalg.norm(half, axis=0) / 2 ** 0.5 for half in np.split(vectors, 2)]
+    vectors = np.cos(
+        shares @ waves.normal(0, 8, (3, CHANNELS)) + waves.uniform(0, 2 * np.pi, CHANNELS)
+    )
+    vectors = np.moveaxis(vectors + 0.3 * rng.standard_normal(vectors.shape), -1, 0).astype(
+        np.float32
+    )
+    halves = [half / np.linalg.norm(half, axis=0) / 2**0.5 for half in np.split(vectors, 2)]
     steps = (stop - start) / nodes
     return np.concatenate(halves), tuple(start + steps / 2), tuple(steps)
 
@@ -135,10 +181,20 @@ def row(folder: Path, people: list[str], count: int, seconds: float) -> dict:
         pairs = AlignedPairs(stored, cases, cases, CROP, matcher, 0.7, (0, 0), 10**9)
         speeds[name], rejected[name] = measure(pairs, seconds)
     ours, clock = speeds["embedding"]
-    official, official_clock = rate(official_pairs(folder, people, np.random.default_rng(0)), seconds, warm_up=1)
-    result = {"pairs_per_s": round(ours, 2), "official_pairs_per_s": round(official, 4), "speedup": round(ours / official, 1), "cases": count,
-              "body_pairs_per_s": round(speeds["body"][0], 2), "rejected_per_pair": round(rejected["embedding"], 2),
-              "wall_pairs_per_s": round(clock, 2), "official_wall_pairs_per_s": round(official_clock, 4), "open_files": open_files()}
+    official, official_clock = rate(
+        official_pairs(folder, people, np.random.default_rng(0)), seconds, warm_up=1
+    )
+    result = {
+        "pairs_per_s": round(ours, 2),
+        "official_pairs_per_s": round(official, 4),
+        "speedup": round(ours / official, 1),
+        "cases": count,
+        "body_pairs_per_s": round(speeds["body"][0], 2),
+        "rejected_per_pair": round(rejected["embedding"], 2),
+        "wall_pairs_per_s": round(clock, 2),
+        "official_wall_pairs_per_s": round(official_clock, 4),
+        "open_files": open_files(),
+    }
     print(result, flush=True)
     return result
 
@@ -166,6 +222,7 @@ def measure(pairs: AlignedPairs, seconds: float) -> tuple[tuple[float, float], f
         for batch in batches(pairs, Batches()):
             rejected.extend(batch["rejected"].tolist())
             yield from [None] * 8
+
     speed = rate(one_by_one(), seconds, warm_up=16)
     return speed, float(np.mean(rejected))
 
@@ -184,12 +241,16 @@ def rate(pairs: Iterator, seconds: float, warm_up: int) -> tuple[float, float]:
 def official_pairs(folder: Path, people: list[str], rng: np.random.Generator) -> Iterator[tuple]:
     """Pairs as the official code reads them: the new volume is the query, the one before is the key."""
     key_name = people[0]
-    batch_of_one = lambda name: default_collate([read_whole(folder / "raw" / f"{name}.nii.gz")])[0].numpy()
+    batch_of_one = lambda name: default_collate([read_whole(folder / "raw" / f"{name}.nii.gz")])[
+        0
+    ].numpy()
     key = batch_of_one(key_name)
     while True:
         name = people[rng.integers(len(people))]
         query = batch_of_one(name)
-        embeddings = [pickle.loads((folder / "pickles" / f"{n}.pkl").read_bytes()) for n in (name, key_name)]
+        embeddings = [
+            pickle.loads((folder / "pickles" / f"{n}.pkl").read_bytes()) for n in (name, key_name)
+        ]
         point = tuple(int(rng.integers(n)) for n in SIZE)
         yield crop_around(query, point, CROP), crop_around(key, point, CROP), embeddings
         key_name, key = name, query
@@ -197,7 +258,11 @@ def official_pairs(folder: Path, people: list[str], rng: np.random.Generator) ->
 
 def read_whole(path: Path) -> np.ndarray:
     """A whole volume in RAS, windowed to 0 .. 1: (1, Z, Y, X) float32."""
-    image = nibabel.as_closest_canonical(nibabel.load(path)).get_fdata(dtype=np.float32).transpose(2, 1, 0)
+    image = (
+        nibabel.as_closest_canonical(nibabel.load(path))
+        .get_fdata(dtype=np.float32)
+        .transpose(2, 1, 0)
+    )
     return np.clip((image - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1)[None]
 
 

@@ -20,15 +20,25 @@ from alice_nnunet.geometry import Triple, crop_around
 def labeled_volume(image: Path, labels: Path, plans: dict) -> tuple[np.ndarray, np.ndarray]:
     """A labeled person as the plans preprocess it, by nnU-Net's own class: image (1, Z, Y, X) and labels (Z, Y, X)."""
     manager = PlansManager(plans)
-    dataset_json = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **{str(i): i for i in range(1, 14)}}, "file_ending": ".nii.gz"}
-    data, seg, _ = DefaultPreprocessor(verbose=False).run_case([str(image)], str(labels), manager,
-                                                               manager.get_configuration("3d_fullres"), dataset_json)
+    dataset_json = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **{str(i): i for i in range(1, 14)}},
+        "file_ending": ".nii.gz",
+    }
+    data, seg, _ = DefaultPreprocessor(verbose=False).run_case(
+        [str(image)], str(labels), manager, manager.get_configuration("3d_fullres"), dataset_json
+    )
     return data, seg[0]
 
 
-def draw_points(labels: np.ndarray, organs: list[int], number: int, rng: np.random.Generator) -> list[np.ndarray]:
+def draw_points(
+    labels: np.ndarray, organs: list[int], number: int, rng: np.random.Generator
+) -> list[np.ndarray]:
     """number voxels of each organ, with repetition where the organ is smaller."""
-    return [rng.permutation(found)[np.arange(number) % len(found)] for found in (np.argwhere(labels == o) for o in organs)]
+    return [
+        rng.permutation(found)[np.arange(number) % len(found)]
+        for found in (np.argwhere(labels == o) for o in organs)
+    ]
 
 
 @torch.no_grad()
@@ -54,15 +64,29 @@ def retrieval(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
     """
     organ = torch.arange(len(first)).repeat_interleave(len(first[0]))
     similarity = torch.cat(first) @ torch.cat(second).T
-    right = [(organ[s.argmax(1)] == organ).float().mean().item() for s in (similarity, similarity.T)]
+    right = [
+        (organ[s.argmax(1)] == organ).float().mean().item() for s in (similarity, similarity.T)
+    ]
     return sum(right) / 2
 
 
-def organ_retrieval(encoder, people: list[tuple[np.ndarray, np.ndarray]], size: Triple, number: int = 40, seed: int = 0) -> dict:
+def organ_retrieval(
+    encoder,
+    people: list[tuple[np.ndarray, np.ndarray]],
+    size: Triple,
+    number: int = 40,
+    seed: int = 0,
+) -> dict:
     """Retrieval between two labeled people. Returns {"encoder", "intensities", "chance", "organs"}; encoder None for the baselines."""
     organs = sorted(set(np.unique(people[0][1])) & set(np.unique(people[1][1])) - {-1, 0})
     rng = np.random.default_rng(seed)
     points = [draw_points(labels, organs, number, rng) for _, labels in people]
-    at = lambda f: retrieval(*([f(image, p) for p in drawn] for (image, _), drawn in zip(people, points)))
-    return {"encoder": at(lambda i, p: features_at(encoder, i, p, size)) if encoder else None,
-            "intensities": at(lambda i, p: intensities_at(i, p, size)), "chance": 1 / len(organs), "organs": len(organs)}
+    at = lambda f: retrieval(
+        *([f(image, p) for p in drawn] for (image, _), drawn in zip(people, points))
+    )
+    return {
+        "encoder": at(lambda i, p: features_at(encoder, i, p, size)) if encoder else None,
+        "intensities": at(lambda i, p: intensities_at(i, p, size)),
+        "chance": 1 / len(organs),
+        "organs": len(organs),
+    }

@@ -35,28 +35,71 @@ MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the square matrices of the peak
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("-encoders", nargs="+", default=sorted(PRESETS), choices=sorted(PRESETS), metavar="NAME")
-    p.add_argument("-presets", nargs="+", default=["tiny", "small", "paper"], choices=sorted(RUNS), metavar="NAME")
+    p.add_argument(
+        "-encoders", nargs="+", default=sorted(PRESETS), choices=sorted(PRESETS), metavar="NAME"
+    )
+    p.add_argument(
+        "-presets",
+        nargs="+",
+        default=["tiny", "small", "paper"],
+        choices=sorted(RUNS),
+        metavar="NAME",
+    )
     p.add_argument("-device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     p.add_argument("-batch", type=int, metavar="N", help="pairs in a step (default: the preset's)")
     p.add_argument("-repeats", type=int, default=5, metavar="N", help="timed steps (default: 5)")
-    p.add_argument("-np", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes that preprocess and, for CUDA, load")
-    p.add_argument("-d", metavar="ID", help="a dataset of nnUNet_raw (default: the CT that ships with the package)")
-    p.add_argument("--without-data", action="store_true", help="random crops only; needs no nnU-Net")
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments", help="as for alice-pretrain")
+    p.add_argument(
+        "-np",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        metavar="N",
+        help="processes that preprocess and, for CUDA, load",
+    )
+    p.add_argument(
+        "-d",
+        metavar="ID",
+        help="a dataset of nnUNet_raw (default: the CT that ships with the package)",
+    )
+    p.add_argument(
+        "--without-data", action="store_true", help="random crops only; needs no nnU-Net"
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="assignments",
+        help="as for alice-pretrain",
+    )
     p.add_argument("--json", metavar="FILE", help="write the rows there")
     arguments = p.parse_args()
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {arguments.repeats} steps timed")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {arguments.repeats} steps timed"
+    )
     rows, spawn = [], multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         for preset in arguments.presets:
-            volumes = None if arguments.without_data else prepare(arguments.d, preset, Path(folder) / preset, arguments.np)
+            volumes = (
+                None
+                if arguments.without_data
+                else prepare(arguments.d, preset, Path(folder) / preset, arguments.np)
+            )
             for encoder in arguments.encoders:
-                assignments = arguments.assignments + ([f"batch_size={arguments.batch}"] if arguments.batch else [])
-                config = make_config("Dataset000_Step", encoder, preset, 1, read_settings(preset, encoder, None, ["matcher=body", *assignments])[0])
+                assignments = arguments.assignments + (
+                    [f"batch_size={arguments.batch}"] if arguments.batch else []
+                )
+                config = make_config(
+                    "Dataset000_Step",
+                    encoder,
+                    preset,
+                    1,
+                    read_settings(preset, encoder, None, ["matcher=body", *assignments])[0],
+                )
                 with spawn.Pool(1) as fresh:  # its memory is this row's alone
-                    rows.append(fresh.apply(row, (config, device, volumes, arguments.repeats, arguments.np)))
+                    rows.append(
+                        fresh.apply(row, (config, device, volumes, arguments.repeats, arguments.np))
+                    )
                 print(rows[-1], flush=True)
     if arguments.json:
         with open(arguments.json, "w") as file:
@@ -65,7 +108,9 @@ def main() -> None:
 
 def prepare(dataset: str | None, preset: str, folder: Path, processes: int) -> Path:
     """Folder of the preprocessed volumes. dataset: of nnUNet_raw, or None for the CT that ships with the package, in folder."""
-    from alice_nnunet.pretrain.datasets.preprocessed import preprocessed_volumes  # here, so that a machine without nnU-Net can measure the rest
+    from alice_nnunet.pretrain.datasets.preprocessed import (
+        preprocessed_volumes,
+    )  # here, so that a machine without nnU-Net can measure the rest
     from alice_nnunet.demo.datasets import UNLABELED, write_datasets
     from alice_nnunet.datasets.raw_dataset import dataset_name
 
@@ -74,28 +119,57 @@ def prepare(dataset: str | None, preset: str, folder: Path, processes: int) -> P
             os.environ[f"nnUNet_{name}"] = str(folder / name)
             (folder / name).mkdir(parents=True)
         write_datasets(folder / "raw")
-    return preprocessed_volumes(dataset_name(dataset or UNLABELED), processes, RUNS[preset]["spacing"], RUNS[preset]["crop_size"])[1]
+    return preprocessed_volumes(
+        dataset_name(dataset or UNLABELED),
+        processes,
+        RUNS[preset]["spacing"],
+        RUNS[preset]["crop_size"],
+    )[1]
 
 
-def row(config: PretrainConfig, device: torch.device, volumes: Path | None, repeats: int, workers: int) -> dict:
+def row(
+    config: PretrainConfig, device: torch.device, volumes: Path | None, repeats: int, workers: int
+) -> dict:
     """All that is measured of one encoder and preset."""
     state, batch = build_state(config, device), random_batch(config, device)
     spacing = RUNS[config.preset]["spacing"]
     step_s = seconds(lambda: train_step(state, batch, config, spacing), device, repeats)
-    with_data_s = time_with_data(config, state, volumes, device, repeats, workers) if volumes else None
-    memory, flops, peak = peak_gb(device), step_flops(config, device), matmul_peak(device, config.precision)
+    with_data_s = (
+        time_with_data(config, state, volumes, device, repeats, workers) if volumes else None
+    )
+    memory, flops, peak = (
+        peak_gb(device),
+        step_flops(config, device),
+        matmul_peak(device, config.precision),
+    )
     share = lambda s: s and round(flops / s / peak, 4)
     rounded = lambda s: s and round(s, 4)
-    return {"encoder": config.encoder, "preset": config.preset, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "pairs": config.batch_size, "step_s": rounded(step_s), "step_with_data_s": rounded(with_data_s), "peak_gb": round(memory, 2),
-            "mfu": share(with_data_s), "mfu_without_data": share(step_s), "tflop_per_step": round(flops / 1e12, 4),
-            "matmul_peak_tflops": round(peak / 1e12, 3)}
+    return {
+        "encoder": config.encoder,
+        "preset": config.preset,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "pairs": config.batch_size,
+        "step_s": rounded(step_s),
+        "step_with_data_s": rounded(with_data_s),
+        "peak_gb": round(memory, 2),
+        "mfu": share(with_data_s),
+        "mfu_without_data": share(step_s),
+        "tflop_per_step": round(flops / 1e12, 4),
+        "matmul_peak_tflops": round(peak / 1e12, 3),
+    }
 
 
 def random_batch(config: PretrainConfig, device: torch.device) -> dict:
     """Pairs of noise, on the device."""
-    crops = torch.rand(2, config.batch_size, 1, *config.encoder_arguments["crop_size"], device=device)
-    return {"query": crops[0], "key": crops[1], "query_case": [""] * config.batch_size, "key_case": [""] * config.batch_size}
+    crops = torch.rand(
+        2, config.batch_size, 1, *config.encoder_arguments["crop_size"], device=device
+    )
+    return {
+        "query": crops[0],
+        "key": crops[1],
+        "query_case": [""] * config.batch_size,
+        "key_case": [""] * config.batch_size,
+    }
 
 
 def step_flops(config: PretrainConfig, device: torch.device) -> int:
@@ -107,14 +181,31 @@ def step_flops(config: PretrainConfig, device: torch.device) -> int:
     return counter.get_total_flops()
 
 
-def time_with_data(config: PretrainConfig, state: State, volumes: Path, device: torch.device, repeats: int, workers: int) -> float:
+def time_with_data(
+    config: PretrainConfig,
+    state: State,
+    volumes: Path,
+    device: torch.device,
+    repeats: int,
+    workers: int,
+) -> float:
     """Seconds for a step whose pairs are read from volumes as alice-pretrain reads them, over repeats steps after the first two."""
     from alice_nnunet.data.volumes import case_names
     from alice_nnunet.pretrain.training.loop import Run
 
     cases = case_names(volumes)
-    run = Run(config, state, volumes, folder=volumes, spacing=RUNS[config.preset]["spacing"], data={}, adaptation_plan={}, training=cases,
-              held_out=[], workers=workers if device.type == "cuda" else 0)
+    run = Run(
+        config,
+        state,
+        volumes,
+        folder=volumes,
+        spacing=RUNS[config.preset]["spacing"],
+        data={},
+        adaptation_plan={},
+        training=cases,
+        held_out=[],
+        workers=workers if device.type == "cuda" else 0,
+    )
     with closing(run.training_batches()) as batches:
         one = lambda: train_step(state, next(batches), config, run.spacing)
         for _ in range(2):
@@ -141,7 +232,9 @@ def matmul_peak(device: torch.device, precision: str) -> float:
     with autocast(device, precision):
         product = torch.mm(a, b)
         a, b = a.to(product.dtype), b.to(product.dtype)
-        return 2 * n ** 3 / min(seconds(lambda: torch.mm(a, b), device, 1, warm=True) for _ in range(10))
+        return (
+            2 * n**3 / min(seconds(lambda: torch.mm(a, b), device, 1, warm=True) for _ in range(10))
+        )
 
 
 def peak_gb(device: torch.device) -> float:

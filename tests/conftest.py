@@ -10,8 +10,12 @@ import pytest
 
 import alice_nnunet
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the commands that tests start: idle threads must not spin,
-os.environ.setdefault("nnUNet_def_n_proc", "1")      # and nnU-Net must not start eight processes to export one case
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # for the commands that tests start: idle threads must not spin,
+os.environ.setdefault(
+    "nnUNet_def_n_proc", "1"
+)  # and nnU-Net must not start eight processes to export one case
 
 LARGEST_AXIS = 48  # voxels of real_ct
 
@@ -45,16 +49,20 @@ def raw_dataset(nnunet_folders):
 
     An image is a nibabel image, or bytes for a file that is none. Returns the raw folder of the dataset.
     """
+
     def write(cases: dict, channels: tuple[str, ...] = ("CT",)) -> Path:
         folder = nnunet_folders / "raw" / "Dataset022_Test"
         (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
         names = {str(i): name for i, name in enumerate(channels)}
-        (folder / "dataset.json").write_text(json.dumps({"channel_names": names, "file_ending": ".nii.gz"}))
+        (folder / "dataset.json").write_text(
+            json.dumps({"channel_names": names, "file_ending": ".nii.gz"})
+        )
         for case, images in cases.items():
             for channel, image in enumerate(images if isinstance(images, list) else [images]):
                 path = folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz"
                 path.write_bytes(image) if isinstance(image, bytes) else nibabel.save(image, path)
         return folder
+
     return write
 
 
@@ -62,4 +70,8 @@ def raw_dataset(nnunet_folders):
 def shipped_ct() -> dict[str, Path]:
     """Case name -> file of the CT volumes that ship with the package."""
     folder = Path(alice_nnunet.__file__).parent / "demo" / "volumes"
-    return {p.name.removesuffix(".nii.gz"): p for p in folder.glob("*.nii.gz") if not p.name.endswith("_labels.nii.gz")}
+    return {
+        p.name.removesuffix(".nii.gz"): p
+        for p in folder.glob("*.nii.gz")
+        if not p.name.endswith("_labels.nii.gz")
+    }

@@ -9,10 +9,19 @@ from alice_nnunet.errors import UserError
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    saved = {"network_weights": {"a": torch.rand(3)}, "step": 2, "config": {"x": [1, None]}, "data": {}, "nnssl_adaptation_plan": {}}
+    saved = {
+        "network_weights": {"a": torch.rand(3)},
+        "step": 2,
+        "config": {"x": [1, None]},
+        "data": {},
+        "nnssl_adaptation_plan": {},
+    }
     save_checkpoint(tmp_path / "c.pth", saved)
     loaded = load_pretraining(tmp_path / "c.pth")
-    assert torch.equal(loaded.pop("network_weights")["a"], saved.pop("network_weights")["a"]) and loaded == saved
+    assert (
+        torch.equal(loaded.pop("network_weights")["a"], saved.pop("network_weights")["a"])
+        and loaded == saved
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["c.pth"]
 
 
@@ -30,7 +39,10 @@ def files_of_at_most(size: int):
 @pytest.mark.parametrize("size", [0, 1000, 50_000])
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(tmp_path, size):
     save_checkpoint(tmp_path / "c.pth", {"step": 1})
-    with files_of_at_most(size), pytest.raises(UserError, match=f"{tmp_path}/c.pth could not be written .*File too large"):
+    with (
+        files_of_at_most(size),
+        pytest.raises(UserError, match=f"{tmp_path}/c.pth could not be written .*File too large"),
+    ):
         save_checkpoint(tmp_path / "c.pth", {"step": 2, "weights": torch.rand(100_000)})
     assert load_checkpoint(tmp_path / "c.pth") == {"step": 1} and len(list(tmp_path.iterdir())) == 1
 

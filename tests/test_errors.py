@@ -12,6 +12,7 @@ def run(body, argv=None):
 def test_a_user_error_is_one_line_and_code_2(capsys):
     def body(argv):
         raise UserError("what to do")
+
     assert run(body) == 2
     assert capsys.readouterr().err == "alice-x: what to do\n"
 
@@ -19,6 +20,7 @@ def test_a_user_error_is_one_line_and_code_2(capsys):
 def test_wrong_arguments_are_one_line_and_code_2(capsys):
     def body(argv):
         CommandParser("alice-x").parse_args(argv)
+
     assert run(body, ["--nonsense"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -26,11 +28,13 @@ def test_wrong_arguments_are_one_line_and_code_2(capsys):
 def test_interrupting_is_130(capsys):
     def body(argv):
         raise KeyboardInterrupt
+
     assert run(body) == 130 and "Traceback" not in capsys.readouterr().err
 
 
 def test_our_own_mistakes_keep_their_traceback():
     def body(argv):
         raise KeyError("x")
+
     with pytest.raises(KeyError):
         command("alice-x")(body)(None)

@@ -41,10 +41,18 @@ def test_leftover_of_a_kill_is_written_over(tmp_path):
 
 
 def test_lock_keeps_a_second_process_out_until_the_first_ends(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", "import sys, time; from pathlib import Path\n"
-                               "from alice_nnunet.files import locked\n"
-                               "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)",
-                               str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time; from pathlib import Path\n"
+            "from alice_nnunet.files import locked\n"
+            "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)",
+            str(tmp_path / "lock"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="another process"), locked(tmp_path / "lock"):
         pass

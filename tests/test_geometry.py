@@ -7,7 +7,9 @@ from alice_nnunet.geometry import ceil_to, crop_around, grid_of
 def test_crop_inside_is_a_slice_with_the_centre_in_the_middle():
     image = np.arange(2 * 10 * 11 * 12, dtype=np.float32).reshape(2, 10, 11, 12)
     crop = crop_around(image, (5, 5, 5), (4, 6, 2))
-    assert np.array_equal(crop, image[:, 3:7, 2:8, 4:6]) and np.array_equal(crop[:, 2, 3, 1], image[:, 5, 5, 5])
+    assert np.array_equal(crop, image[:, 3:7, 2:8, 4:6]) and np.array_equal(
+        crop[:, 2, 3, 1], image[:, 5, 5, 5]
+    )
 
 
 @pytest.mark.parametrize("centre", [(0, 0, 0), (9, 10, 11), (-3, 5, 5), (100, 0, 0), (4, 20, -7)])
@@ -23,7 +25,9 @@ def test_crop_outside_is_floor(centre, size):
 
 
 def test_grids():
-    assert grid_of((64, 192, 192), (16, 16, 16)) == (4, 12, 12) and ceil_to((1, 16, 17), (16, 16, 16)) == (16, 16, 32)
+    assert grid_of((64, 192, 192), (16, 16, 16)) == (4, 12, 12) and ceil_to(
+        (1, 16, 17), (16, 16, 16)
+    ) == (16, 16, 32)
     for size in ((30, 32, 32), (0, 16, 16)):
         with pytest.raises(ValueError, match="multiple of"):
             grid_of(size, (16, 16, 16))

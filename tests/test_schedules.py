@@ -16,7 +16,9 @@ def test_warmup_then_cosine_to_zero():
 
 
 def test_no_warmup_and_a_final_value():
-    assert warmup_cosine(0, 10, 0, 1.0, 0.1) == 1.0 and warmup_cosine(9, 10, 0, 1.0, 0.1) == pytest.approx(0.1)
+    assert warmup_cosine(0, 10, 0, 1.0, 0.1) == 1.0 and warmup_cosine(
+        9, 10, 0, 1.0, 0.1
+    ) == pytest.approx(0.1)
     assert warmup_cosine(0, 1, 0, 1.0) == 1.0
 
 
@@ -39,7 +41,9 @@ def test_a_warmup_as_long_as_the_run_is_refused():
 
 
 def test_momentum_goes_from_its_start_to_one():
-    assert ema_momentum(0, 100, 0.996) == pytest.approx(0.996) and ema_momentum(100, 100, 0.996) == 1
+    assert (
+        ema_momentum(0, 100, 0.996) == pytest.approx(0.996) and ema_momentum(100, 100, 0.996) == 1
+    )
     assert ema_momentum(50, 100, 0.996) == pytest.approx(0.998)
 
 
@@ -51,4 +55,8 @@ def test_epoch_schedule_sets_the_rate_of_the_epoch_it_is_told():
     assert [group["lr"] for group in optimizer.param_groups] == [10.0, 1.0]
     for epoch in (0, 1, 7):  # nnU-Net steps before the epoch, and goes on from any
         schedule.step(epoch)
-        assert [group["lr"] for group in optimizer.param_groups] == schedule.get_last_lr() == [10.0 - epoch, 1.0 + epoch]
+        assert (
+            [group["lr"] for group in optimizer.param_groups]
+            == schedule.get_last_lr()
+            == [10.0 - epoch, 1.0 + epoch]
+        )

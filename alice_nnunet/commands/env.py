@@ -9,7 +9,9 @@ from alice_nnunet.errors import CommandParser, command
 
 @command("alice-env")
 def main(argv: list[str] | None = None) -> None:
-    parser = CommandParser("alice-env", description='Let nnU-Net\'s commands find AliceTrainer: eval "$(alice-env)"')
+    parser = CommandParser(
+        "alice-env", description='Let nnU-Net\'s commands find AliceTrainer: eval "$(alice-env)"'
+    )
     parser.parse_args(argv)
     folders = with_trainers(os.environ.get("nnUNet_extTrainer", ""))
     print(f"export nnUNet_extTrainer={shlex.quote(folders)}")

@@ -19,6 +19,7 @@ class Body:
     stick out of the volume. box: first voxel of the body and the voxel behind its last one, along each axis; it may
     lack what fills less than half of a cell at the rim.
     """
+
     cells: np.ndarray
     cell: Triple
     box: tuple[Triple, Triple]
@@ -34,7 +35,9 @@ class Body:
         """A voxel drawn evenly over the body's cells, then evenly inside that cell."""
         drawn = rng.choice(np.flatnonzero(self.cells))
         start = [i * c for i, c in zip(np.unravel_index(drawn, self.cells.shape), self.cell)]
-        return tuple(int(rng.integers(a, min(a + c, n))) for a, c, n in zip(start, self.cell, self.size))
+        return tuple(
+            int(rng.integers(a, min(a + c, n))) for a, c, n in zip(start, self.cell, self.size)
+        )
 
     def to_dict(self) -> dict:
         """Plain values and one array, for the case's .pkl."""
@@ -64,7 +67,9 @@ def share_of_cells(inside: np.ndarray, cell: Triple) -> np.ndarray:
     share = inside
     for axis in (2, 1, 0):
         starts = np.arange(0, inside.shape[axis], cell[axis])
-        lengths = np.diff(starts, append=inside.shape[axis]).reshape([-1 if a == axis else 1 for a in range(3)])
+        lengths = np.diff(starts, append=inside.shape[axis]).reshape(
+            [-1 if a == axis else 1 for a in range(3)]
+        )
         share = np.add.reduceat(share, starts, axis=axis, dtype=np.float32) / lengths
     return share
 
@@ -114,5 +119,7 @@ def spread(cells: np.ndarray, cell: Triple, size: Triple) -> np.ndarray:
 
 def tight_box(voxels: np.ndarray) -> tuple[Triple, Triple]:
     """Start and stop (exclusive) of the True voxels along each axis."""
-    occupied = [np.flatnonzero(voxels.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    occupied = [
+        np.flatnonzero(voxels.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)
+    ]
     return tuple(int(i[0]) for i in occupied), tuple(int(i[-1]) + 1 for i in occupied)

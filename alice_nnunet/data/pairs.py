@@ -40,12 +40,34 @@ class AlignedPairs(Dataset):
     baseline without another person.
     """
 
-    def __init__(self, folder: Path, queries: Sequence[str], keys: Sequence[str], size: Triple,
-                 matcher: Matcher, min_score: float, seed: Sequence[int], length: int, same_volume: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        queries: Sequence[str],
+        keys: Sequence[str],
+        size: Triple,
+        matcher: Matcher,
+        min_score: float,
+        seed: Sequence[int],
+        length: int,
+        same_volume: bool = False,
+    ):
         if not same_volume and len(set(queries) | set(keys)) < 2:
-            raise ValueError(f"aligned pairs need two different cases, got {sorted(set(queries) | set(keys))}")
-        self.folder, self.queries, self.keys, self.size = Path(folder), list(queries), list(keys), size
-        self.matcher, self.min_score, self.seed, self.length = matcher, min_score, tuple(seed), length
+            raise ValueError(
+                f"aligned pairs need two different cases, got {sorted(set(queries) | set(keys))}"
+            )
+        self.folder, self.queries, self.keys, self.size = (
+            Path(folder),
+            list(queries),
+            list(keys),
+            size,
+        )
+        self.matcher, self.min_score, self.seed, self.length = (
+            matcher,
+            min_score,
+            tuple(seed),
+            length,
+        )
         self.same_volume = same_volume
         self.place_in_keys = {name: place for place, name in enumerate(self.keys)}
 
@@ -55,8 +77,14 @@ class AlignedPairs(Dataset):
     def __getitem__(self, index: int) -> dict:
         """Crops query and key, (C, *size) float32, their cases, the match's score, and how many pairs were rejected."""
         pair = self.draw(index)
-        return {"query": crop_around(pair.query.image, pair.point, self.size), "key": crop_around(pair.key.image, pair.match.point, self.size),
-                "query_case": pair.query.name, "key_case": pair.key.name, "score": pair.match.score, "rejected": pair.rejected}
+        return {
+            "query": crop_around(pair.query.image, pair.point, self.size),
+            "key": crop_around(pair.key.image, pair.match.point, self.size),
+            "query_case": pair.query.name,
+            "key_case": pair.key.name,
+            "score": pair.match.score,
+            "rejected": pair.rejected,
+        }
 
     def batch(self, indices: Sequence[int]) -> dict:
         """These pairs as DataLoader would put them together: query and key are (B, C, *size) float32; scores and numbers of
@@ -68,8 +96,14 @@ class AlignedPairs(Dataset):
         for row, pair in enumerate(drawn):
             crop_around(pair.query.image, pair.point, self.size, out=query[row].numpy())
             crop_around(pair.key.image, pair.match.point, self.size, out=key[row].numpy())
-        return {"query": query, "key": key, "query_case": [p.query.name for p in drawn], "key_case": [p.key.name for p in drawn],
-                "score": torch.tensor([p.match.score for p in drawn], dtype=torch.float64), "rejected": torch.tensor([p.rejected for p in drawn])}
+        return {
+            "query": query,
+            "key": key,
+            "query_case": [p.query.name for p in drawn],
+            "key_case": [p.key.name for p in drawn],
+            "score": torch.tensor([p.match.score for p in drawn], dtype=torch.float64),
+            "rejected": torch.tensor([p.rejected for p in drawn]),
+        }
 
     def draw(self, index: int) -> DrawnPair:
         """Pair number index, before its crops are read. Raises NoMatch."""
@@ -80,8 +114,10 @@ class AlignedPairs(Dataset):
             match = self.matcher(point, query, key)
             if match.score >= self.min_score:
                 return DrawnPair(query, key, point, match, rejected)
-        raise NoMatch(f"{DRAWS} pairs in a row were rejected: no match reached the score {self.min_score}. "
-                      f"Do the {len(self.queries)} volumes in {self.folder} show the same body region?")
+        raise NoMatch(
+            f"{DRAWS} pairs in a row were rejected: no match reached the score {self.min_score}. "
+            f"Do the {len(self.queries)} volumes in {self.folder} show the same body region?"
+        )
 
     def draw_volumes(self, rng: np.random.Generator) -> tuple[Volume, Volume]:
         """Two different volumes, every ordered pair equally likely; or one twice."""
@@ -102,6 +138,8 @@ class AlignedPairs(Dataset):
 def empty_tensor(shape: tuple[int, ...]) -> Tensor:
     """float32; in a DataLoader's process in shared memory, where DataLoader's own collation puts its batches too."""
     if get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for large pages, torch does not
+        return torch.from_numpy(
+            np.empty(shape, np.float32)
+        )  # numpy asks for large pages, torch does not
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
     return torch.empty(0, dtype=torch.float32).set_(storage, 0, shape)

@@ -19,15 +19,18 @@ from alice_nnunet.data.body import Body
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import sync
 
-PARTIAL = ".partial_"    # folders of cases that are being written
-BLOCK_BYTES = 16 * 1024  # what is decompressed together: a crop reads whole blocks, so smaller ones read less around it
+PARTIAL = ".partial_"  # folders of cases that are being written
+BLOCK_BYTES = (
+    16 * 1024
+)  # what is decompressed together: a crop reads whole blocks, so smaller ones read less around it
 CHUNK_BYTES = 256 * 1024  # what is checked together when it is first read, before compression
-CHECKED_FILES = 4096     # of which a process remembers what it has checked
+CHECKED_FILES = 4096  # of which a process remembers what it has checked
 
 
 @dataclass(frozen=True)
 class Volume:
     """One preprocessed case. image: (C, Z, Y, X) float32, opened when its shape is asked for, read from the disk when sliced. spacing: mm, (z, y, x)."""
+
     name: str
     image: "StoredImage | np.ndarray"
     spacing: tuple[float, float, float]
@@ -49,7 +52,12 @@ class StoredImage:
         """The file, opened when it is first asked for: of most pairs that are drawn nothing is read. Raises UserError where it is no image."""
         on_windows = os.name == "nt"  # blosc2 has no memory map there
         with reading(self.path):
-            return blosc2.open(str(self.path), mode="r", dparams={"nthreads": 1}, mmap_mode=None if on_windows else "r")
+            return blosc2.open(
+                str(self.path),
+                mode="r",
+                dparams={"nthreads": 1},
+                mmap_mode=None if on_windows else "r",
+            )
 
     @cached_property
     def checked(self) -> set[int]:
@@ -76,8 +84,14 @@ class StoredImage:
         """What self[index] is, straight into a contiguous array of its shape and type; index: slices of step 1, one for each axis.
         Raises UserError as [] does."""
         bounds = self.bounds(index)
-        if out.shape != tuple(stop - start for start, stop in bounds) or out.dtype != self.dtype or not out.flags.c_contiguous:
-            raise ValueError(f"{bounds} of {self.dtype} do not go into a {out.dtype} array of shape {out.shape} and strides {out.strides}")
+        if (
+            out.shape != tuple(stop - start for start, stop in bounds)
+            or out.dtype != self.dtype
+            or not out.flags.c_contiguous
+        ):
+            raise ValueError(
+                f"{bounds} of {self.dtype} do not go into a {out.dtype} array of shape {out.shape} and strides {out.strides}"
+            )
         with reading(self.path):
             self.check(bounds)
             self.array.get_slice_numpy(out, tuple(zip(*bounds)))
@@ -91,7 +105,9 @@ class StoredImage:
 
     def chunks_of(self, bounds: list[tuple[int, int]]) -> set[int]:
         """Numbers of the chunks that bounds read from."""
-        spans = [range(start // c, -(-stop // c)) for (start, stop), c in zip(bounds, self.array.chunks)]
+        spans = [
+            range(start // c, -(-stop // c)) for (start, stop), c in zip(bounds, self.array.chunks)
+        ]
         grid = [-(-n // c) for n, c in zip(self.shape, self.array.chunks)]
         return {int(np.ravel_multi_index(place, grid)) for place in itertools.product(*spans)}
 
@@ -99,7 +115,10 @@ class StoredImage:
         """The first voxel of index along each axis, and the one after the last."""
         parts = index if isinstance(index, tuple) else (index,)
         parts += (slice(None),) * (len(self.shape) - len(parts))
-        return [part.indices(n)[:2] if isinstance(part, slice) else (part, part + 1) for part, n in zip(parts, self.shape)]
+        return [
+            part.indices(n)[:2] if isinstance(part, slice) else (part, part + 1)
+            for part, n in zip(parts, self.shape)
+        ]
 
 
 @lru_cache(CHECKED_FILES)
@@ -116,16 +135,22 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise  # it says already which file and what to do
     except FileNotFoundError as error:
-        raise UserError(f"{path} is gone: put it back, or run alice-preprocess -d {path.parent.parent.name}") from error
+        raise UserError(
+            f"{path} is gone: put it back, or run alice-preprocess -d {path.parent.parent.name}"
+        ) from error
     except Exception as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): "
-                        f"run alice-preprocess -d {path.parent.parent.name} --verify") from error
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}): "
+            f"run alice-preprocess -d {path.parent.parent.name} --verify"
+        ) from error
 
 
 def case_names(folder: Path) -> list[str]:
     """The complete cases of a folder of preprocessed data, sorted; none where there is no such folder."""
     files = {path.name for path in Path(folder).glob("*")}
-    return sorted(name[:-4] for name in files if name.endswith(".pkl") and name[:-4] + ".b2nd" in files)
+    return sorted(
+        name[:-4] for name in files if name.endswith(".pkl") and name[:-4] + ".b2nd" in files
+    )
 
 
 def case_properties(folder: Path, case: str) -> dict:
@@ -133,7 +158,11 @@ def case_properties(folder: Path, case: str) -> dict:
     path = Path(folder) / f"{case}.pkl"
     with reading(path):
         properties = pickle.loads(path.read_bytes())
-        properties["alice"]["body"], properties["alice"]["crc32"], properties["alice"]["chunk_crc32"]
+        (
+            properties["alice"]["body"],
+            properties["alice"]["crc32"],
+            properties["alice"]["chunk_crc32"],
+        )
     return properties
 
 
@@ -156,8 +185,9 @@ def check_volume(folder: Path, case: str) -> str | None:
     return None
 
 
-def save_volume(folder: Path, case: str, image: np.ndarray, properties: dict,
-                patch_size: tuple[int, int, int]) -> None:
+def save_volume(
+    folder: Path, case: str, image: np.ndarray, properties: dict, patch_size: tuple[int, int, int]
+) -> None:
     """Write one case with nnU-Net's own code, complete or not at all.
 
     image: (C, Z, Y, X) float32. properties: nnU-Net's, with properties['alice'] = {'spacing': mm of image (z, y, x),
@@ -169,15 +199,34 @@ def save_volume(folder: Path, case: str, image: np.ndarray, properties: dict,
     folder = Path(folder)
     image = np.ascontiguousarray(image, np.float32)
     properties["alice"]["crc32"] = crc32(image)
-    blocks, chunks = comp_blosc2_params(image.shape, patch_size, image.itemsize, max_block_nbytes=BLOCK_BYTES,
-                                         max_chunk_nbytes=CHUNK_BYTES)
-    no_labels = np.zeros((1, 1, 1, 1), np.int8)  # nnU-Net writes a segmentation; it stays behind in the partial folder
+    blocks, chunks = comp_blosc2_params(
+        image.shape,
+        patch_size,
+        image.itemsize,
+        max_block_nbytes=BLOCK_BYTES,
+        max_chunk_nbytes=CHUNK_BYTES,
+    )
+    no_labels = np.zeros(
+        (1, 1, 1, 1), np.int8
+    )  # nnU-Net writes a segmentation; it stays behind in the partial folder
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
-        nnUNetDatasetBlosc2.save_case(image, no_labels, properties, str(partial / case), chunks=chunks, blocks=blocks,
-                                      chunks_seg=no_labels.shape, blocks_seg=no_labels.shape)
-        stored = blosc2.open(str(partial / f"{case}.b2nd"), mode="r")  # its schunk does not outlive it
-        properties["alice"]["chunk_crc32"] = [crc32(stored.schunk.get_chunk(i)) for i in range(stored.schunk.nchunks)]
+        nnUNetDatasetBlosc2.save_case(
+            image,
+            no_labels,
+            properties,
+            str(partial / case),
+            chunks=chunks,
+            blocks=blocks,
+            chunks_seg=no_labels.shape,
+            blocks_seg=no_labels.shape,
+        )
+        stored = blosc2.open(
+            str(partial / f"{case}.b2nd"), mode="r"
+        )  # its schunk does not outlive it
+        properties["alice"]["chunk_crc32"] = [
+            crc32(stored.schunk.get_chunk(i)) for i in range(stored.schunk.nchunks)
+        ]
         (partial / f"{case}.pkl").write_bytes(pickle.dumps(properties))
         (folder / f"{case}.pkl").unlink(missing_ok=True)
         for ending in ("b2nd", "pkl"):

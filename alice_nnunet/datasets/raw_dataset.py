@@ -17,6 +17,7 @@ FILE_ENDINGS = (".nii.gz", ".nii")  # what nnU-Net's reorienting reader reads
 @dataclass(frozen=True)
 class RawDataset:
     """cases: the files of each case, one per channel. rejected: why a file or a case cannot be used."""
+
     name: str
     dataset_json: dict
     cases: dict[str, list[Path]]
@@ -32,8 +33,10 @@ def nnunet_folder(variable: str) -> Path:
     """The folder that one of nnU-Net's variables names. Raises UserError where it is not set."""
     value = os.environ.get(variable)
     if not value:
-        raise UserError(f"the environment variable {variable} is not set: "
-                        f"export {variable}=FOLDER (nnU-Net's documentation, setting_up_paths.md)")
+        raise UserError(
+            f"the environment variable {variable} is not set: "
+            f"export {variable}=FOLDER (nnU-Net's documentation, setting_up_paths.md)"
+        )
     return Path(value)
 
 
@@ -42,7 +45,9 @@ def dataset_name(dataset: str | int) -> str:
     try:
         return str(maybe_convert_to_dataset_name(dataset))
     except ValueError:
-        raise UserError(f"a dataset is an ID like 22 or a name like Dataset022_FLARE22, got {dataset!r}") from None
+        raise UserError(
+            f"a dataset is an ID like 22 or a name like Dataset022_FLARE22, got {dataset!r}"
+        ) from None
     except RuntimeError as error:
         problem = "more than one dataset" if "More than one" in str(error) else "no dataset"
         variables = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -62,11 +67,15 @@ def open_raw_dataset(dataset: str | int) -> RawDataset:
         raise UserError(f"no dataset {name} in nnUNet_raw={raw}")
     dataset_json = load_dataset_json(raw / name / "dataset.json")
     if not (raw / name / "imagesTr").is_dir():
-        raise UserError(f"no folder imagesTr in {raw / name}: the images belong there, CASE_0000.nii.gz")
+        raise UserError(
+            f"no folder imagesTr in {raw / name}: the images belong there, CASE_0000.nii.gz"
+        )
     cases, rejected = find_cases([raw / name / folder for folder in IMAGE_FOLDERS], dataset_json)
     if not cases and not rejected:
-        raise UserError(f"no file ends in {dataset_json['file_ending']} (dataset.json, file_ending) "
-                        f"in {raw / name / 'imagesTr'}")
+        raise UserError(
+            f"no file ends in {dataset_json['file_ending']} (dataset.json, file_ending) "
+            f"in {raw / name / 'imagesTr'}"
+        )
     return RawDataset(name, dataset_json, cases, rejected)
 
 
@@ -75,22 +84,34 @@ def load_dataset_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f'{path} is missing; the least it says is '
-                        '{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}') from None
+        raise UserError(
+            f"{path} is missing; the least it says is "
+            '{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}'
+        ) from None
     except ValueError as error:
         raise UserError(f"{path} is no valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object")
     channels, ending = content.get("channel_names"), content.get("file_ending")
-    if not isinstance(channels, dict) or not channels or not all(isinstance(c, str) for c in channels.values()):
-        raise UserError(f'{path}: "channel_names" must be like {{"0": "CT"}}, got {json.dumps(channels)}')
+    if (
+        not isinstance(channels, dict)
+        or not channels
+        or not all(isinstance(c, str) for c in channels.values())
+    ):
+        raise UserError(
+            f'{path}: "channel_names" must be like {{"0": "CT"}}, got {json.dumps(channels)}'
+        )
     if ending not in FILE_ENDINGS:
-        raise UserError(f'{path}: "file_ending" must be .nii.gz or .nii, got {json.dumps(ending)}; nnU-Net turns only '
-                        f'NIfTI files to one orientation: convert the images to NIfTI')
+        raise UserError(
+            f'{path}: "file_ending" must be .nii.gz or .nii, got {json.dumps(ending)}; nnU-Net turns only '
+            f"NIfTI files to one orientation: convert the images to NIfTI"
+        )
     return content
 
 
-def find_cases(folders: list[Path], dataset_json: dict) -> tuple[dict[str, list[Path]], dict[str, str]]:
+def find_cases(
+    folders: list[Path], dataset_json: dict
+) -> tuple[dict[str, list[Path]], dict[str, str]]:
     """Files by case, sorted, and the names that cannot be used with their reasons.
 
     Raises UserError where two folders hold a case of the same name.
@@ -107,15 +128,19 @@ def find_cases(folders: list[Path], dataset_json: dict) -> tuple[dict[str, list[
             continue
         files = found.setdefault(parts[1], {})
         if any(file.parent != path.parent for file in files.values()):
-            raise UserError(f"case {parts[1]} is in {files[min(files)].parent} and in {path.parent}: rename one")
+            raise UserError(
+                f"case {parts[1]} is in {files[min(files)].parent} and in {path.parent}: rename one"
+            )
         files[int(parts[2])] = path
     cases = {}
     for case, files in found.items():
         missing = [f"{case}_{c:04d}{ending}" for c in channels if c not in files]
         unknown = [path.name for c, path in files.items() if c not in channels]
         if missing or unknown:
-            rejected[case] = " and ".join([f"{name} is missing" for name in missing] +
-                                          [f"dataset.json names no channel for {name}" for name in unknown])
+            rejected[case] = " and ".join(
+                [f"{name} is missing" for name in missing]
+                + [f"dataset.json names no channel for {name}" for name in unknown]
+            )
         else:
             cases[case] = [files[c] for c in channels]
     return cases, rejected

@@ -25,11 +25,18 @@ def check_header(path: Path) -> tuple[tuple, np.ndarray]:
     if 1 in shape:
         raise ValueError(f"only one slice along an axis: its shape is {shape}")
     edges = nibabel.affines.voxel_sizes(affine)
-    if not (np.isfinite(affine).all() and np.isfinite(zooms).all() and min(zooms) > 0 and edges.min() > 0):
+    if not (
+        np.isfinite(affine).all()
+        and np.isfinite(zooms).all()
+        and min(zooms) > 0
+        and edges.min() > 0
+    ):
         raise ValueError(f"voxel sizes must be positive numbers, got {tuple(map(float, zooms))} mm")
     if not np.allclose(edges, zooms, rtol=0.01):
-        raise ValueError(f"the header names two voxel sizes, {tuple(map(float, zooms))} mm in pixdim and "
-                         f"{tuple(edges.round(3).tolist())} mm in the affine")
+        raise ValueError(
+            f"the header names two voxel sizes, {tuple(map(float, zooms))} mm in pixdim and "
+            f"{tuple(edges.round(3).tolist())} mm in the affine"
+        )
     turned = nibabel.io_orientation(affine)
     axes = np.argsort(turned[:, 0])
     return tuple(shape[a] for a in axes), affine @ nibabel.orientations.inv_ornt_aff(turned, shape)
@@ -45,8 +52,10 @@ def check_headers(files: list[Path]) -> None:
             raise ValueError(f"{path.name} {error}" if len(files) > 1 else str(error)) from None
         first = first or (shape, affine)
         if shape != first[0] or not np.allclose(affine, first[1], rtol=0, atol=0.01):
-            raise ValueError(f"{path.name} lies on another grid than {files[0].name}: size {shape} and {first[0]}, "
-                             f"or another position or voxel size")
+            raise ValueError(
+                f"{path.name} lies on another grid than {files[0].name}: size {shape} and {first[0]}, "
+                f"or another position or voxel size"
+            )
 
 
 def read_case(files: list[Path], reader) -> tuple[np.ndarray, dict]:
@@ -76,9 +85,13 @@ def check_voxels(image: np.ndarray, windows: list[tuple[float, float] | None]) -
             raise ValueError(f"{where}{broken} of {voxels.size} voxels are not finite")
         low, high = voxels.min(), voxels.max()
         if window and high <= window[0]:
-            raise ValueError(f"{where}nothing above {window[0]:g} HU, only air (the largest value is {high:g})")
+            raise ValueError(
+                f"{where}nothing above {window[0]:g} HU, only air (the largest value is {high:g})"
+            )
         if window and low >= window[1]:
-            raise ValueError(f"{where}nothing under {window[1]:g} HU (the smallest value is {low:g}): no CT in HU")
+            raise ValueError(
+                f"{where}nothing under {window[1]:g} HU (the smallest value is {low:g}): no CT in HU"
+            )
         if low == high:
             raise ValueError(f"{where}empty: every voxel is {low:g}")
 

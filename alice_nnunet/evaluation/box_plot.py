@@ -10,7 +10,9 @@ from alice_nnunet.evaluation.summary import METRICS, Scores, values_of
 def box_plot(scores: dict[str, Scores]) -> Figure:
     """Median, quartiles, whiskers at 1.5 times their distance, and every case as a dot. scores: of each folder of predictions."""
     organs = list(values_of(next(iter(scores.values())), "dsc"))
-    figure = Figure(figsize=(max(6.0, 1.5 + 0.7 * len(organs) * (1 + len(scores)) / 2), 9), layout="constrained")
+    figure = Figure(
+        figsize=(max(6.0, 1.5 + 0.7 * len(organs) * (1 + len(scores)) / 2), 9), layout="constrained"
+    )
     for axis, metric in zip(figure.subplots(2, 1, sharex=True), METRICS):
         for number, (folder, of_folder) in enumerate(scores.items()):
             draw_boxes(axis, values_of(of_folder, metric), number, len(scores), folder)
@@ -30,11 +32,25 @@ def draw_boxes(axis, values: dict[str, np.ndarray], number: int, of: int, name: 
     width, colour = 0.7 / of, colormaps["tab10"](number)
     places = np.arange(len(values)) + (number - (of - 1) / 2) * width
     known = [100 * v[~np.isnan(v)] for v in values.values()]
-    drawn = axis.boxplot(known, positions=places, widths=0.85 * width, patch_artist=True, showfliers=False, manage_ticks=False,
-                         medianprops={"color": "black"})
+    drawn = axis.boxplot(
+        known,
+        positions=places,
+        widths=0.85 * width,
+        patch_artist=True,
+        showfliers=False,
+        manage_ticks=False,
+        medianprops={"color": "black"},
+    )
     for box in drawn["boxes"]:
         box.set(facecolor=colour, alpha=0.4)
     spread = np.random.default_rng(0)
     for place, dots in zip(places, known):
-        axis.plot(place + spread.uniform(-0.2, 0.2, len(dots)) * width, dots, ".", color=colour, markersize=4, alpha=0.8)
+        axis.plot(
+            place + spread.uniform(-0.2, 0.2, len(dots)) * width,
+            dots,
+            ".",
+            color=colour,
+            markersize=4,
+            alpha=0.8,
+        )
     drawn["boxes"][0].set_label(name)

@@ -9,12 +9,17 @@ import SimpleITK as sitk
 
 from alice_nnunet.errors import UserError
 
-SPACING_OFF, ORIGIN_OFF, COSINE_OFF = 1e-3, 1e-2, 1e-3  # mm, mm, and of a direction cosine: what rounding in a header may do
+SPACING_OFF, ORIGIN_OFF, COSINE_OFF = (
+    1e-3,
+    1e-2,
+    1e-3,
+)  # mm, mm, and of a direction cosine: what rounding in a header may do
 
 
 @dataclass(frozen=True)
 class Grid:
     """size (voxels), spacing and origin (mm, LPS) in (x, y, z) order; direction: the 9 cosines, row by row."""
+
     size: tuple[int, int, int]
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
@@ -31,6 +36,7 @@ class Grid:
 @dataclass(frozen=True)
 class LabelImage:
     """labels: (Z, Y, X), whole numbers, in the order of the file. path: where they were read from."""
+
     path: Path
     labels: np.ndarray
     grid: Grid
@@ -60,8 +66,15 @@ def nifti_grid(path: Path) -> Grid:
     affine = np.diag((-1, -1, 1, 1)) @ image.affine  # RAS to LPS
     spacing, zooms = nibabel.affines.voxel_sizes(affine), image.header.get_zooms()
     if not (spacing.all() and np.allclose(spacing, zooms, rtol=0.01)):
-        raise ValueError(f"the header names two voxel sizes (x, y, z), {listed(zooms)} mm in pixdim and {listed(spacing)} mm in the affine")
-    return Grid(image.shape, tuple(spacing.tolist()), tuple(affine[:3, 3].tolist()), tuple((affine[:3, :3] / spacing).ravel().tolist()))
+        raise ValueError(
+            f"the header names two voxel sizes (x, y, z), {listed(zooms)} mm in pixdim and {listed(spacing)} mm in the affine"
+        )
+    return Grid(
+        image.shape,
+        tuple(spacing.tolist()),
+        tuple(affine[:3, 3].tolist()),
+        tuple((affine[:3, :3] / spacing).ravel().tolist()),
+    )
 
 
 def itk_grid(path: Path) -> Grid:
@@ -76,7 +89,9 @@ def itk_grid(path: Path) -> Grid:
 def check_3d(size: tuple[int, ...], channels: int) -> None:
     """Raise ValueError where this is no label image."""
     if len(size) != 3 or channels != 1:
-        raise ValueError(f"no 3D label image, its size is {by(size)}, with {channels} number(s) in a voxel")
+        raise ValueError(
+            f"no 3D label image, its size is {by(size)}, with {channels} number(s) in a voxel"
+        )
 
 
 def read_labels(path: Path) -> LabelImage:
@@ -103,8 +118,10 @@ def whole_numbers(path: Path, voxels: np.ndarray) -> np.ndarray:
     wrong = ~fits
     wrong[fits] = voxels[fits] != np.floor(voxels[fits])
     if wrong.any():
-        raise UserError(f"{path} is no label image: {np.count_nonzero(wrong)} of {voxels.size} voxels hold no whole number from 0 to "
-                        f"65535, such as {voxels[wrong][0]:g}; are these probabilities, or was it interpolated?")
+        raise UserError(
+            f"{path} is no label image: {np.count_nonzero(wrong)} of {voxels.size} voxels hold no whole number from 0 to "
+            f"65535, such as {voxels[wrong][0]:g}; are these probabilities, or was it interpolated?"
+        )
     return voxels.astype(np.uint16)
 
 
@@ -112,17 +129,25 @@ def check_same_grid(predicted: Path, reference: Path) -> None:
     """Both files' voxels lie at the same places. Raises UserError saying what differs and by how much."""
     p, r = read_grid(predicted), read_grid(reference)
     if p.size != r.size:
-        raise UserError(f"{predicted} has {by(p.size)} voxels (x, y, z) and {reference} has {by(r.size)}: "
-                        "predictions must be on the grid of the reference, as nnUNetv2_predict writes them")
+        raise UserError(
+            f"{predicted} has {by(p.size)} voxels (x, y, z) and {reference} has {by(r.size)}: "
+            "predictions must be on the grid of the reference, as nnUNetv2_predict writes them"
+        )
     differences = []
-    for name, unit, ours, theirs, off in (("spacing", " mm", p.spacing, r.spacing, SPACING_OFF),
-                                          ("origin", " mm", p.origin, r.origin, ORIGIN_OFF),
-                                          ("direction", "", p.direction, r.direction, COSINE_OFF)):
+    for name, unit, ours, theirs, off in (
+        ("spacing", " mm", p.spacing, r.spacing, SPACING_OFF),
+        ("origin", " mm", p.origin, r.origin, ORIGIN_OFF),
+        ("direction", "", p.direction, r.direction, COSINE_OFF),
+    ):
         largest = float(np.abs(np.subtract(ours, theirs)).max())
         if not largest <= off:
-            differences.append(f"{name} {listed(ours)} and {listed(theirs)}, {largest:.4g}{unit} apart")
+            differences.append(
+                f"{name} {listed(ours)} and {listed(theirs)}, {largest:.4g}{unit} apart"
+            )
     if differences:
-        raise UserError(f"{predicted} and {reference} lie at different places in the patient (x, y, z): {'; '.join(differences)}")
+        raise UserError(
+            f"{predicted} and {reference} lie at different places in the patient (x, y, z): {'; '.join(differences)}"
+        )
 
 
 def by(size: tuple[int, ...]) -> str:
@@ -135,5 +160,9 @@ def listed(values: tuple[float, ...]) -> str:
 
 def reason(error: Exception) -> str:
     """What an exception says, on one line, without the place in its source that SimpleITK names first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception thrown in")]
+    lines = [
+        line.strip()
+        for line in str(error).splitlines()
+        if line.strip() and not line.startswith("Exception thrown in")
+    ]
     return " ".join(lines)[:300] or type(error).__name__

@@ -20,8 +20,13 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from torch import Tensor
 
 LARGEST_SHIFT = 0.1  # of the pretraining's window (MONAI's recipes for UNETR and Swin UNETR)
-NAMES = {GaussianNoiseTransform: "noise", GaussianBlurTransform: "blur", MultiplicativeBrightnessTransform: "brightness",
-         ContrastTransform: "contrast", SimulateLowResolutionTransform: "low_resolution"}
+NAMES = {
+    GaussianNoiseTransform: "noise",
+    GaussianBlurTransform: "blur",
+    MultiplicativeBrightnessTransform: "brightness",
+    ContrastTransform: "contrast",
+    SimulateLowResolutionTransform: "low_resolution",
+}
 
 
 class IntensityShift(ImageOnlyTransform):
@@ -42,7 +47,9 @@ class IntensityShift(ImageOnlyTransform):
         return img + params["shift"].view(-1, 1, 1, 1)
 
 
-def with_probabilities(pipeline: ComposeTransforms, probabilities: dict[str, float], window_scale: list[float]) -> ComposeTransforms:
+def with_probabilities(
+    pipeline: ComposeTransforms, probabilities: dict[str, float], window_scale: list[float]
+) -> ComposeTransforms:
     """nnU-Net's training transforms with a recipe's probabilities; what is no augmentation stays as it is.
 
     pipeline: of nnUNetTrainer.get_training_transforms. probabilities: of the recipe. window_scale: for each channel, what
@@ -52,16 +59,27 @@ def with_probabilities(pipeline: ComposeTransforms, probabilities: dict[str, flo
     transforms = []
     for transform in pipeline.transforms:
         if isinstance(transform, SpatialTransform):
-            transform.p_rotation, transform.p_scaling = probabilities["rotation"], probabilities["scaling"]
+            transform.p_rotation, transform.p_scaling = (
+                probabilities["rotation"],
+                probabilities["scaling"],
+            )
         elif isinstance(transform, RandomTransform) and (name := name_of(transform.transform)):
             transform.apply_probability = probabilities[name]
         elif isinstance(transform, MirrorTransform):
             transform = RandomTransform(transform, probabilities["mirroring"])
         elif isinstance(transform, RandomTransform):
-            raise RuntimeError(f"nnU-Net augments with {type(transform.transform).__name__}, which recipes do not name yet")
+            raise RuntimeError(
+                f"nnU-Net augments with {type(transform.transform).__name__}, which recipes do not name yet"
+            )
         transforms.append(transform)
-    shift = RandomTransform(IntensityShift([LARGEST_SHIFT / scale for scale in window_scale]), probabilities["shift"])
-    end = next(i for i, transform in enumerate(transforms) if isinstance(transform, (MaskImageTransform, RemoveLabelTansform)))
+    shift = RandomTransform(
+        IntensityShift([LARGEST_SHIFT / scale for scale in window_scale]), probabilities["shift"]
+    )
+    end = next(
+        i
+        for i, transform in enumerate(transforms)
+        if isinstance(transform, (MaskImageTransform, RemoveLabelTansform))
+    )
     return ComposeTransforms([*transforms[:end], shift, *transforms[end:]])
 
 

@@ -10,16 +10,26 @@ from nibabel.orientations import io_orientation, ornt2axcodes
 from alice_nnunet.errors import UserError
 
 SPACING_TOLERANCE = 0.05  # of the pretraining's, along each axis
-SUPPORTED = {"orientation": "RAS", "axis_order": "zyx", "reader": "NibabelIOWithReorient", "transpose_forward": [0, 1, 2]}
+SUPPORTED = {
+    "orientation": "RAS",
+    "axis_order": "zyx",
+    "reader": "NibabelIOWithReorient",
+    "transpose_forward": [0, 1, 2],
+}
 
 
 def check_pretraining(data: dict, path: str) -> None:
     """Raise UserError if the data of a pretraining checkpoint are described in a way that nnU-Net's plans cannot match."""
-    wrong = [f"{key} {data.get(key)!r} instead of {wanted!r}" for key, wanted in SUPPORTED.items()
-             if data.get(key) != wanted]
+    wrong = [
+        f"{key} {data.get(key)!r} instead of {wanted!r}"
+        for key, wanted in SUPPORTED.items()
+        if data.get(key) != wanted
+    ]
     if wrong:
-        raise UserError(f"{path} was pretrained with {', '.join(wrong)}, which no plans can reproduce here; "
-                        f"pretrain again with alice-pretrain")
+        raise UserError(
+            f"{path} was pretrained with {', '.join(wrong)}, which no plans can reproduce here; "
+            f"pretrain again with alice-pretrain"
+        )
 
 
 def pretraining_channel(data: dict, index: int, channels: int, path: str) -> dict:
@@ -29,8 +39,10 @@ def pretraining_channel(data: dict, index: int, channels: int, path: str) -> dic
     """
     pretrained = data["channels"]
     if len(pretrained) not in (1, channels):
-        raise UserError(f"{path} was pretrained on {len(pretrained)} channels and this dataset has {channels}; "
-                        f"only weights of 1 channel, or of {channels}, can start it")
+        raise UserError(
+            f"{path} was pretrained on {len(pretrained)} channels and this dataset has {channels}; "
+            f"only weights of 1 channel, or of {channels}, can start it"
+        )
     return pretrained[index if len(pretrained) == channels else 0]
 
 
@@ -39,8 +51,11 @@ def other_channels(data: dict, schemes: list[str], path: str) -> list[int]:
 
     data: of the checkpoint in path. schemes: of all channels, nnU-Net's class names.
     """
-    return [index for index, scheme in enumerate(schemes)
-            if scheme != pretraining_channel(data, index, len(schemes), path)["scheme"]]
+    return [
+        index
+        for index, scheme in enumerate(schemes)
+        if scheme != pretraining_channel(data, index, len(schemes), path)["scheme"]
+    ]
 
 
 def check_channels(data: dict, plans: dict, schemes: list[str], path: str) -> list[str]:
@@ -53,15 +68,21 @@ def check_channels(data: dict, plans: dict, schemes: list[str], path: str) -> li
     if not others:
         return []
     index, wanted = others[0], pretraining_channel(data, others[0], len(schemes), path)["scheme"]
-    text = (f"channel {index} of {plans['dataset_name']} is normalised by {schemes[index]} and {path} was pretrained with {wanted}; "
-            f"if it is a CT, name it CT in channel_names of dataset.json and run nnUNetv2_plan_experiment -d {dataset_number(plans)}, else ")
+    text = (
+        f"channel {index} of {plans['dataset_name']} is normalised by {schemes[index]} and {path} was pretrained with {wanted}; "
+        f"if it is a CT, name it CT in channel_names of dataset.json and run nnUNetv2_plan_experiment -d {dataset_number(plans)}, else "
+    )
     if len(others) == len(schemes):
         raise UserError(f"{text}use weights pretrained on such images")
     accepted = plans.get("alice", {}).get("other_channels") == others
     if not accepted and os.environ.get("alice_accept_channels") != "1":
-        raise UserError(f"{text}say that it is none by alice_accept_channels=1 in the environment: nnU-Net's normalisation is kept for it, "
-                        f"and the encoder's first layer starts with zeros for it")
-    return [f"Channels that the pretraining did not see: {', '.join(map(str, others))}; their weights in the first layer start as zeros"]
+        raise UserError(
+            f"{text}say that it is none by alice_accept_channels=1 in the environment: nnU-Net's normalisation is kept for it, "
+            f"and the encoder's first layer starts with zeros for it"
+        )
+    return [
+        f"Channels that the pretraining did not see: {', '.join(map(str, others))}; their weights in the first layer start as zeros"
+    ]
 
 
 def axes_of(properties: dict) -> np.ndarray:
@@ -74,7 +95,9 @@ def axes_of(properties: dict) -> np.ndarray:
         return io_orientation(stored.get("reoriented_affine", stored["original_affine"]))
     if "sitk_stuff" in properties and len(properties["sitk_stuff"]["direction"]) == 9:
         direction = np.reshape(properties["sitk_stuff"]["direction"], (3, 3))
-        return io_orientation(np.block([[np.diag([-1, -1, 1]) @ direction, np.zeros((3, 1))], [0, 0, 0, 1]]))
+        return io_orientation(
+            np.block([[np.diag([-1, -1, 1]) @ direction, np.zeros((3, 1))], [0, 0, 0, 1]])
+        )
     raise UserError("nnU-Net's reader stored no direction with this dataset's cases")
 
 
@@ -92,12 +115,16 @@ def flips_of_cases(folder: Path, remedy: str) -> list[int]:
         seen.setdefault("".join(ornt2axcodes(axes)), (file.stem, axes))
     described = ", ".join(f"{codes} ({case})" for codes, (case, _) in seen.items())
     if len(seen) > 1:
-        raise UserError(f"the cases are stored in different orientations, {described}, and the reader of these plans "
-                        f"keeps them; the pretraining saw RAS. {remedy}")
-    (_, axes), = seen.values()
+        raise UserError(
+            f"the cases are stored in different orientations, {described}, and the reader of these plans "
+            f"keeps them; the pretraining saw RAS. {remedy}"
+        )
+    ((_, axes),) = seen.values()
     if axes[:, 0].tolist() != [0, 1, 2]:
-        raise UserError(f"the cases are stored as {described}, with axes in another order than the pretraining's RAS. "
-                        f"{remedy}")
+        raise UserError(
+            f"the cases are stored as {described}, with axes in another order than the pretraining's RAS. "
+            f"{remedy}"
+        )
     return [2 - axis for axis in (2, 1, 0) if axes[axis, 1] < 0]
 
 
@@ -109,8 +136,10 @@ def dataset_number(plans: dict) -> int:
 def replan(plans: dict, path: str) -> str:
     """The sentence that tells how to get plans which match the checkpoint in path."""
     dataset = dataset_number(plans)
-    return (f"Replan: alice-plan -d {dataset} -weights {path}, then nnUNetv2_preprocess -d {dataset} "
-            f"-plans_name AlicePlans -c 3d_fullres, and train with -p AlicePlans")
+    return (
+        f"Replan: alice-plan -d {dataset} -weights {path}, then nnUNetv2_preprocess -d {dataset} "
+        f"-plans_name AlicePlans -c 3d_fullres, and train with -p AlicePlans"
+    )
 
 
 def spacing_differs(spacing: list[float], pretrained: list[float]) -> bool:
@@ -130,20 +159,28 @@ def check_compatible(data: dict, plans: dict, configuration: dict, path: str) ->
     check_pretraining(data, path)
     lines, wrong = check_channels(data, plans, configuration["normalization_schemes"], path), []
     if list(plans["transpose_forward"]) != data["transpose_forward"]:
-        wrong.append(f"transpose_forward {plans['transpose_forward']} and {data['transpose_forward']}")
+        wrong.append(
+            f"transpose_forward {plans['transpose_forward']} and {data['transpose_forward']}"
+        )
     spacing, pretrained = configuration["spacing"], data["spacing"]
     if spacing_differs(spacing, pretrained):
         pair = f"spacing (z, y, x) {millimetres(spacing)} and {millimetres(pretrained)}"
         if plans.get("alice", {}).get("accepted_spacing") == list(spacing):
             lines.append(f"{pair}: plans and pretraining differ, accepted by alice-plan -spacing")
         elif os.environ.get("alice_accept_spacing") == "1":
-            lines.append(f"{pair}: plans and pretraining differ, accepted by alice_accept_spacing=1")
+            lines.append(
+                f"{pair}: plans and pretraining differ, accepted by alice_accept_spacing=1"
+            )
         else:
-            wrong.append(f"{pair} (alice-plan -spacing, or for stock plans alice_accept_spacing=1 in the environment, "
-                         f"goes on with this one deliberately)")
+            wrong.append(
+                f"{pair} (alice-plan -spacing, or for stock plans alice_accept_spacing=1 in the environment, "
+                f"goes on with this one deliberately)"
+            )
     if wrong:
-        raise UserError(f"{plans['plans_name']} and the pretraining in {path} differ: {'; '.join(wrong)}. "
-                        f"{replan(plans, path)}")
+        raise UserError(
+            f"{plans['plans_name']} and the pretraining in {path} differ: {'; '.join(wrong)}. "
+            f"{replan(plans, path)}"
+        )
     return lines
 
 

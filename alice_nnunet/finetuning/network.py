@@ -25,38 +25,70 @@ from alice_nnunet.networks.nnformer import NnFormerNet
 from alice_nnunet.networks.swin_unetr import SwinUNETR
 from alice_nnunet.networks.unetr import UNETR
 
-NETWORKS = {"vit": UNETR, "swin": SwinUNETR, "nnformer": NnFormerNet}  # the segmentation network around each encoder
+NETWORKS = {
+    "vit": UNETR,
+    "swin": SwinUNETR,
+    "nnformer": NnFormerNet,
+}  # the segmentation network around each encoder
 NETWORK_ARGUMENTS = {  # for each preset of an encoder: a narrow decoder around one that is meant for CPUs
-    "vit": {"tiny": {"feature_size": 8}, "small": {"feature_size": 16}, "paper": {"feature_size": 16}},
+    "vit": {
+        "tiny": {"feature_size": 8},
+        "small": {"feature_size": 16},
+        "paper": {"feature_size": 16},
+    },
     "swin": {"tiny": {}, "small": {}, "paper": {}},  # their decoders are as wide as their encoders
     "nnformer": {"tiny": {}, "small": {}, "paper": {}},
 }
 # the first layer of each encoder, (E, C, z, y, x)
-STEM = {"vit": "patch_embed.weight", "swin": "patch_embed.weight", "nnformer": "patch_embed.convolutions.0.weight"}
+STEM = {
+    "vit": "patch_embed.weight",
+    "swin": "patch_embed.weight",
+    "nnformer": "patch_embed.convolutions.0.weight",
+}
 
 
-def input_values(data: dict, plans: dict, configuration: dict, flip_axes: list[int], path: str) -> dict:
+def input_values(
+    data: dict, plans: dict, configuration: dict, flip_axes: list[int], path: str
+) -> dict:
     """InputMap's arguments: from what these plans make of an image to what the encoder was pretrained on.
 
     data: of the checkpoint in path. plans, configuration: nnU-Net's. flip_axes: axes (0, 1, 2 for z, y, x) along which
     the plans' arrays run against the pretraining's. Channels without a window, and those that the pretraining did not
     see, pass unchanged.
     """
-    schemes, values = configuration["normalization_schemes"], {"scale": [], "shift": [], "low": [], "high": []}
+    schemes, values = (
+        configuration["normalization_schemes"],
+        {"scale": [], "shift": [], "low": [], "high": []},
+    )
     others = other_channels(data, schemes, path)
     for index in range(len(schemes)):
-        window, row = pretraining_channel(data, index, len(schemes), path)["window"], (1.0, 0.0, None, None)
+        window, row = (
+            pretraining_channel(data, index, len(schemes), path)["window"],
+            (1.0, 0.0, None, None),
+        )
         if window is not None and index not in others:
             low, high = window
             statistics = plans["foreground_intensity_properties_per_channel"][str(index)]
-            row = (statistics["std"] / (high - low), (statistics["mean"] - low) / (high - low), 0.0, 1.0)
+            row = (
+                statistics["std"] / (high - low),
+                (statistics["mean"] - low) / (high - low),
+                0.0,
+                1.0,
+            )
         for column, value in zip(values.values(), row):
             column.append(value)
     return {**values, "flip_axes": list(flip_axes)}
 
 
-def alice_block(checkpoint: dict, path: str, sha256: str, plans: dict, configuration: dict, recipe: dict,
-                flip_axes: list[int]) -> dict:
+def alice_block(
+    checkpoint: dict,
+    path: str,
+    sha256: str,
+    plans: dict,
+    configuration: dict,
+    recipe: dict,
+    flip_axes: list[int],
+) -> dict:
     """The alice block (see above) for a checkpoint and nnU-Net's plans.
 
     checkpoint: load_pretraining(path). recipe: recipes.training_recipe's. flip_axes: see input_values.
@@ -64,7 +96,9 @@ def alice_block(checkpoint: dict, path: str, sha256: str, plans: dict, configura
     """
     encoder, preset = checkpoint["config"]["encoder"], checkpoint["config"]["preset"]
     if encoder not in NETWORKS:
-        raise UserError(f"{path} holds the encoder {encoder!r}; networks exist for {', '.join(NETWORKS)}")
+        raise UserError(
+            f"{path} holds the encoder {encoder!r}; networks exist for {', '.join(NETWORKS)}"
+        )
     block = {
         "encoder": encoder,
         "encoder_arguments": checkpoint["config"]["encoder_arguments"],
@@ -85,24 +119,37 @@ def output_levels(block: dict) -> int:
     return len(block["encoder_arguments"]["depths"]) - 1 if block["encoder"] == "nnformer" else 1
 
 
-def build_network(block: dict, num_input_channels: int, num_output_channels: int, deep_supervision: bool = False) -> nn.Module:
+def build_network(
+    block: dict, num_input_channels: int, num_output_channels: int, deep_supervision: bool = False
+) -> nn.Module:
     """The segmentation network that an alice block describes, random weights. Raises UserError if it cannot be built.
 
     deep_supervision: give all outputs, where there are several; the weights are the same.
     """
     if block["encoder"] not in NETWORKS:
-        raise UserError(f"the plans ask for the encoder {block['encoder']!r}; known: {', '.join(NETWORKS)}")
+        raise UserError(
+            f"the plans ask for the encoder {block['encoder']!r}; known: {', '.join(NETWORKS)}"
+        )
     if len(block["input"]["scale"]) != num_input_channels:
-        raise UserError(f"the plans' alice block is for {len(block['input']['scale'])} channels and the dataset has "
-                        f"{num_input_channels}; plan again")
-    network = NETWORKS[block["encoder"]](num_input_channels, num_output_channels, block["encoder_arguments"], block["input"],
-                                         **block["network_arguments"])
+        raise UserError(
+            f"the plans' alice block is for {len(block['input']['scale'])} channels and the dataset has "
+            f"{num_input_channels}; plan again"
+        )
+    network = NETWORKS[block["encoder"]](
+        num_input_channels,
+        num_output_channels,
+        block["encoder_arguments"],
+        block["input"],
+        **block["network_arguments"],
+    )
     if output_levels(block) > 1:
         network.deep_supervision = deep_supervision
     return network
 
 
-def spread_stem(weights: dict[str, Tensor], stem: str, channels: int, others: Sequence[int] = ()) -> dict[str, Tensor]:
+def spread_stem(
+    weights: dict[str, Tensor], stem: str, channels: int, others: Sequence[int] = ()
+) -> dict[str, Tensor]:
     """Weights for a network of several channels, some of which, others, the pretraining did not see.
 
     Weights of 1 channel: the stem repeated and divided by the number of channels that are like it, so that an image
@@ -117,7 +164,14 @@ def spread_stem(weights: dict[str, Tensor], stem: str, channels: int, others: Se
     return {**weights, stem: kernel}
 
 
-def load_encoder(network: nn.Module, encoder: str, checkpoint: dict, path: str, sha256: str, others: Sequence[int] = ()) -> list[str]:
+def load_encoder(
+    network: nn.Module,
+    encoder: str,
+    checkpoint: dict,
+    path: str,
+    sha256: str,
+    others: Sequence[int] = (),
+) -> list[str]:
     """Load a pretraining checkpoint into network.encoder: every tensor, by its name and shape, or nothing.
 
     network: of build_network. encoder: its name, for the stem. path, sha256: of the checkpoint, for the log. others: see spread_stem.
@@ -128,12 +182,20 @@ def load_encoder(network: nn.Module, encoder: str, checkpoint: dict, path: str, 
         weights = spread_stem(weights, STEM[encoder], target[STEM[encoder]].shape[1], others)
     wrong = [f"{name} is missing" for name in target if name not in weights]
     wrong += [f"{name} is unexpected" for name in weights if name not in target]
-    wrong += [f"{name} has shape {tuple(weights[name].shape)}, the network needs {tuple(target[name].shape)}"
-              for name in target if name in weights and weights[name].shape != target[name].shape]
+    wrong += [
+        f"{name} has shape {tuple(weights[name].shape)}, the network needs {tuple(target[name].shape)}"
+        for name in target
+        if name in weights and weights[name].shape != target[name].shape
+    ]
     if wrong:
-        raise UserError(f"the weights in {path} do not fit the network of these plans, nothing was loaded: "
-                        f"{'; '.join(wrong)}. Plan for these weights with alice-plan, under another name (-n) to keep both")
+        raise UserError(
+            f"the weights in {path} do not fit the network of these plans, nothing was loaded: "
+            f"{'; '.join(wrong)}. Plan for these weights with alice-plan, under another name (-n) to keep both"
+        )
     network.encoder.load_state_dict(weights)
     others = sum(not name.startswith("encoder.") for name in network.state_dict())
-    return [f"Loaded {len(weights)} of {len(target)} encoder tensors from {path} (sha256 {sha256})", "Not loaded: none",
-            f"Random: {others} decoder tensors"]
+    return [
+        f"Loaded {len(weights)} of {len(target)} encoder tensors from {path} (sha256 {sha256})",
+        "Not loaded: none",
+        f"Random: {others} decoder tensors",
+    ]

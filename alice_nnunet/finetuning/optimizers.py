@@ -26,7 +26,11 @@ class Group:
 
 def encoder_depths(encoder_arguments: dict) -> list[int]:
     """Blocks in each stage of an encoder; a ViT is one stage."""
-    return list(encoder_arguments["depths"]) if "depths" in encoder_arguments else [encoder_arguments["depth"]]
+    return (
+        list(encoder_arguments["depths"])
+        if "depths" in encoder_arguments
+        else [encoder_arguments["depth"]]
+    )
 
 
 def encoder_layer(name: str, depths: list[int]) -> int:
@@ -36,35 +40,59 @@ def encoder_layer(name: str, depths: list[int]) -> int:
     name: in the encoder's state dict.
     """
     if match := re.match(r"(?:stages\.(\d+)\.)?blocks\.(\d+)\.", name):
-        return sum(depths[:int(match[1] or 0)]) + int(match[2]) + 1
+        return sum(depths[: int(match[1] or 0)]) + int(match[2]) + 1
     if match := re.match(r"merges\.(\d+)\.", name):
-        return sum(depths[:int(match[1]) + 1])
+        return sum(depths[: int(match[1]) + 1])
     return sum(depths) if name.startswith("norm.") else 0
 
 
-def parameter_groups(named: Iterable[tuple[str, Parameter]], depths: list[int], layer_decay: float, frozen_epochs: int) -> list[Group]:
+def parameter_groups(
+    named: Iterable[tuple[str, Parameter]],
+    depths: list[int],
+    layer_decay: float,
+    frozen_epochs: int,
+) -> list[Group]:
     """The decoder first, with the full rate, then the encoder's layers from the last to the first, each with layer_decay
     times the rate of the one above (BEiT, MAE). One group where neither is asked for.
 
     named: of a segmentation network, encoder. before the names of its encoder. depths: encoder_depths().
     """
-    named = [(name.removeprefix("_orig_mod."), parameter) for name, parameter in named]  # compiled networks carry that
+    named = [
+        (name.removeprefix("_orig_mod."), parameter) for name, parameter in named
+    ]  # compiled networks carry that
     if layer_decay == 1 and not frozen_epochs:
         return [Group([parameter for _, parameter in named], 1.0, 0)]
     layers, decoder = defaultdict(list), sum(depths) + 1
     for name, parameter in named:
         inside = name.startswith("encoder.")
-        layers[encoder_layer(name.removeprefix("encoder."), depths) if inside else decoder].append(parameter)
-    return [Group(layers[layer], layer_decay ** (decoder - layer), frozen_epochs if layer < decoder else 0)
-            for layer in sorted(layers, reverse=True)]
+        layers[encoder_layer(name.removeprefix("encoder."), depths) if inside else decoder].append(
+            parameter
+        )
+    return [
+        Group(
+            layers[layer], layer_decay ** (decoder - layer), frozen_epochs if layer < decoder else 0
+        )
+        for layer in sorted(layers, reverse=True)
+    ]
 
 
 def build_optimizer(groups: list[Group], recipe: dict) -> Optimizer:
     """The recipe's optimizer; SGD with Nesterov's momentum, as nnU-Net's."""
     parameters = [{"params": group.parameters} for group in groups]
     if recipe["optimizer"] == "SGD":
-        return SGD(parameters, recipe["learning_rate"], recipe["momentum"], weight_decay=recipe["weight_decay"], nesterov=True)
-    return AdamW(parameters, recipe["learning_rate"], (recipe["momentum"], 0.999), weight_decay=recipe["weight_decay"])
+        return SGD(
+            parameters,
+            recipe["learning_rate"],
+            recipe["momentum"],
+            weight_decay=recipe["weight_decay"],
+            nesterov=True,
+        )
+    return AdamW(
+        parameters,
+        recipe["learning_rate"],
+        (recipe["momentum"], 0.999),
+        weight_decay=recipe["weight_decay"],
+    )
 
 
 def group_rates(groups: list[Group], recipe: dict) -> list[Callable[[int], float]]:

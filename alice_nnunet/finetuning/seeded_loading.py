@@ -13,6 +13,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 
 VARIABLE = "nnUNet_n_proc_DA"  # how many processes nnU-Net makes batches with
 
+
 class SeededLoader:
     """A loader for worker processes, each of which starts its generators from the seed and its own number."""
 
@@ -51,12 +52,19 @@ def no_workers() -> Iterator[None]:
         os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
 
 
-def seeded(augmenter: SingleThreadedAugmenter, workers: int, pin_memory: bool,
-           *seed: int) -> SingleThreadedAugmenter | MultiThreadedAugmenter:
+def seeded(
+    augmenter: SingleThreadedAugmenter, workers: int, pin_memory: bool, *seed: int
+) -> SingleThreadedAugmenter | MultiThreadedAugmenter:
     """The batches of an augmenter from workers, one after the other in turn instead of whichever is ready.
 
     Without workers they come from this process and its global generators, see seed_generators.
     """
     if not workers:
         return augmenter
-    return MultiThreadedAugmenter(SeededLoader(augmenter.data_loader, seed), None, workers, pin_memory=pin_memory, wait_time=0.002)
+    return MultiThreadedAugmenter(
+        SeededLoader(augmenter.data_loader, seed),
+        None,
+        workers,
+        pin_memory=pin_memory,
+        wait_time=0.002,
+    )

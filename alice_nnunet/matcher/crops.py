@@ -20,7 +20,16 @@ class BodyCrops(Dataset):
     folder: preprocessed volumes. size: of a crop in voxels of voxel mm. points: drawn in each crop.
     """
 
-    def __init__(self, folder: Path, cases: Sequence[str], size: Triple, voxel: float, points: int, seed: Sequence[int], length: int):
+    def __init__(
+        self,
+        folder: Path,
+        cases: Sequence[str],
+        size: Triple,
+        voxel: float,
+        points: int,
+        seed: Sequence[int],
+        length: int,
+    ):
         self.folder, self.cases, self.size, self.voxel = Path(folder), list(cases), size, voxel
         self.points, self.seed, self.length = points, tuple(seed), length
 
@@ -32,15 +41,23 @@ class BodyCrops(Dataset):
         the volume. case: its name; number: its place among cases."""
         rng, number = np.random.default_rng((*self.seed, index)), self.case_number(index)
         volume = open_volume(self.folder, self.cases[number])
-        extent = tuple(round(n * self.voxel / s) for n, s in zip(self.size, volume.spacing))  # voxels of the volume
+        extent = tuple(
+            round(n * self.voxel / s) for n, s in zip(self.size, volume.spacing)
+        )  # voxels of the volume
         centre = centre_inside(volume.body.random_point(rng), extent, volume.body.size)
         crop = crop_around(volume.image, centre, extent)[:1]
         start = np.array([c - n // 2 for c, n in zip(centre, extent)])
-        points = points_between(volume.body, start, start + extent, volume.spacing, self.points, rng)
+        points = points_between(
+            volume.body, start, start + extent, volume.spacing, self.points, rng
+        )
         middle = (start + np.array(extent) / 2) * volume.spacing
-        return {"crop": to_grid(torch.from_numpy(crop), volume.spacing, self.voxel, self.size)[0],
-                "points": torch.from_numpy((points - middle).astype(np.float32)), "middle": torch.from_numpy(middle.astype(np.float32)),
-                "case": volume.name, "number": number}
+        return {
+            "crop": to_grid(torch.from_numpy(crop), volume.spacing, self.voxel, self.size)[0],
+            "points": torch.from_numpy((points - middle).astype(np.float32)),
+            "middle": torch.from_numpy(middle.astype(np.float32)),
+            "case": volume.name,
+            "number": number,
+        }
 
     def batch(self, indices: Sequence[int]) -> dict:
         """These items put together, as DataLoader would."""
@@ -54,11 +71,20 @@ class BodyCrops(Dataset):
 def centre_inside(centre: Triple, extent: Triple, size: Triple) -> Triple:
     """The centre nearest to the given one of a crop of extent voxels that does not leave a volume of size voxels; along an
     axis along which the volume is smaller, its middle."""
-    return tuple(n // 2 if e >= n else min(max(c, e // 2), n - e + e // 2) for c, e, n in zip(centre, extent, size))
+    return tuple(
+        n // 2 if e >= n else min(max(c, e // 2), n - e + e // 2)
+        for c, e, n in zip(centre, extent, size)
+    )
 
 
-def points_between(body: Body, start: np.ndarray, stop: np.ndarray, spacing: Millimetres, number: int,
-                   rng: np.random.Generator) -> np.ndarray:
+def points_between(
+    body: Body,
+    start: np.ndarray,
+    stop: np.ndarray,
+    spacing: Millimetres,
+    number: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Random points in the cells of a body whose middle lies between two voxels. Returns (number, 3) mm in the volume.
 
     There must be such a cell.

@@ -15,12 +15,20 @@ GEOMETRY = ("grid", "origin", "step", "scale")
 
 def save_embedding(folder: Path, case: str, embedding: Embedding, made_from: dict) -> None:
     """Write one case, complete or not at all. made_from: checksums of the weights and of the volume."""
-    values = np.concatenate([embedding.middles, embedding.blocks.reshape(-1, embedding.middles.shape[1])])
+    values = np.concatenate(
+        [embedding.middles, embedding.blocks.reshape(-1, embedding.middles.shape[1])]
+    )
     (folder / f"{case}.json").unlink(missing_ok=True)
     with replacing(folder / f"{case}.npy") as partial, open(partial, "wb") as file:
         np.save(file, values)
-    write_json_atomically(folder / f"{case}.json", {**{name: getattr(embedding, name) for name in GEOMETRY},
-                                                    "crc32": crc32(values), "made_from": made_from})
+    write_json_atomically(
+        folder / f"{case}.json",
+        {
+            **{name: getattr(embedding, name) for name in GEOMETRY},
+            "crc32": crc32(values),
+            "made_from": made_from,
+        },
+    )
 
 
 def open_embedding(folder: Path, case: str) -> Embedding:
@@ -29,11 +37,17 @@ def open_embedding(folder: Path, case: str) -> Embedding:
         known = json.loads((folder / f"{case}.json").read_text())
         values = np.load(folder / f"{case}.npy", mmap_mode="r")
         blocks = int(np.prod(known["grid"]))
-        middles, rest = values[:blocks], values[blocks:].reshape(blocks, BLOCK ** 3, values.shape[1])
-        return Embedding(middles, rest, *(tuple(v) if isinstance(v, list) else v for v in (known[name] for name in GEOMETRY)))
+        middles, rest = values[:blocks], values[blocks:].reshape(blocks, BLOCK**3, values.shape[1])
+        return Embedding(
+            middles,
+            rest,
+            *(tuple(v) if isinstance(v, list) else v for v in (known[name] for name in GEOMETRY)),
+        )
     except Exception as error:  # numpy raises whatever a damaged header makes it stumble on
-        raise UserError(f"the embedding of {case} in {folder} is missing or damaged ({type(error).__name__}: {error}): "
-                        f"run alice-embed -d {folder.parent.name}") from None
+        raise UserError(
+            f"the embedding of {case} in {folder} is missing or damaged ({type(error).__name__}: {error}): "
+            f"run alice-embed -d {folder.parent.name}"
+        ) from None
 
 
 def is_whole(folder: Path, case: str, made_from: dict, read_all: bool = True) -> bool:
@@ -41,6 +55,8 @@ def is_whole(folder: Path, case: str, made_from: dict, read_all: bool = True) ->
     try:
         known = json.loads((folder / f"{case}.json").read_text())
         values = np.load(folder / f"{case}.npy", mmap_mode="r")
-        return known["made_from"] == made_from and (not read_all or crc32(np.ascontiguousarray(values)) == known["crc32"])
+        return known["made_from"] == made_from and (
+            not read_all or crc32(np.ascontiguousarray(values)) == known["crc32"]
+        )
     except Exception:  # as above
         return False

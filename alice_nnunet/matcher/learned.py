@@ -14,7 +14,9 @@ from alice_nnunet.data.match import Match
 OPEN_FILES = 512  # embeddings that stay mapped
 
 
-def match_millimetres(point: np.ndarray, query: Embedding, key: Embedding) -> tuple[np.ndarray, float]:
+def match_millimetres(
+    point: np.ndarray, query: Embedding, key: Embedding
+) -> tuple[np.ndarray, float]:
     """Where a point lies in key, and how alike the two places are. point: (z, y, x) mm in query. Returns mm in key, score.
 
     Not the vector of the point alone is looked for but those around it too, at the same distances in mm: one vector finds
@@ -26,7 +28,9 @@ def match_millimetres(point: np.ndarray, query: Embedding, key: Embedding) -> tu
     return key.position(found) + point - at, score
 
 
-def return_distance(point: np.ndarray, match: np.ndarray, query: Embedding, key: Embedding) -> float:
+def return_distance(
+    point: np.ndarray, match: np.ndarray, query: Embedding, key: Embedding
+) -> float:
     """How far from point its match leads back (mm): small for a fixed point of A -> B -> A."""
     back, _ = match_millimetres(match, key, query)
     return float(np.linalg.norm(back - point))
@@ -46,7 +50,10 @@ class EmbeddingMatcher:
         first, second = (opened(self.folder, volume.name) for volume in (query, key))
         place = (np.array(point) + 0.5) * query.spacing
         found, score = match_millimetres(place, first, second)
-        if self.max_return is not None and return_distance(place, found, first, second) > self.max_return:
+        if (
+            self.max_return is not None
+            and return_distance(place, found, first, second) > self.max_return
+        ):
             score = 0.0
         return Match(tuple(int(i) for i in np.floor(found / key.spacing)), score)
 

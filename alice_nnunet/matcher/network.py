@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple
 
-FINE_STRIDE: Triple = (2, 2, 2)     # voxels from one fine vector to the next
+FINE_STRIDE: Triple = (2, 2, 2)  # voxels from one fine vector to the next
 COARSE_STRIDE: Triple = (4, 16, 16)
 PRESETS = {
     "tiny": {"widths": (8, 16, 32, 64), "channels": 16, "stem": (3, 5, 5)},
     "small": {"widths": (32, 64, 128, 256), "channels": 32, "stem": (3, 7, 7)},
-    "paper": {"widths": (64, 128, 256, 512), "channels": 128, "stem": (3, 7, 7)},  # SAM's: the released weights fit it
+    "paper": {
+        "widths": (64, 128, 256, 512),
+        "channels": 128,
+        "stem": (3, 7, 7),
+    },  # SAM's: the released weights fit it
 }
 
 
@@ -33,8 +37,13 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple):
         super().__init__()
-        self.conv1, self.conv2 = ConvNorm(inputs, outputs, kernel, stride), ConvNorm(outputs, outputs, kernel)
-        self.downsample = ConvNorm(inputs, outputs, (1, 1, 1), stride) if stride != (1, 1, 1) else None
+        self.conv1, self.conv2 = (
+            ConvNorm(inputs, outputs, kernel, stride),
+            ConvNorm(outputs, outputs, kernel),
+        )
+        self.downsample = (
+            ConvNorm(inputs, outputs, (1, 1, 1), stride) if stride != (1, 1, 1) else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -64,15 +73,29 @@ class AnatomyNet(nn.Module):
 
     stride: Triple = COARSE_STRIDE  # sizes are filled up to whole ones
 
-    def __init__(self, widths: tuple[int, int, int, int] = (64, 128, 256, 512), channels: int = 128, stem: Triple = (3, 7, 7)):
+    def __init__(
+        self,
+        widths: tuple[int, int, int, int] = (64, 128, 256, 512),
+        channels: int = 128,
+        stem: Triple = (3, 7, 7),
+    ):
         super().__init__()
         self.stem = ConvNorm(1, widths[0], stem)
         flat, whole = (1, 3, 3), (3, 3, 3)
         kernels, strides = (flat, flat, whole, whole), ((1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2))
         self.stages = nn.ModuleList(
-            nn.Sequential(Residual(inputs, outputs, kernel, stride), Residual(outputs, outputs, kernel, (1, 1, 1)))
-            for inputs, outputs, kernel, stride in zip((widths[0], *widths), widths, kernels, strides))
-        self.fine, self.coarse = Pyramid(tuple(widths[:3]), channels), Pyramid((widths[3],), channels)
+            nn.Sequential(
+                Residual(inputs, outputs, kernel, stride),
+                Residual(outputs, outputs, kernel, (1, 1, 1)),
+            )
+            for inputs, outputs, kernel, stride in zip(
+                (widths[0], *widths), widths, kernels, strides
+            )
+        )
+        self.fine, self.coarse = (
+            Pyramid(tuple(widths[:3]), channels),
+            Pyramid((widths[3],), channels),
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors of length 1. image: (B, 1, D, H, W), 0 to 1.

@@ -21,6 +21,8 @@ def load_network(folder: Path) -> tuple[AnatomyNet | ContextNet, dict]:
     if not path.is_file():
         raise UserError(f"no trained embedding in {folder}; run alice-embed first")
     checkpoint = load_checkpoint(path)
-    network = build_network(checkpoint["config"].get("features", "sam"), checkpoint["config"]["network"])
+    network = build_network(
+        checkpoint["config"].get("features", "sam"), checkpoint["config"]["network"]
+    )
     network.load_state_dict(checkpoint["network_weights"])
     return network.eval(), checkpoint["config"]

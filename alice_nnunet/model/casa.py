@@ -14,8 +14,8 @@ class CASA(nn.Module):
         super().__init__()
         self.norm_query, self.norm_context = nn.LayerNorm(visible_width), nn.LayerNorm(channels)
         self.to_query = nn.Linear(visible_width, channels, bias=False)  # W_q
-        self.to_key = nn.Linear(channels, channels, bias=False)         # W_k
-        self.to_value = nn.Linear(channels, channels, bias=False)       # W_v
+        self.to_key = nn.Linear(channels, channels, bias=False)  # W_k
+        self.to_value = nn.Linear(channels, channels, bias=False)  # W_v
         self.zeta = nn.Linear(channels, channels)
 
     def forward(self, visible: Tensor, context: Tensor) -> Tensor:
@@ -23,8 +23,8 @@ class CASA(nn.Module):
 
         Returns (B, V, C): the student embedding S for H, the teacher embedding T for Y.
         """
-        query = self.to_query(self.norm_query(visible))               # (B, V, C)
+        query = self.to_query(self.norm_query(visible))  # (B, V, C)
         context = self.norm_context(context)
-        key, value = self.to_key(context), self.to_value(context)     # (B, N, C)
-        matched = F.scaled_dot_product_attention(query, key, value)   # Eq. 3, scale 1 / sqrt(C)
-        return self.zeta(matched)                                     # Eq. 4
+        key, value = self.to_key(context), self.to_value(context)  # (B, N, C)
+        matched = F.scaled_dot_product_attention(query, key, value)  # Eq. 3, scale 1 / sqrt(C)
+        return self.zeta(matched)  # Eq. 4

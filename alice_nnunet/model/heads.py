@@ -14,12 +14,19 @@ class DinoHead(nn.Module):
 
     def __init__(self, width: int, hidden: int, bottleneck: int, channels: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
-                                 nn.Linear(hidden, bottleneck))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )
         self.last = nn.Linear(bottleneck, channels, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.linear(F.normalize(self.mlp(tokens), dim=-1), F.normalize(self.last.weight, dim=-1))
+        return F.linear(
+            F.normalize(self.mlp(tokens), dim=-1), F.normalize(self.last.weight, dim=-1)
+        )
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -61,7 +68,11 @@ class Predictor(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.enter, self.norm, self.leave = nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.Linear(hidden, channels)
+        self.enter, self.norm, self.leave = (
+            nn.Linear(channels, hidden),
+            nn.LayerNorm(hidden),
+            nn.Linear(hidden, channels),
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         return self.leave(F.relu(self.norm(self.enter(features))))

@@ -35,20 +35,31 @@ def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return 2 - 2 * F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1).mean()
 
 
-def info_nce_loss(student: Tensor, teacher: Tensor, temperature: float, others: Tensor | None = None, first: int = 0) -> Tensor:
+def info_nce_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    others: Tensor | None = None,
+    first: int = 0,
+) -> Tensor:
     """l_s of Eqs. 2 and 5 as in Table 7: each student finds its teacher among all teachers of the batch.
 
     student, teacher: (..., C), with every leading index one body part. others: (L, C), the teachers of the whole batch where
     these are only a part of it, as rows first, first + 1, ... of them.
     """
-    students = F.normalize(student.float(), dim=-1).flatten(0, -2)           # (M, C)
+    students = F.normalize(student.float(), dim=-1).flatten(0, -2)  # (M, C)
     choices = (teacher.flatten(0, -2) if others is None else others).detach()
-    teachers = F.normalize(choices.float(), dim=-1)                          # (M or L, C)
+    teachers = F.normalize(choices.float(), dim=-1)  # (M or L, C)
     own = torch.arange(first, first + len(students), device=student.device)
     return F.cross_entropy(students @ teachers.T / temperature, own)
 
 
-def dino_loss(student: Tensor, teacher: Tensor, student_temperature: float = 0.1, teacher_temperature: float = 0.04) -> Tensor:
+def dino_loss(
+    student: Tensor,
+    teacher: Tensor,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+) -> Tensor:
     """l_s as in DINO: cross-entropy against the sharpened teacher, from which its center is taken already. (..., C)."""
     targets = (teacher.detach().float() / teacher_temperature).softmax(-1)
     return -(targets * (student.float() / student_temperature).log_softmax(-1)).sum(-1).mean()

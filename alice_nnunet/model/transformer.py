@@ -12,7 +12,9 @@ class Recomputable(nn.Module):
 
     def __call__(self, *inputs):
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False)  # no block draws numbers
+            return checkpoint(
+                super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False
+            )  # no block draws numbers
         return super().__call__(*inputs)
 
 

@@ -17,9 +17,9 @@ from alice_nnunet.model.method import Method
 from alice_nnunet.model.tokens import masked_from, random_keep
 
 ANGLES = (30.0, 15.0, 15.0)  # largest rotation about z, y, x in degrees
-SCALES = (0.8, 1.25)         # size of the anatomy in the view over its size in the crop
-INTENSITY_SCALE = 0.1        # factor 1 +- 0.1
-INTENSITY_SHIFT = 0.1        # in units of the window
+SCALES = (0.8, 1.25)  # size of the anatomy in the view over its size in the crop
+INTENSITY_SCALE = 0.1  # factor 1 +- 0.1
+INTENSITY_SHIFT = 0.1  # in units of the window
 
 
 @dataclass
@@ -27,14 +27,20 @@ class Augmentation:
     """Drawn parameters of the strong augmentation, one row for each crop."""
 
     angles: Tensor  # (B, 3) radians about z, y, x
-    scale: Tensor   # (B,)
-    flips: Tensor   # (B, 3) -1 where the (z, y, x) axis is mirrored, else 1
+    scale: Tensor  # (B,)
+    flips: Tensor  # (B, 3) -1 where the (z, y, x) axis is mirrored, else 1
     factor: Tensor  # (B,) intensity factor
-    shift: Tensor   # (B,) intensity shift
+    shift: Tensor  # (B,) intensity shift
 
     def rows(self, part: slice) -> "Augmentation":
         """Those of some of the crops."""
-        return Augmentation(self.angles[part], self.scale[part], self.flips[part], self.factor[part], self.shift[part])
+        return Augmentation(
+            self.angles[part],
+            self.scale[part],
+            self.flips[part],
+            self.factor[part],
+            self.shift[part],
+        )
 
 
 def draw_flips(batch: int, generator: torch.Generator) -> Tensor:
@@ -44,7 +50,9 @@ def draw_flips(batch: int, generator: torch.Generator) -> Tensor:
 
 def draw_augmentation(batch: int, generator: torch.Generator) -> Augmentation:
     """Random resized rotation, flips, intensity scale and shift (Alice, Sec. 4.2)."""
-    uniform = torch.rand(batch, 6, generator=generator, device=generator.device) * 2 - 1  # (B, 6) in [-1, 1)
+    uniform = (
+        torch.rand(batch, 6, generator=generator, device=generator.device) * 2 - 1
+    )  # (B, 6) in [-1, 1)
     low, high = (math.log(s) for s in SCALES)
     return Augmentation(
         angles=uniform[:, :3] * torch.tensor(ANGLES, device=generator.device).deg2rad(),
@@ -71,10 +79,16 @@ def augment(crops: Tensor, drawn: Augmentation, spacing: tuple[float, float, flo
 
     crops: (B, C, D, H, W); spacing: (z, y, x) mm. What comes from outside the crop is the window's floor, 0.
     """
-    size = torch.tensor([n * s for n, s in zip(crops.shape[2:], spacing)][::-1], device=crops.device)  # (x, y, z) mm
-    matrix = rotation(drawn.angles) * drawn.flips.flip(1)[:, None, :] / drawn.scale[:, None, None]      # output to input, mm
-    matrix = matrix * size[None, None, :] / size[None, :, None]                                         # in half sizes
-    grid = F.affine_grid(F.pad(matrix, (0, 1)), list(crops.shape), align_corners=False).to(crops.dtype)
+    size = torch.tensor(
+        [n * s for n, s in zip(crops.shape[2:], spacing)][::-1], device=crops.device
+    )  # (x, y, z) mm
+    matrix = (
+        rotation(drawn.angles) * drawn.flips.flip(1)[:, None, :] / drawn.scale[:, None, None]
+    )  # output to input, mm
+    matrix = matrix * size[None, None, :] / size[None, :, None]  # in half sizes
+    grid = F.affine_grid(F.pad(matrix, (0, 1)), list(crops.shape), align_corners=False).to(
+        crops.dtype
+    )
     moved = F.grid_sample(crops, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     column = lambda values: values.to(crops.dtype)[:, None, None, None, None]
     return moved * column(drawn.factor) + column(drawn.shift)
@@ -83,12 +97,21 @@ def augment(crops: Tensor, drawn: Augmentation, spacing: tuple[float, float, flo
 def flip(crops: Tensor, flips: Tensor) -> Tensor:
     """Mirror each crop along the axes where flips, (B, 3), is -1."""
     for axis in range(3):
-        crops = torch.where((flips[:, axis] < 0)[:, None, None, None, None], crops.flip(axis + 2), crops)
+        crops = torch.where(
+            (flips[:, axis] < 0)[:, None, None, None, None], crops.flip(axis + 2), crops
+        )
     return crops
 
 
-def make_views(crops: Tensor, unit: Triple, spacing: tuple[float, float, float], method: Method,
-               generator: torch.Generator, rank: int = 0, world: int = 1) -> Views:
+def make_views(
+    crops: Tensor,
+    unit: Triple,
+    spacing: tuple[float, float, float],
+    method: Method,
+    generator: torch.Generator,
+    rank: int = 0,
+    world: int = 1,
+) -> Views:
     """The views u, w of Q or r, v of K.
 
     crops: (B, C, D, H, W) on the generator's device; unit: voxels hidden together; spacing: (z, y, x) mm. The crops are part
@@ -100,5 +123,9 @@ def make_views(crops: Tensor, unit: Triple, spacing: tuple[float, float, float],
     online = flip(crops, draw_flips(batch, generator)[own]) if method.online_flips else crops
     keep = random_keep(batch, tokens, method.mask_ratio, generator)[own]
     target = augment(crops, draw_augmentation(batch, generator).rows(own), spacing)
-    target_keep = random_keep(batch, tokens, method.target_mask_ratio, generator)[own] if method.target_mask_ratio else None
+    target_keep = (
+        random_keep(batch, tokens, method.target_mask_ratio, generator)[own]
+        if method.target_mask_ratio
+        else None
+    )
     return Views(online, keep, masked_from(keep, tokens), target, target_keep)

@@ -32,7 +32,9 @@ class PointwiseConv(nn.Conv3d):
 
     def __init__(self, conv: nn.Conv3d):
         """With conv's own weights."""
-        super().__init__(conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None, device="meta")
+        super().__init__(
+            conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None, device="meta"
+        )
         self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +50,11 @@ def replace_layers(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.InstanceNorm3d):
             setattr(module, name, InstanceNorm(child))
-        elif isinstance(child, nn.Conv3d) and child.kernel_size == child.stride == (1, 1, 1) and child.groups == 1:
+        elif (
+            isinstance(child, nn.Conv3d)
+            and child.kernel_size == child.stride == (1, 1, 1)
+            and child.groups == 1
+        ):
             setattr(module, name, PointwiseConv(child))
         else:
             replace_layers(child)

@@ -18,8 +18,14 @@ class InputMap(nn.Module):
     (alice-plan) the map is the identity.
     """
 
-    def __init__(self, scale: list[float], shift: list[float], low: list[float | None], high: list[float | None],
-                 flip_axes: list[int]):
+    def __init__(
+        self,
+        scale: list[float],
+        shift: list[float],
+        low: list[float | None],
+        high: list[float | None],
+        flip_axes: list[int],
+    ):
         """scale, shift, low, high: one value for each channel, low and high None for no clamp.
 
         flip_axes: those of 0, 1, 2 (z, y, x) along which the plans' arrays run against the pretraining's.
@@ -27,13 +33,20 @@ class InputMap(nn.Module):
         """
         super().__init__()
         if not len(scale) == len(shift) == len(low) == len(high):
-            raise ValueError(f"scale, shift, low and high need one value per channel, got {scale}, {shift}, {low}, {high}")
+            raise ValueError(
+                f"scale, shift, low and high need one value per channel, got {scale}, {shift}, {low}, {high}"
+            )
         if any(axis not in (0, 1, 2) for axis in flip_axes):
             raise ValueError(f"flip_axes must be among 0, 1, 2 (z, y, x), got {flip_axes}")
         self.dims = [axis + 2 for axis in flip_axes]
-        bounds = ([-torch.inf if v is None else v for v in low], [torch.inf if v is None else v for v in high])
+        bounds = (
+            [-torch.inf if v is None else v for v in low],
+            [torch.inf if v is None else v for v in high],
+        )
         for name, values in zip(("scale", "shift", "low", "high"), (scale, shift, *bounds)):
-            self.register_buffer(name, torch.tensor(values).float().view(1, -1, 1, 1, 1), persistent=False)
+            self.register_buffer(
+                name, torch.tensor(values).float().view(1, -1, 1, 1, 1), persistent=False
+            )
 
     def forward(self, image: Tensor) -> Tensor:
         """What the convolutional stem sees. (B, C, D, H, W) as the plans normalise it -> the same shape; 0 is the

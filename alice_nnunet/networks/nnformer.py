@@ -36,17 +36,27 @@ class NnFormerNet(nn.Module):
     Takes any patch size: what is no multiple of the unit is padded with the window's floor and cropped again.
     """
 
-    def __init__(self, input_channels: int, num_classes: int, encoder_arguments: dict, input_map: dict):
+    def __init__(
+        self, input_channels: int, num_classes: int, encoder_arguments: dict, input_map: dict
+    ):
         super().__init__()
         self.input_map, self.deep_supervision = InputMap(**input_map), False
-        self.encoder = build_encoder("nnformer", {**encoder_arguments, "in_channels": input_channels})
+        self.encoder = build_encoder(
+            "nnformer", {**encoder_arguments, "in_channels": input_channels}
+        )
         tables = [stage.table for stage in self.encoder.stages]
-        widths = [encoder_arguments["embed_width"] * 2 ** i for i in range(len(tables))]
-        upper = list(zip(widths, encoder_arguments["depths"], encoder_arguments["heads"], tables))[:-1]
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[:-1])  # of the skip connections
-        self.expands = nn.ModuleList(Expand(width) for width in widths[1:])       # into each upper stage
+        widths = [encoder_arguments["embed_width"] * 2**i for i in range(len(tables))]
+        upper = list(zip(widths, encoder_arguments["depths"], encoder_arguments["heads"], tables))[
+            :-1
+        ]
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(width) for width in widths[:-1]
+        )  # of the skip connections
+        self.expands = nn.ModuleList(Expand(width) for width in widths[1:])  # into each upper stage
         self.stages = nn.ModuleList(CrossStage(*settings) for settings in upper)
-        self.heads = nn.ModuleList(nn.ConvTranspose3d(width, num_classes, TOKEN, TOKEN) for width in widths[:-1])
+        self.heads = nn.ModuleList(
+            nn.ConvTranspose3d(width, num_classes, TOKEN, TOKEN) for width in widths[:-1]
+        )
         for module in (self.expands, self.stages):
             module.apply(init_weights)
 
@@ -56,17 +66,22 @@ class NnFormerNet(nn.Module):
         Returns logits (B, num_classes, D, H, W), or with deep supervision a list of these at full, half, quarter ...
         resolution, whose sizes are the rounded ones that nnU-Net gives its labels.
         """
-        mapped = pad_to(self.input_map(image), self.encoder.unit)                        # (B, C, D', H', W')
-        *skips, x = (volume.permute(0, 2, 3, 4, 1).unsqueeze(1) for volume in self.encoder.features(self.input_map.clamp(mapped)))
-        logits = []                                                                      # finest first
+        mapped = pad_to(self.input_map(image), self.encoder.unit)  # (B, C, D', H', W')
+        *skips, x = (
+            volume.permute(0, 2, 3, 4, 1).unsqueeze(1)
+            for volume in self.encoder.features(self.input_map.clamp(mapped))
+        )
+        logits = []  # finest first
         for level in reversed(range(len(skips))):
             x = self.stages[level](self.expands[level](x), self.norms[level](skips[level]))
             if level == 0 or self.deep_supervision:
-                size = [round(n / 2 ** level) for n in image.shape[2:]]
+                size = [round(n / 2**level) for n in image.shape[2:]]
                 logits.insert(0, self.output(level, x, size))
         return logits if self.deep_supervision else logits[0]
 
     def output(self, level: int, blocks: Tensor, size: list[int]) -> Tensor:
         """Logits of one scale. blocks: (B, 1, d, h, w, C). Returns (B, num_classes, *size)."""
         d, h, w = size
-        return self.input_map.turn(self.heads[level](blocks.squeeze(1).permute(0, 4, 1, 2, 3))[:, :, :d, :h, :w])
+        return self.input_map.turn(
+            self.heads[level](blocks.squeeze(1).permute(0, 4, 1, 2, 3))[:, :, :d, :h, :w]
+        )

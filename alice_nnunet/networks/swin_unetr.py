@@ -24,29 +24,42 @@ class SwinUNETR(nn.Module):
     encoder_arguments, the output is that of MONAI's SwinUNETR.
     """
 
-    def __init__(self, input_channels: int, num_classes: int, encoder_arguments: dict, input_map: dict):
+    def __init__(
+        self, input_channels: int, num_classes: int, encoder_arguments: dict, input_map: dict
+    ):
         super().__init__()
         self.input_map = InputMap(**input_map)
         self.encoder = build_encoder("swin", {**encoder_arguments, "in_channels": input_channels})
-        f, stages, settings = encoder_arguments["embed_width"], len(self.encoder.stages), {"norm_name": "instance", "res_block": True}
-        basic = lambda channels_in, channels: UnetrBasicBlock(3, channels_in, channels, 3, 1, **settings)
+        f, stages, settings = (
+            encoder_arguments["embed_width"],
+            len(self.encoder.stages),
+            {"norm_name": "instance", "res_block": True},
+        )
+        basic = lambda channels_in, channels: UnetrBasicBlock(
+            3, channels_in, channels, 3, 1, **settings
+        )
         self.stem = basic(input_channels, f)
-        self.skips = nn.ModuleList(basic(f * 2 ** i, f * 2 ** i) for i in range(stages - 1))
-        self.bottom = basic(f * 2 ** stages, f * 2 ** stages)
-        widths = [f * 2 ** i for i in range(stages, -1, -1)] + [f]
-        self.rises = nn.ModuleList(UnetrUpBlock(3, wide, narrow, 3, 2, **settings) for wide, narrow in zip(widths, widths[1:]))
+        self.skips = nn.ModuleList(basic(f * 2**i, f * 2**i) for i in range(stages - 1))
+        self.bottom = basic(f * 2**stages, f * 2**stages)
+        widths = [f * 2**i for i in range(stages, -1, -1)] + [f]
+        self.rises = nn.ModuleList(
+            UnetrUpBlock(3, wide, narrow, 3, 2, **settings)
+            for wide, narrow in zip(widths, widths[1:])
+        )
         self.out = UnetOutBlock(3, f, num_classes)
         replace_layers(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, C, D, H, W), as nnU-Net's plans normalise it. Returns logits (B, num_classes, D, H, W)."""
         d, h, w = image.shape[2:]
-        mapped = pad_to(self.input_map(image), self.encoder.unit)                        # (B, C, D', H', W')
+        mapped = pad_to(self.input_map(image), self.encoder.unit)  # (B, C, D', H', W')
         if tuple(mapped.shape[2:]) == self.encoder.unit:
-            mapped = F.pad(mapped, (0, mapped.shape[4]))                                 # instance norm needs two tokens
-        *shallow, deep, last = self.encoder.features(self.input_map.clamp(mapped))       # (B, F, D'/2, ...), (B, 2F, D'/4, ...)
+            mapped = F.pad(mapped, (0, mapped.shape[4]))  # instance norm needs two tokens
+        *shallow, deep, last = self.encoder.features(
+            self.input_map.clamp(mapped)
+        )  # (B, F, D'/2, ...), (B, 2F, D'/4, ...)
         skips = [self.stem(mapped), *(block(x) for block, x in zip(self.skips, shallow)), deep]
         x = self.bottom(last)
         for rise in self.rises:
-            x = rise(x, skips.pop())                                                     # half the channels, twice the size
+            x = rise(x, skips.pop())  # half the channels, twice the size
         return self.input_map.turn(self.out(x)[:, :, :d, :h, :w])

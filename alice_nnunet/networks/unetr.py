@@ -22,12 +22,22 @@ class UNETR(nn.Module):
     Decoder blocks and their defaults are MONAI's; with equal weights the output is that of MONAI's UNETR.
     """
 
-    def __init__(self, input_channels: int, num_classes: int, encoder_arguments: dict, input_map: dict,
-                 feature_size: int = 16):
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        encoder_arguments: dict,
+        input_map: dict,
+        feature_size: int = 16,
+    ):
         super().__init__()
         self.input_map = InputMap(**input_map)
         self.encoder = build_encoder("vit", {**encoder_arguments, "in_channels": input_channels})
-        width, f, settings = self.encoder.width, feature_size, {"norm_name": "instance", "res_block": True}
+        width, f, settings = (
+            self.encoder.width,
+            feature_size,
+            {"norm_name": "instance", "res_block": True},
+        )
         self.stem = UnetrBasicBlock(3, input_channels, f, 3, 1, **settings)
         self.rise2 = UnetrPrUpBlock(3, width, 2 * f, 2, 3, 1, 2, conv_block=True, **settings)
         self.rise4 = UnetrPrUpBlock(3, width, 4 * f, 1, 3, 1, 2, conv_block=True, **settings)
@@ -42,10 +52,12 @@ class UNETR(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, C, D, H, W), as nnU-Net's plans normalise it. Returns logits (B, num_classes, D, H, W)."""
         d, h, w = image.shape[2:]
-        mapped = pad_to(self.input_map(image), self.encoder.unit)                      # (B, C, D', H', W')
-        shallow, middle, deep, last = self.encoder.features(self.input_map.clamp(mapped))  # (B, E, D'/16, ...)
-        x = self.merge8(last, self.rise8(deep))                                        # (B, 8F, D'/8, ...)
-        x = self.merge4(x, self.rise4(middle))                                         # (B, 4F, D'/4, ...)
-        x = self.merge2(x, self.rise2(shallow))                                        # (B, 2F, D'/2, ...)
-        x = self.merge1(x, self.stem(mapped))                                          # (B, F, D', H', W')
+        mapped = pad_to(self.input_map(image), self.encoder.unit)  # (B, C, D', H', W')
+        shallow, middle, deep, last = self.encoder.features(
+            self.input_map.clamp(mapped)
+        )  # (B, E, D'/16, ...)
+        x = self.merge8(last, self.rise8(deep))  # (B, 8F, D'/8, ...)
+        x = self.merge4(x, self.rise4(middle))  # (B, 4F, D'/4, ...)
+        x = self.merge2(x, self.rise2(shallow))  # (B, 2F, D'/2, ...)
+        x = self.merge1(x, self.stem(mapped))  # (B, F, D', H', W')
         return self.input_map.turn(self.out(x)[:, :, :d, :h, :w])

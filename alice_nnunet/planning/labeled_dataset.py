@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
+    DatasetFingerprintExtractor,
+)
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
+    ExperimentPlanner,
+)
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -26,6 +30,7 @@ class LabeledDataset:
     of the cases in the same order, (z, y, x) in the canonical orientation. target_spacing: of nnU-Net's own plans, so turned,
     None where the cases' axes are in different orders. outputs: channels of a segmentation network. plans: nnU-Net's own,
     nnUNetPlans.json."""
+
     name: str
     images: dict[str, Path]
     sizes: list[list[int]]
@@ -53,16 +58,24 @@ def open_labeled_dataset(dataset: str, processes: int) -> LabeledDataset:
     run_nnunet(name, preprocessed / name, processes)
     fingerprint = json.loads((preprocessed / name / FINGERPRINT).read_text())
     if len(fingerprint["spacings"]) != len(images):
-        raise UserError(f"{preprocessed / name / FINGERPRINT} is of {len(fingerprint['spacings'])} cases and imagesTr has "
-                        f"{len(images)}; bring it up to date with nnUNetv2_extract_fingerprint -d {int(name[7:10])} --clean")
+        raise UserError(
+            f"{preprocessed / name / FINGERPRINT} is of {len(fingerprint['spacings'])} cases and imagesTr has "
+            f"{len(images)}; bring it up to date with nnUNetv2_extract_fingerprint -d {int(name[7:10])} --clean"
+        )
     plans = json.loads((preprocessed / name / PLANS).read_text())
     if "Reorient" in plans["image_reader_writer"]:
         headers = dict.fromkeys(images, [0, 1, 2])
-    sizes, spacings = ([[row[axis] for axis in order] for row, order in zip(fingerprint[key], headers.values())]
-                       for key in ("shapes_after_crop", "spacings"))
+    sizes, spacings = (
+        [[row[axis] for axis in order] for row, order in zip(fingerprint[key], headers.values())]
+        for key in ("shapes_after_crop", "spacings")
+    )
     labels = load_dataset_json(raw / name / "dataset.json")
-    outputs = LabelManager(labels["labels"], labels.get("regions_class_order")).num_segmentation_heads
-    return LabeledDataset(name, images, sizes, spacings, target_spacing(plans, list(headers.values())), outputs, plans)
+    outputs = LabelManager(
+        labels["labels"], labels.get("regions_class_order")
+    ).num_segmentation_heads
+    return LabeledDataset(
+        name, images, sizes, spacings, target_spacing(plans, list(headers.values())), outputs, plans
+    )
 
 
 def target_spacing(plans: dict, orders: list[list[int]]) -> list[float] | None:
@@ -83,12 +96,17 @@ def labeled_images(folder: Path) -> dict[str, Path]:
         raise UserError(f"no folder imagesTr in {folder}")
     cases = get_filenames_of_train_images_and_targets(str(folder), dataset_json)
     if not cases:
-        raise UserError(f"no file ends in {dataset_json['file_ending']} (dataset.json, file_ending) "
-                        f"in {folder / 'imagesTr'}")
+        raise UserError(
+            f"no file ends in {dataset_json['file_ending']} (dataset.json, file_ending) "
+            f"in {folder / 'imagesTr'}"
+        )
     bare = [case for case, files in cases.items() if not Path(files["label"]).is_file()]
     if bare or not isinstance(dataset_json.get("labels"), dict):
-        reason = f"{len(bare)} of {len(cases)} cases have none in labelsTr ({', '.join(bare[:3])}...)" if bare else \
-            "dataset.json names no labels"
+        reason = (
+            f"{len(bare)} of {len(cases)} cases have none in labelsTr ({', '.join(bare[:3])}...)"
+            if bare
+            else "dataset.json names no labels"
+        )
         raise UserError(f"fine-tuning needs labels and {folder} lacks them: {reason}")
     return {case: Path(files["images"][0]) for case, files in cases.items()}
 
@@ -102,7 +120,9 @@ def canonical_axes(path: Path) -> list[int]:
         check_header(path)
     except ValueError as error:
         raise UserError(f"{path} {error}") from None
-    along = nibabel.io_orientation(nibabel.load(path).affine)[:, 0].tolist()  # file axes x, y, z -> R, A, S
+    along = nibabel.io_orientation(nibabel.load(path).affine)[
+        :, 0
+    ].tolist()  # file axes x, y, z -> R, A, S
     return [2 - along.index(axis) for axis in (2, 1, 0)]
 
 
@@ -118,5 +138,7 @@ def run_nnunet(name: str, preprocessed: Path, processes: int) -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 ExperimentPlanner(name).plan_experiment()
     except Exception as error:
-        raise UserError(f"nnU-Net cannot plan {name} ({type(error).__name__}: {first_line(error)}); to look closer, run "
-                        f"nnUNetv2_plan_and_preprocess -d {int(name[7:10])} --verify_dataset_integrity --no_pp") from error
+        raise UserError(
+            f"nnU-Net cannot plan {name} ({type(error).__name__}: {first_line(error)}); to look closer, run "
+            f"nnUNetv2_plan_and_preprocess -d {int(name[7:10])} --verify_dataset_integrity --no_pp"
+        ) from error

@@ -61,40 +61,59 @@ class CudaSizes(TorchFunctionMode):
         keywords = keywords or {}
         if function in HALF or function in SINGLE:
             kind = torch.half if function in HALF else torch.float
-            cast = lambda leaf: leaf.to(kind) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+            cast = lambda leaf: (
+                leaf.to(kind) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+            )
             arguments, keywords = tree_map(cast, arguments), tree_map(cast, keywords)
         if function is F.scaled_dot_product_attention:
             return fused_attention(*arguments, **keywords)
         return function(*arguments, **keywords)
 
 
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+) -> Tensor:
     """F.scaled_dot_product_attention as CUDA's memory-efficient kernel does it. (G, heads, T, E / heads), all three."""
     if attn_mask is not None:
         attn_mask = attn_mask.expand(len(query), query.shape[1], query.shape[2], key.shape[2])
-    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, True
+    )[0]
 
 
 def overlap_and_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """A loss with the tensors of nnU-Net's: cross-entropy and Dice. (B, classes, D, H, W), (B, D, H, W)."""
     probabilities = F.softmax(logits, 1)
     with torch.no_grad():
-        truth = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device).scatter_(1, labels.unsqueeze(1), 1)
-    overlap = (probabilities * truth).sum((2, 3, 4)) / (probabilities.sum((2, 3, 4)) + truth.sum((2, 3, 4)))
+        truth = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device).scatter_(
+            1, labels.unsqueeze(1), 1
+        )
+    overlap = (probabilities * truth).sum((2, 3, 4)) / (
+        probabilities.sum((2, 3, 4)) + truth.sum((2, 3, 4))
+    )
     return F.cross_entropy(logits, labels) - overlap.mean()
 
 
-def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor, classes: int) -> None:
+def training_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor, classes: int
+) -> None:
     """One step with labels that are all background. image: (B, C, D, H, W)."""
     optimizer.zero_grad()
     outputs = network(image)
     outputs = outputs if isinstance(outputs, list) else [outputs]
-    sum(overlap_and_entropy(logits, torch.zeros((len(image), *logits.shape[2:]), dtype=torch.long, device=image.device))
-        for logits in outputs).backward()
+    sum(
+        overlap_and_entropy(
+            logits,
+            torch.zeros((len(image), *logits.shape[2:]), dtype=torch.long, device=image.device),
+        )
+        for logits in outputs
+    ).backward()
     optimizer.step()
 
 
-def training_memory(block: dict, channels: int, classes: int, patch: Triple, batch: int, autocast: bool = True) -> int:
+def training_memory(
+    block: dict, channels: int, classes: int, patch: Triple, batch: int, autocast: bool = True
+) -> int:
     """Bytes at the height of a training step of the network of an alice block, with its recipe's optimizer.
 
     channels, classes: of the image and of the segmentation. patch: voxels. autocast: as on CUDA, else all in fp32, as on a CPU.
@@ -102,11 +121,17 @@ def training_memory(block: dict, channels: int, classes: int, patch: Triple, bat
     recipe = full_recipe(block["recipe"])
     with torch.device("meta"):
         network = build_network(block, channels, classes, deep_supervision=True)
-    groups = parameter_groups(network.named_parameters(), encoder_depths(block["encoder_arguments"]), recipe["layer_decay"],
-                              recipe["frozen_epochs"])
+    groups = parameter_groups(
+        network.named_parameters(),
+        encoder_depths(block["encoder_arguments"]),
+        recipe["layer_decay"],
+        recipe["frozen_epochs"],
+    )
     optimizer, ledger = build_optimizer(groups, recipe), Ledger()
     with ledger, CudaSizes() if autocast else nullcontext():
         ledger.count([*network.parameters(), *network.buffers()])
         for _ in range(2):  # the optimizer's own tensors exist from the second step on
-            training_step(network, optimizer, torch.empty((batch, channels, *patch), device="meta"), classes)
+            training_step(
+                network, optimizer, torch.empty((batch, channels, *patch), device="meta"), classes
+            )
     return ledger.peak

@@ -1,10 +1,10 @@
 """The folder that alice-export writes: an encoder without pickles, to be handed on or put on the Hugging Face hub.
 
-    model.safetensors      the encoder's tensors, by the names they have in a checkpoint
-    config.json            what else load_pretraining gives (step, config, data), the SHA-256 of model.safetensors, last metrics
-    adaptation_plan.json   nnssl's AdaptationPlan
-    README.md              model card
-    monai.safetensors, or nnformer.safetensors: the same tensors by the names of MONAI's or nnFormer's network, where there are such
+model.safetensors      the encoder's tensors, by the names they have in a checkpoint
+config.json            what else load_pretraining gives (step, config, data), the SHA-256 of model.safetensors, last metrics
+adaptation_plan.json   nnssl's AdaptationPlan
+README.md              model card
+monai.safetensors, or nnformer.safetensors: the same tensors by the names of MONAI's or nnFormer's network, where there are such
 """
 
 import json
@@ -24,7 +24,11 @@ FORMAT = "alice-nnunet encoder, 1"
 
 def last_metrics(history: dict) -> dict:
     """{name: {"step", "value"}} of the last entry of each curve of a checkpoint's history, {name: [[step, value], ...]}."""
-    return {name: {"step": curve[-1][0], "value": curve[-1][1]} for name, curve in sorted(history.items()) if curve}
+    return {
+        name: {"step": curve[-1][0], "value": curve[-1][1]}
+        for name, curve in sorted(history.items())
+        if curve
+    }
 
 
 def write_exported(folder: Path, checkpoint: dict, plan: dict) -> dict:
@@ -33,8 +37,13 @@ def write_exported(folder: Path, checkpoint: dict, plan: dict) -> dict:
     checkpoint: of load_pretraining, with its history. plan: in nnssl's schema.
     """
     save_tensors(folder / MODEL, checkpoint["network_weights"])
-    content = {"format": FORMAT, "alice_nnunet": alice_nnunet.__version__, "weights_sha256": file_sha256(folder / MODEL),
-               **{key: checkpoint[key] for key in ("step", "config", "data")}, "metrics": last_metrics(checkpoint.get("history", {}))}
+    content = {
+        "format": FORMAT,
+        "alice_nnunet": alice_nnunet.__version__,
+        "weights_sha256": file_sha256(folder / MODEL),
+        **{key: checkpoint[key] for key in ("step", "config", "data")},
+        "metrics": last_metrics(checkpoint.get("history", {})),
+    }
     write_json_atomically(folder / CONFIG, content)
     write_json_atomically(folder / PLAN, plan)
     return content
@@ -42,7 +51,12 @@ def write_exported(folder: Path, checkpoint: dict, plan: dict) -> dict:
 
 def save_tensors(path: Path, weights: dict[str, Tensor]) -> None:
     """weights as safetensors, readable for whom the umask lets; tensors that share memory are written one by one."""
-    path.write_bytes(save({name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}, {"format": "pt"}))
+    path.write_bytes(
+        save(
+            {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()},
+            {"format": "pt"},
+        )
+    )
 
 
 def load_exported(folder: Path) -> dict:
@@ -52,16 +66,23 @@ def load_exported(folder: Path) -> dict:
     content, plan = (read_json(folder, name) for name in (CONFIG, PLAN))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
-        raise UserError(f"{folder / CONFIG} is not of alice-export: its format is {found!r} instead of {FORMAT!r}")
+        raise UserError(
+            f"{folder / CONFIG} is not of alice-export: its format is {found!r} instead of {FORMAT!r}"
+        )
     if (found := model_sha256(folder)) != content.get("weights_sha256"):
-        raise UserError(f"{folder / MODEL} is damaged or is not the file that was exported: its sha256 is {found}, {CONFIG} says "
-                        f"{content.get('weights_sha256')}; copy or download it again")
+        raise UserError(
+            f"{folder / MODEL} is damaged or is not the file that was exported: its sha256 is {found}, {CONFIG} says "
+            f"{content.get('weights_sha256')}; copy or download it again"
+        )
     try:
         weights = load_file(folder / MODEL)
     except SafetensorError as error:
         raise UserError(f"{folder / MODEL} is no safetensors file ({error})") from error
-    return {"network_weights": weights, "nnssl_adaptation_plan": plan,
-            **{key: content[key] for key in ("step", "config", "data") if key in content}}
+    return {
+        "network_weights": weights,
+        "nnssl_adaptation_plan": plan,
+        **{key: content[key] for key in ("step", "config", "data") if key in content},
+    }
 
 
 def model_sha256(folder: Path) -> str:
@@ -76,6 +97,8 @@ def read_json(folder: Path, name: str) -> object:
     try:
         return json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"no {name} in {folder}: it is not a whole folder of alice-export") from None
+        raise UserError(
+            f"no {name} in {folder}: it is not a whole folder of alice-export"
+        ) from None
     except ValueError as error:
         raise UserError(f"{folder / name} is no valid JSON ({error})") from error

@@ -31,12 +31,26 @@ def model_card(content: dict, published: Published | None, reason: str, licence:
 
     licence: as the hub names licences, of the weights, or None where whoever exports them states none.
     """
-    front = ModelCardData(license=licence, library_name="alice-nnunet", pipeline_tag="image-feature-extraction", tags=TAGS)
+    front = ModelCardData(
+        license=licence,
+        library_name="alice-nnunet",
+        pipeline_tag="image-feature-extraction",
+        tags=TAGS,
+    )
     config = content["config"]
-    title = f"{NETWORKS[config['encoder']]}, pretrained on CT with Alice ({config['preset']} preset)"
-    sections = [f"---\n{front.to_yaml()}\n---\n# {title}", use(), data_section(content), network_section(content),
-                metrics_section(content["metrics"]), published_section(published, reason), licence_section(licence),
-                f"## Citation\n\n```bibtex\n{CITATION}\n```"]
+    title = (
+        f"{NETWORKS[config['encoder']]}, pretrained on CT with Alice ({config['preset']} preset)"
+    )
+    sections = [
+        f"---\n{front.to_yaml()}\n---\n# {title}",
+        use(),
+        data_section(content),
+        network_section(content),
+        metrics_section(content["metrics"]),
+        published_section(published, reason),
+        licence_section(licence),
+        f"## Citation\n\n```bibtex\n{CITATION}\n```",
+    ]
     return "\n\n".join(sections) + "\n"
 
 
@@ -64,13 +78,24 @@ nnUNetv2_train 7 3d_fullres 0 -tr AliceTrainer -p AlicePlans
 def data_section(content: dict) -> str:
     """What the encoder has seen, and how an image must be shown to it."""
     data = content["data"]
-    channels = [f"| channel {index}: {channel['name']} | {intensities(channel)} |" for index, channel in enumerate(data["channels"])]
-    return "\n".join([
-        "## Data", "", "| | |", "|---|---|", f"| dataset | {data['dataset']}, {data['number_of_cases']} volumes without labels |",
-        f"| orientation of arrays | {data['orientation']}, whatever the files have (nnU-Net's {data['reader']}) |",
-        f"| axes of arrays | {', '.join(data['axis_order'])} after the channel |",
-        f"| spacing | {millimetres(data['spacing'])} ({', '.join(data['axis_order'])}) |", *channels,
-        f"| SHA-256 of the list of cases | {data['case_list_sha256']} |"])
+    channels = [
+        f"| channel {index}: {channel['name']} | {intensities(channel)} |"
+        for index, channel in enumerate(data["channels"])
+    ]
+    return "\n".join(
+        [
+            "## Data",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| dataset | {data['dataset']}, {data['number_of_cases']} volumes without labels |",
+            f"| orientation of arrays | {data['orientation']}, whatever the files have (nnU-Net's {data['reader']}) |",
+            f"| axes of arrays | {', '.join(data['axis_order'])} after the channel |",
+            f"| spacing | {millimetres(data['spacing'])} ({', '.join(data['axis_order'])}) |",
+            *channels,
+            f"| SHA-256 of the list of cases | {data['case_list_sha256']} |",
+        ]
+    )
 
 
 def intensities(channel: dict) -> str:
@@ -85,31 +110,74 @@ def network_section(content: dict) -> str:
     """Encoder, arguments and the settings of the pretraining."""
     config = content["config"]
     arguments = [f"| {name} | {value} |" for name, value in config["encoder_arguments"].items()]
-    run = [f"| {name} | {config[name]} |" for name in ("iterations", "batch_size", "lr", "weight_decay", "matcher", "seed") if name in config]
-    return "\n".join(["## Network and pretraining", "", "| | |", "|---|---|", f"| encoder | {config['encoder']} |",
-                      f"| preset | {config['preset']} |", *arguments, f"| steps done | {content['step']} |", *run,
-                      f"| alice-nnunet | {content['alice_nnunet']} |", "", f"Every setting is in `{CONFIG}`."])
+    run = [
+        f"| {name} | {config[name]} |"
+        for name in ("iterations", "batch_size", "lr", "weight_decay", "matcher", "seed")
+        if name in config
+    ]
+    return "\n".join(
+        [
+            "## Network and pretraining",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| encoder | {config['encoder']} |",
+            f"| preset | {config['preset']} |",
+            *arguments,
+            f"| steps done | {content['step']} |",
+            *run,
+            f"| alice-nnunet | {content['alice_nnunet']} |",
+            "",
+            f"Every setting is in `{CONFIG}`.",
+        ]
+    )
 
 
 def metrics_section(metrics: dict) -> str:
     """The last values of the pretraining's curves."""
     if not metrics:
         return "## Metrics of the pretraining\n\nThe checkpoint holds none."
-    low = [name for name, entry in metrics.items() if name.startswith("spread") and entry["value"] < COLLAPSED]
-    warning = [f"**{' and '.join(low)} ended under {COLLAPSED}: these features may have collapsed.**", ""] if low else []
-    rows = [f"| {name} | {entry['value']:.4g} | {entry['step']} |" for name, entry in metrics.items()]
-    return "\n".join(["## Metrics of the pretraining", "", "The last value of each curve. l_r, l_dv and l_st are Eqs. 1, 2 and 5 of the paper; "
-                      "validation is on held-out volumes. None of this says how well a fine-tuned network segments.", "", *warning,
-                      "| | last value | at step |", "|---|---|---|", *rows])
+    low = [
+        name
+        for name, entry in metrics.items()
+        if name.startswith("spread") and entry["value"] < COLLAPSED
+    ]
+    warning = (
+        [f"**{' and '.join(low)} ended under {COLLAPSED}: these features may have collapsed.**", ""]
+        if low
+        else []
+    )
+    rows = [
+        f"| {name} | {entry['value']:.4g} | {entry['step']} |" for name, entry in metrics.items()
+    ]
+    return "\n".join(
+        [
+            "## Metrics of the pretraining",
+            "",
+            "The last value of each curve. l_r, l_dv and l_st are Eqs. 1, 2 and 5 of the paper; "
+            "validation is on held-out volumes. None of this says how well a fine-tuned network segments.",
+            "",
+            *warning,
+            "| | last value | at step |",
+            "|---|---|---|",
+            *rows,
+        ]
+    )
 
 
 def published_section(published: Published | None, reason: str) -> str:
     """How to load the tensors without this package."""
     if published is None:
         return f"## Without alice-nnunet\n\nThere is no file for another library: {reason}."
-    return (f"## Without alice-nnunet\n\n`{published.file}` holds the same tensors by the published network's names. Show it images as the "
-            f"table above says.\n\n```python\n{published.code}\n```\n\n{published.remark}")
+    return (
+        f"## Without alice-nnunet\n\n`{published.file}` holds the same tensors by the published network's names. Show it images as the "
+        f"table above says.\n\n```python\n{published.code}\n```\n\n{published.remark}"
+    )
 
 
 def licence_section(licence: str | None) -> str:
-    return "## Licence\n\n" + (f"{licence}, for the weights." if licence else "Whoever exported these weights states no licence for them.")
+    return "## Licence\n\n" + (
+        f"{licence}, for the weights."
+        if licence
+        else "Whoever exported these weights states no licence for them."
+    )

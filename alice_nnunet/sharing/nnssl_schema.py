@@ -14,20 +14,41 @@ NUMBER, NONE = (int, float), type(None)
 # a field's value is of a type or of one of several; one of a set; a list, of a given length where a number follows; a
 # dictionary with exactly these fields, or with any names where the one given is *
 CONFIGURATION = {
-    "data_identifier": str, "preprocessor_name": str, "spacing_style": {"onemmiso", "median", "noresample"},
-    "normalization_schemes": [str], "use_mask_for_norm": [bool], "resampling_fn_data": str, "resampling_fn_data_kwargs": {"*": object},
-    "resampling_fn_mask": str, "resampling_fn_mask_kwargs": {"*": object}, "spacing": [NUMBER, 3], "patch_size": [int, 3],
+    "data_identifier": str,
+    "preprocessor_name": str,
+    "spacing_style": {"onemmiso", "median", "noresample"},
+    "normalization_schemes": [str],
+    "use_mask_for_norm": [bool],
+    "resampling_fn_data": str,
+    "resampling_fn_data_kwargs": {"*": object},
+    "resampling_fn_mask": str,
+    "resampling_fn_mask_kwargs": {"*": object},
+    "spacing": [NUMBER, 3],
+    "patch_size": [int, 3],
 }
 ADAPTATION_PLAN = {
     # nnssl reads arch_kwargs as those of its own CNNs, whatever the class is: for every other network they are null
-    "architecture_plans": {"arch_class_name": str, "arch_kwargs": NONE, "arch_kwargs_requiring_import": NONE},
+    "architecture_plans": {
+        "arch_class_name": str,
+        "arch_kwargs": NONE,
+        "arch_kwargs_requiring_import": NONE,
+    },
     "pretrain_plan": {
-        "dataset_name": str, "plans_name": str, "original_median_spacing_after_transp": [NUMBER, 3], "image_reader_writer": str,
-        "transpose_forward": [int, 3], "transpose_backward": [int, 3], "configurations": {"*": CONFIGURATION},
+        "dataset_name": str,
+        "plans_name": str,
+        "original_median_spacing_after_transp": [NUMBER, 3],
+        "image_reader_writer": str,
+        "transpose_forward": [int, 3],
+        "transpose_backward": [int, 3],
+        "configurations": {"*": CONFIGURATION},
         "experiment_planner_used": str,
     },
-    "pretrain_num_input_channels": int, "recommended_downstream_patchsize": [int, 3], "key_to_encoder": str, "key_to_stem": str,
-    "keys_to_in_proj": [str], "key_to_lpe": (str, NONE),
+    "pretrain_num_input_channels": int,
+    "recommended_downstream_patchsize": [int, 3],
+    "key_to_encoder": str,
+    "key_to_stem": str,
+    "keys_to_in_proj": [str],
+    "key_to_lpe": (str, NONE),
 }
 
 
@@ -75,6 +96,10 @@ def wrong_keys(plan: dict, weights: dict[str, Tensor]) -> Iterator[str]:
 def check_adaptation_plan(plan: object, weights: dict[str, Tensor], path: str) -> None:
     """Raise UserError that lists every field of a checkpoint's nnssl_adaptation_plan that breaks nnssl's schema or that the
     weights do not bear out. path: of the checkpoint."""
-    wrong = list(wrong_fields(plan, ADAPTATION_PLAN, "nnssl_adaptation_plan")) or list(wrong_keys(plan, weights))
+    wrong = list(wrong_fields(plan, ADAPTATION_PLAN, "nnssl_adaptation_plan")) or list(
+        wrong_keys(plan, weights)
+    )
     if wrong:
-        raise UserError(f"the nnssl_adaptation_plan in {path} is not in nnssl's schema, nothing was written: {'; '.join(wrong)}")
+        raise UserError(
+            f"the nnssl_adaptation_plan in {path} is not in nnssl's schema, nothing was written: {'; '.join(wrong)}"
+        )

@@ -30,5 +30,12 @@ def pinned(name: str) -> list[str]:
         for text in found.requires or []:
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-                queue += [(canonicalize_name(requirement.name), wanted) for wanted in ("", *requirement.extras)]
-    return sorted(f"{package}=={version}" for package, version in versions.items() if package != canonicalize_name(name))
+                queue += [
+                    (canonicalize_name(requirement.name), wanted)
+                    for wanted in ("", *requirement.extras)
+                ]
+    return sorted(
+        f"{package}=={version}"
+        for package, version in versions.items()
+        if package != canonicalize_name(name)
+    )

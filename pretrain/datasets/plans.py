@@ -6,10 +6,14 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
+    ExperimentPlanner,
+)
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
-from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import (
+    get_normalization_scheme,
+)
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -27,7 +31,9 @@ READER = NibabelIOWithReorient.__name__
 CASES_FOR_NORM = 20  # cases that are read to decide use_mask_for_norm
 
 
-def make_plans(raw: RawDataset, spacing: tuple[float, float, float], patch_size: tuple[int, int, int]) -> dict:
+def make_plans(
+    raw: RawDataset, spacing: tuple[float, float, float], patch_size: tuple[int, int, int]
+) -> dict:
     """Plans that nnU-Net's PlansManager reads. spacing: mm; patch_size: voxels of a crop; both (z, y, x)."""
     median_spacing, median_shape = median_geometry(raw, spacing, patch_size)
     channels = list(raw.dataset_json["channel_names"].values())
@@ -41,49 +47,69 @@ def make_plans(raw: RawDataset, spacing: tuple[float, float, float], patch_size:
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
         "channel_names": channels,
-        "configurations": {CONFIGURATION: {
-            "data_identifier": f"{PLANS}_{CONFIGURATION}",
-            "preprocessor_name": "DefaultPreprocessor",
-            "batch_size": 8,
-            "patch_size": list(patch_size),
-            "median_image_size_in_voxels": compute_new_shape(median_shape, median_spacing, spacing).tolist(),
-            "spacing": list(spacing),
-            "normalization_schemes": [scheme.__name__ for scheme in schemes],
-            "use_mask_for_norm": use_mask_for_norm(raw, schemes),
-            **resampling(),
-            "batch_dice": False,
-            "architecture": {"network_class_name": "alice_nnunet.model.vit.ViT", "arch_kwargs": {},
-                             "_kw_requires_import": []},
-        }},
+        "configurations": {
+            CONFIGURATION: {
+                "data_identifier": f"{PLANS}_{CONFIGURATION}",
+                "preprocessor_name": "DefaultPreprocessor",
+                "batch_size": 8,
+                "patch_size": list(patch_size),
+                "median_image_size_in_voxels": compute_new_shape(
+                    median_shape, median_spacing, spacing
+                ).tolist(),
+                "spacing": list(spacing),
+                "normalization_schemes": [scheme.__name__ for scheme in schemes],
+                "use_mask_for_norm": use_mask_for_norm(raw, schemes),
+                **resampling(),
+                "batch_dice": False,
+                "architecture": {
+                    "network_class_name": "alice_nnunet.model.vit.ViT",
+                    "arch_kwargs": {},
+                    "_kw_requires_import": [],
+                },
+            }
+        },
         "experiment_planner_used": "alice-preprocess",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {
             str(i): window_properties() if scheme.__name__ == "CTNormalization" else {}
-            for i, scheme in enumerate(schemes)},
+            for i, scheme in enumerate(schemes)
+        },
     }
 
 
 def window_properties() -> dict[str, float]:
     """Statistics with which nnU-Net's CTNormalization clips to WINDOW and maps it to 0..1."""
     low, high = WINDOW
-    return {"max": high, "mean": low, "median": (low + high) / 2, "min": low,
-            "percentile_00_5": low, "percentile_99_5": high, "std": high - low}
+    return {
+        "max": high,
+        "mean": low,
+        "median": (low + high) / 2,
+        "min": low,
+        "percentile_00_5": low,
+        "percentile_99_5": high,
+        "std": high - low,
+    }
 
 
 def resampling() -> dict:
     """The resampling entries as nnU-Net's own planner writes them."""
     data, data_kwargs, seg, seg_kwargs = ExperimentPlanner.determine_resampling(None)
-    probabilities, probabilities_kwargs = ExperimentPlanner.determine_segmentation_softmax_export_fn(None)
+    probabilities, probabilities_kwargs = (
+        ExperimentPlanner.determine_segmentation_softmax_export_fn(None)
+    )
     return {
-        "resampling_fn_data": data.__name__, "resampling_fn_seg": seg.__name__,
-        "resampling_fn_data_kwargs": data_kwargs, "resampling_fn_seg_kwargs": seg_kwargs,
+        "resampling_fn_data": data.__name__,
+        "resampling_fn_seg": seg.__name__,
+        "resampling_fn_data_kwargs": data_kwargs,
+        "resampling_fn_seg_kwargs": seg_kwargs,
         "resampling_fn_probabilities": probabilities.__name__,
         "resampling_fn_probabilities_kwargs": probabilities_kwargs,
     }
 
 
-def median_geometry(raw: RawDataset, spacing: tuple[float, float, float],
-                    patch_size: tuple[int, int, int]) -> tuple[list[float], list[int]]:
+def median_geometry(
+    raw: RawDataset, spacing: tuple[float, float, float], patch_size: tuple[int, int, int]
+) -> tuple[list[float], list[int]]:
     """Median spacing (mm) and size (voxels) of the readable cases in RAS, (z, y, x), from their headers.
 
     Where no case is readable they are the target spacing and the crop size.
@@ -103,7 +129,9 @@ def median_geometry(raw: RawDataset, spacing: tuple[float, float, float],
 
 def use_mask_for_norm(raw: RawDataset, schemes: list[type]) -> list[bool]:
     """nnU-Net's rule: normalise inside the nonzero region where cropping to it takes away over a quarter."""
-    wanted = [scheme.leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true for scheme in schemes]
+    wanted = [
+        scheme.leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true for scheme in schemes
+    ]
     if not any(wanted):
         return wanted
     shares = []
@@ -143,7 +171,9 @@ def what_is_wrong(plans: dict, channels: list[str]) -> str | None:
     if plans["image_reader_writer"] != READER or plans["transpose_forward"] != [0, 1, 2]:
         return f"image_reader_writer must be {READER} and transpose_forward [0, 1, 2], one orientation for all"
     for key, kind in (("spacing", (int, float)), ("patch_size", int)):
-        if len(configuration[key]) != 3 or not all(isinstance(n, kind) and n > 0 for n in configuration[key]):
+        if len(configuration[key]) != 3 or not all(
+            isinstance(n, kind) and n > 0 for n in configuration[key]
+        ):
             return f"{key} must be three positive numbers, got {configuration[key]}"
     for key in ("normalization_schemes", "use_mask_for_norm"):
         if len(configuration[key]) != len(channels):
@@ -158,17 +188,33 @@ def what_is_wrong(plans: dict, channels: list[str]) -> str | None:
 def channel_windows(plans: dict) -> list[tuple[float, float] | None]:
     """Bottom and top in HU of each CT channel's window, None for a channel that is no CT."""
     schemes = plans["configurations"][CONFIGURATION]["normalization_schemes"]
-    known = [plans["foreground_intensity_properties_per_channel"][str(i)] for i in range(len(schemes))]
-    return [(k["percentile_00_5"], k["percentile_99_5"]) if scheme == "CTNormalization" else None
-            for k, scheme in zip(known, schemes)]
+    known = [
+        plans["foreground_intensity_properties_per_channel"][str(i)] for i in range(len(schemes))
+    ]
+    return [
+        (k["percentile_00_5"], k["percentile_99_5"]) if scheme == "CTNormalization" else None
+        for k, scheme in zip(known, schemes)
+    ]
 
 
 def plans_sha256(plans: dict) -> str:
     """SHA-256 of everything in the plans that changes a preprocessed case; the crop size does not."""
-    of_all = ("image_reader_writer", "transpose_forward", "channel_names", "foreground_intensity_properties_per_channel")
-    of_configuration = ("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm",
-                        "resampling_fn_data", "resampling_fn_data_kwargs",
-                        "resampling_fn_seg", "resampling_fn_seg_kwargs")
+    of_all = (
+        "image_reader_writer",
+        "transpose_forward",
+        "channel_names",
+        "foreground_intensity_properties_per_channel",
+    )
+    of_configuration = (
+        "preprocessor_name",
+        "spacing",
+        "normalization_schemes",
+        "use_mask_for_norm",
+        "resampling_fn_data",
+        "resampling_fn_data_kwargs",
+        "resampling_fn_seg",
+        "resampling_fn_seg_kwargs",
+    )
     content = {key: plans[key] for key in of_all}
     content |= {key: plans["configurations"][CONFIGURATION][key] for key in of_configuration}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -177,8 +223,12 @@ def plans_sha256(plans: dict) -> str:
 def data_description(plans: dict, cases: list[str]) -> dict:
     """What a checkpoint must know of the data it was trained on, in plain values."""
     configuration = plans["configurations"][CONFIGURATION]
-    channels = [{"name": name, "scheme": scheme, "window": list(window) if window else None} for name, scheme, window
-                in zip(plans["channel_names"], configuration["normalization_schemes"], channel_windows(plans))]
+    channels = [
+        {"name": name, "scheme": scheme, "window": list(window) if window else None}
+        for name, scheme, window in zip(
+            plans["channel_names"], configuration["normalization_schemes"], channel_windows(plans)
+        )
+    ]
     return {
         "dataset": plans["dataset_name"],
         "orientation": "RAS",

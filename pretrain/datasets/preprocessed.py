@@ -13,16 +13,26 @@ from alice_nnunet.pretrain.datasets.plans import CONFIGURATION, PLANS
 from alice_nnunet.datasets.raw_dataset import nnunet_folder
 
 
-def preprocessed_volumes(name: str, processes: int, spacing: tuple[float, float, float], patch_size: Triple) -> tuple[dict, Path]:
+def preprocessed_volumes(
+    name: str, processes: int, spacing: tuple[float, float, float], patch_size: Triple
+) -> tuple[dict, Path]:
     """Plans and folder of the preprocessed volumes of the dataset called name; preprocesses first where that is not done.
 
     spacing (mm), patch_size (voxels): for new plans; plans that exist are followed.
     """
     preprocessed = nnunet_folder("nnUNet_preprocessed") / name
     if not is_preprocessed(preprocessed):
-        print(f"{name} is not (completely) preprocessed in {preprocessed}: doing that first", flush=True)
+        print(
+            f"{name} is not (completely) preprocessed in {preprocessed}: doing that first",
+            flush=True,
+        )
         planned = (preprocessed / f"{PLANS}.json").is_file()
-        preprocess_dataset(name, processes, spacing=None if planned else spacing, patch_size=None if planned else tuple(patch_size))
+        preprocess_dataset(
+            name,
+            processes,
+            spacing=None if planned else spacing,
+            patch_size=None if planned else tuple(patch_size),
+        )
     plans = json.loads((preprocessed / f"{PLANS}.json").read_text())
     return plans, preprocessed / plans["configurations"][CONFIGURATION]["data_identifier"]
 
@@ -43,7 +53,9 @@ def choose_device(asked: str | None) -> torch.device:
 def split(cases: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """Training and held-out cases; at least one is held out where at least two remain for training (A.1)."""
     if len(cases) < 2:
-        raise UserError(f"pretraining needs at least two preprocessed volumes of different people, found {len(cases)}")
+        raise UserError(
+            f"pretraining needs at least two preprocessed volumes of different people, found {len(cases)}"
+        )
     count = min(len(cases) - 2, max(1, round(share * len(cases)))) if share else 0
     order = np.random.default_rng((seed, 2)).permutation(len(cases))
     return sorted(cases[i] for i in order[count:]), sorted(cases[i] for i in order[:count])

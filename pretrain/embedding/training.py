@@ -25,8 +25,11 @@ from alice_nnunet.pretrain.runtime.log import RunLog, time_left
 from alice_nnunet.pretrain.training.step import NonFiniteLoss, autocast, generator_at
 from alice_nnunet.schedules import warmup_cosine
 
-PANELS = {"losses": ("fine", "coarse", "validation fine", "validation coarse"),
-          "share of points found again": ("found", "validation found"), "seconds per step": ("step time", "data time")}
+PANELS = {
+    "losses": ("fine", "coarse", "validation fine", "validation coarse"),
+    "share of points found again": ("found", "validation found"),
+    "seconds per step": ("step time", "data time"),
+}
 
 
 @dataclass
@@ -44,13 +47,25 @@ def build_state(config: EmbedConfig, device: torch.device) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_network(config.features, config.network).to(device)
-    return State(network, torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay))
+    return State(
+        network,
+        torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay),
+    )
 
 
 def save_state(path: Path, state: State, config: EmbedConfig, data: dict) -> None:
-    save_checkpoint(path, {"network_weights": state.network.state_dict(), "optimizer": state.optimizer.state_dict(), "step": state.step,
-                           "random_states": {"seed": config.seed, "step": state.step}, "history": state.history,
-                           "config": config.as_dict(), "data": data})
+    save_checkpoint(
+        path,
+        {
+            "network_weights": state.network.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "step": state.step,
+            "random_states": {"seed": config.seed, "step": state.step},
+            "history": state.history,
+            "config": config.as_dict(),
+            "data": data,
+        },
+    )
 
 
 def load_state(path: Path, config: EmbedConfig, device: torch.device) -> State:
@@ -75,11 +90,15 @@ class Step:
     found: Tensor
 
 
-def forward(network: AnatomyNet, batch: dict, generator: torch.Generator, config: EmbedConfig) -> Step:
+def forward(
+    network: AnatomyNet, batch: dict, generator: torch.Generator, config: EmbedConfig
+) -> Step:
     """Two patches of each crop, their vectors at the same points, the losses."""
     device = generator.device
     crops, points = (batch[name].to(device, non_blocking=True) for name in ("crop", "points"))
-    first, second = (draw_patches(crops, config.patch_size, 3 * (config.voxel,), generator) for _ in range(2))
+    first, second = (
+        draw_patches(crops, config.patch_size, 3 * (config.voxel,), generator) for _ in range(2)
+    )
     places = first.locate(points), second.locate(points)
     inside = (places[0].abs().amax(2) < 1) & (places[1].abs().amax(2) < 1)
     with autocast(device, config.precision):
@@ -87,15 +106,33 @@ def forward(network: AnatomyNet, batch: dict, generator: torch.Generator, config
     fine, coarse = (m.float().chunk(2) for m in maps)
     vectors = [(vectors_at(f, at), vectors_at(c, at)) for f, c, at in zip(fine, coarse, places)]
     in_volume = points + batch["middle"].to(device)[:, None]
-    losses = anatomy_losses(*vectors, inside, in_volume, batch["number"].to(device), (config.ignore_fine, config.ignore_coarse),
-                            config.hardest, config.temperature)
-    return Step(first, second, places, inside, losses, share_found(*vectors, inside, points, config.ignore_fine))
+    losses = anatomy_losses(
+        *vectors,
+        inside,
+        in_volume,
+        batch["number"].to(device),
+        (config.ignore_fine, config.ignore_coarse),
+        config.hardest,
+        config.temperature,
+    )
+    return Step(
+        first,
+        second,
+        places,
+        inside,
+        losses,
+        share_found(*vectors, inside, points, config.ignore_fine),
+    )
 
 
 @torch.no_grad()
-def share_found(first: tuple, second: tuple, inside: Tensor, points: Tensor, radius: float) -> Tensor:
+def share_found(
+    first: tuple, second: tuple, inside: Tensor, points: Tensor, radius: float
+) -> Tensor:
     """Share of points whose most similar point in the other patch of the same crop is less than radius mm away."""
-    alike = sum(a @ b.mT for a, b in zip(first, second)).masked_fill(~inside[:, None], -torch.inf)   # (B, K, K)
+    alike = sum(a @ b.mT for a, b in zip(first, second)).masked_fill(
+        ~inside[:, None], -torch.inf
+    )  # (B, K, K)
     best = points.gather(1, alike.argmax(2, keepdim=True).expand(-1, -1, 3))
     return ((best - points).norm(dim=2) < radius)[inside].float().mean()
 
@@ -105,7 +142,12 @@ def train_step(state: State, batch: dict, config: EmbedConfig) -> dict[str, Tens
     network, optimizer, step = state.network.train(), state.optimizer, state.step
     for group in optimizer.param_groups:
         group["lr"] = warmup_cosine(step, config.iterations, config.warmup_iterations, config.lr)
-    result = forward(network, batch, generator_at(config.seed, 0, step, next(network.parameters()).device), config)
+    result = forward(
+        network,
+        batch,
+        generator_at(config.seed, 0, step, next(network.parameters()).device),
+        config,
+    )
     if isinstance(network, ContextNet):
         norm = observe(network, result)
     else:
@@ -113,18 +155,28 @@ def train_step(state: State, batch: dict, config: EmbedConfig) -> dict[str, Tens
         (result.losses["fine"] + result.losses["coarse"]).backward()
         norm = clip_grad_norm_(network.parameters(), config.clip_grad)
     if not torch.isfinite(norm):
-        raise NonFiniteLoss(f"step {step}: losses {[v.item() for v in result.losses.values()]}, gradient norm {norm.item()}; "
-                            f"the cases were {', '.join(batch['case'])}")
+        raise NonFiniteLoss(
+            f"step {step}: losses {[v.item() for v in result.losses.values()]}, gradient norm {norm.item()}; "
+            f"the cases were {', '.join(batch['case'])}"
+        )
     optimizer.step()  # of a ContextNet nothing has a gradient
     state.step += 1
-    return {**{name: loss.detach() for name, loss in result.losses.items()}, "found": result.found, "gradient norm": norm}
+    return {
+        **{name: loss.detach() for name, loss in result.losses.items()},
+        "found": result.found,
+        "gradient norm": norm,
+    }
 
 
 def observe(network: ContextNet, step: Step) -> Tensor:
     """Learn in closed form from the patches of a step. Returns by how much the weights changed."""
     before = torch.cat([p.flatten() for p in network.parameters()])
-    network.observe(*(interpolated(contexts(patches.image), places)[step.inside]
-                      for patches, places in zip((step.first, step.second), step.places)))
+    network.observe(
+        *(
+            interpolated(contexts(patches.image), places)[step.inside]
+            for patches, places in zip((step.first, step.second), step.places)
+        )
+    )
     return (torch.cat([p.flatten() for p in network.parameters()]) - before).norm()
 
 
@@ -143,18 +195,33 @@ class EmbedRun:
 
     def crops(self, cases: list[str], stream: int, length: int) -> BodyCrops:
         c = self.config
-        return BodyCrops(self.volumes, cases, c.crop_size, c.voxel, c.points, (c.seed, stream), length)
+        return BodyCrops(
+            self.volumes, cases, c.crop_size, c.voxel, c.points, (c.seed, stream), length
+        )
 
     def training_batches(self) -> Iterator[dict]:
         """The batches from the present step to the last."""
         size, steps = self.config.batch_size, self.config.iterations
         shares = [range(step * size, (step + 1) * size) for step in range(self.state.step, steps)]
-        return batches(self.crops(self.training, 0, steps * size), shares, self.workers, next(self.state.network.parameters()).is_cuda)
+        return batches(
+            self.crops(self.training, 0, steps * size),
+            shares,
+            self.workers,
+            next(self.state.network.parameters()).is_cuda,
+        )
 
     def validation_batches(self) -> list[dict]:
         """Two batches of crops of held-out volumes; none without such volumes."""
         size = self.config.batch_size
-        return list(batches(self.crops(self.held_out, 1, 2 * size), [range(size), range(size, 2 * size)])) if self.held_out else []
+        return (
+            list(
+                batches(
+                    self.crops(self.held_out, 1, 2 * size), [range(size), range(size, 2 * size)]
+                )
+            )
+            if self.held_out
+            else []
+        )
 
 
 def train(run: EmbedRun) -> None:
@@ -174,7 +241,9 @@ def follow(run: EmbedRun, log: RunLog, training: Iterator[dict], held_out: list[
         batch = next(training)
         loaded = time.perf_counter()
         numbers = train_step(state, batch, config)
-        recent.append({**numbers, "data time": loaded - start, "step time": time.perf_counter() - start})
+        recent.append(
+            {**numbers, "data time": loaded - start, "step time": time.perf_counter() - start}
+        )
         last = state.step == config.iterations
         if state.step % config.log_every == 0 or last:
             report(run, log, recent)
@@ -188,12 +257,16 @@ def follow(run: EmbedRun, log: RunLog, training: Iterator[dict], held_out: list[
 def report(run: EmbedRun, log: RunLog, recent: list[dict]) -> None:
     """One log line, TensorBoard and progress.png for the steps since the last."""
     state, config = run.state, run.config
-    means = {name: float(np.mean([float(numbers[name]) for numbers in recent])) for name in recent[0]}
+    means = {
+        name: float(np.mean([float(numbers[name]) for numbers in recent])) for name in recent[0]
+    }
     means["lr"] = state.optimizer.param_groups[0]["lr"]
     log.scalars(state.step, means, state.history)
-    log.line(f"step {state.step}/{config.iterations} | fine {means['fine']:.4f} coarse {means['coarse']:.4f} | found {means['found']:.0%} | "
-             f"lr {means['lr']:.2e} | grad {means['gradient norm']:.2f} | data {means['data time']:.3f} s, "
-             f"step {means['step time']:.3f} s | left {time_left(means['step time'] * (config.iterations - state.step))}")
+    log.line(
+        f"step {state.step}/{config.iterations} | fine {means['fine']:.4f} coarse {means['coarse']:.4f} | found {means['found']:.0%} | "
+        f"lr {means['lr']:.2e} | grad {means['gradient norm']:.2f} | data {means['data time']:.3f} s, "
+        f"step {means['step time']:.3f} s | left {time_left(means['step time'] * (config.iterations - state.step))}"
+    )
     log.progress(state.history)
 
 
@@ -202,14 +275,28 @@ def validate(run: EmbedRun, log: RunLog, batches: list[dict]) -> None:
     """Losses on held-out volumes, with the same patches every time, and a picture of the first two patches."""
     state, config = run.state, run.config
     network, device = state.network.eval(), next(state.network.parameters()).device
-    steps = [forward(network, batch, generator_at(config.seed, 1, i, device), config) for i, batch in enumerate(batches)]
+    steps = [
+        forward(network, batch, generator_at(config.seed, 1, i, device), config)
+        for i, batch in enumerate(batches)
+    ]
     mean = lambda values: torch.stack(values).mean().item()
-    means = {**{f"validation {n}": mean([s.losses[n] for s in steps]) for n in ("fine", "coarse")},
-             "validation found": mean([s.found for s in steps])}
+    means = {
+        **{f"validation {n}": mean([s.losses[n] for s in steps]) for n in ("fine", "coarse")},
+        "validation found": mean([s.found for s in steps]),
+    }
     log.scalars(state.step, means, state.history)
-    log.line(f"validation | fine {means['validation fine']:.4f} coarse {means['validation coarse']:.4f} | "
-             f"found {means['validation found']:.0%} | {len(run.held_out)} held-out volumes")
+    log.line(
+        f"validation | fine {means['validation fine']:.4f} coarse {means['validation coarse']:.4f} | "
+        f"found {means['validation found']:.0%} | {len(run.held_out)} held-out volumes"
+    )
     first = steps[0]
-    log.picture(state.step, "patches", patches_figure(
-        first.first.image[0, 0].cpu().numpy(), first.second.image[0, 0].cpu().numpy(),
-        *(place[0, first.inside[0]].cpu().numpy() for place in first.places), batches[0]["case"][0]))
+    log.picture(
+        state.step,
+        "patches",
+        patches_figure(
+            first.first.image[0, 0].cpu().numpy(),
+            first.second.image[0, 0].cpu().numpy(),
+            *(place[0, first.inside[0]].cpu().numpy() for place in first.places),
+            batches[0]["case"][0],
+        ),
+    )

@@ -20,8 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from alice_nnunet.errors import UserError
 from alice_nnunet.ranks import rank, together, world
 
-PATIENCE = timedelta(days=7)   # for preprocessing and learning the matcher, which process 0 does for all
-GRACE = 20.0                   # seconds that the others get to end when one process has failed
+PATIENCE = timedelta(
+    days=7
+)  # for preprocessing and learning the matcher, which process 0 does for all
+GRACE = 20.0  # seconds that the others get to end when one process has failed
 ORPHANS_STOP = "ALICE_STOP_WITH_STDIN"
 
 
@@ -36,12 +38,22 @@ def launch(processes: int, arguments: list[str], device: torch.device) -> int:
     SIGTERM, SIGUSR1 and Ctrl-C are passed on. Raises UserError where there are not so many GPUs.
     """
     if device.type == "cuda" and processes > torch.cuda.device_count():
-        raise UserError(f"-num_gpus {processes}: torch sees {torch.cuda.device_count()} CUDA devices here")
+        raise UserError(
+            f"-num_gpus {processes}: torch sees {torch.cuda.device_count()} CUDA devices here"
+        )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), ORPHANS_STOP: "1",
-              "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))}
+    shared = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        ORPHANS_STOP: "1",
+        "OMP_NUM_THREADS": os.environ.get(
+            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))
+        ),
+    }
     command = [sys.executable, "-m", "alice_nnunet.pretrain", *arguments]
     children: list[subprocess.Popen] = []
     pass_on = lambda number, frame: [child.send_signal(number) for child in children]
@@ -49,7 +61,11 @@ def launch(processes: int, arguments: list[str], device: torch.device) -> int:
     try:
         for number in range(processes):
             environment = {**shared, "RANK": str(number), "LOCAL_RANK": str(number)}
-            children.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True))
+            children.append(
+                subprocess.Popen(
+                    command, env=environment, stdin=subprocess.PIPE, start_new_session=True
+                )
+            )
         return wait_for(children)
     finally:
         for child in children:
@@ -74,7 +90,9 @@ def wait_for(children: list[subprocess.Popen]) -> int:
 
 def stop_signals() -> list[int]:
     """The signals that ask a run to save and end, on this system."""
-    return [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+    return [
+        getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
+    ]
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,9 @@ class Team:
             try:
                 dist.barrier(self.patient)
             except RuntimeError as error:
-                raise UserError("another process of this run has ended; its own message says why") from error
+                raise UserError(
+                    "another process of this run has ended; its own message says why"
+                ) from error
 
 
 @contextmanager
@@ -109,7 +129,9 @@ def team(device: torch.device) -> Iterator[Team]:
     if device.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():
-            raise UserError(f"this is process {local} on a machine of {torch.cuda.device_count()} CUDA devices: start one for each")
+            raise UserError(
+                f"this is process {local} on a machine of {torch.cuda.device_count()} CUDA devices: start one for each"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if ORPHANS_STOP in os.environ:
@@ -130,12 +152,18 @@ def parallel(model: nn.Module) -> nn.Module:
     if not together():
         return model
     devices = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
-    return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model, devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
 
 
 def unsynchronised(model: nn.Module, more_to_come: bool) -> AbstractContextManager:
     """Inside, backward of a parallel() model keeps its gradients to itself where more are to be added before they are used."""
-    return model.no_sync() if more_to_come and isinstance(model, DistributedDataParallel) else nullcontext()
+    return (
+        model.no_sync()
+        if more_to_come and isinstance(model, DistributedDataParallel)
+        else nullcontext()
+    )
 
 
 def largest(number: int, device: torch.device) -> int:

@@ -38,13 +38,21 @@ class Batches(Dataset):
             return error
 
 
-def batches(data: Batched, shares: Sequence[Sequence[int]], workers: int = 0, pin_memory: bool = False) -> Iterator[dict]:
+def batches(
+    data: Batched, shares: Sequence[Sequence[int]], workers: int = 0, pin_memory: bool = False
+) -> Iterator[dict]:
     """One batch for each of shares, the indices of its items. workers: processes that load, 0 for this one.
 
     Who does not take all of them must close it (contextlib.closing): the processes ignore the signals that would end them, and
     Python waits for them. Raises UserError where data are missing or damaged, or a process has ended; NoMatch where nothing matches.
     """
-    loader = DataLoader(Batches(data, shares), batch_size=None, num_workers=workers, pin_memory=pin_memory, worker_init_fn=ignore_signals)
+    loader = DataLoader(
+        Batches(data, shares),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=ignore_signals,
+    )
     others = multiprocessing.active_children()
     items = started(loader)
     processes = [p for p in multiprocessing.active_children() if p not in others]
@@ -77,6 +85,8 @@ def started(loader: DataLoader) -> Iterator:
 def death(error: Exception, workers: int) -> UserError:
     """What the user should know of it. error: what came of it here; of a broken connection it may say nothing."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return UserError(f"one of {workers} processes that load data has ended ({reason}). If something killed it, the memory, "
-                     f"or the shared memory (/dev/shm; docker run --shm-size), has probably run out: go on with fewer of them "
-                     f"(alice-pretrain --c --set workers={workers // 2}, alice-embed -np {workers // 2})")
+    return UserError(
+        f"one of {workers} processes that load data has ended ({reason}). If something killed it, the memory, "
+        f"or the shared memory (/dev/shm; docker run --shm-size), has probably run out: go on with fewer of them "
+        f"(alice-pretrain --c --set workers={workers // 2}, alice-embed -np {workers // 2})"
+    )

@@ -62,7 +62,13 @@ class RunLog:
         for axes, (title, names) in zip(figure.subplots(len(self.panels), 1), self.panels.items()):
             for name in names:
                 if name in history:
-                    axes.plot(*zip(*history[name]), label=name, linestyle="--" if name.startswith("validation") or name.endswith("chance") else "-")
+                    axes.plot(
+                        *zip(*history[name]),
+                        label=name,
+                        linestyle="--"
+                        if name.startswith("validation") or name.endswith("chance")
+                        else "-",
+                    )
             axes.set(title=title, xlabel="step")
             axes.grid(alpha=0.3)
             if axes.lines:
@@ -81,7 +87,9 @@ def nnunet_loggers(folder: Path, resume: bool) -> list:
     try:
         return MetaLogger(folder, resume).loggers
     except RuntimeError as error:
-        raise UserError(f"nnUNet_wandb_enabled={os.environ['nnUNet_wandb_enabled']}: {error}") from None
+        raise UserError(
+            f"nnUNet_wandb_enabled={os.environ['nnUNet_wandb_enabled']}: {error}"
+        ) from None
 
 
 def time_left(seconds: float) -> str:

@@ -22,7 +22,9 @@ def matched_crops_found(model: Alice, batches: Iterable[dict], precision: str) -
     for batch in batches:
         for crops, found in ((batch["query"], queries), (batch["key"], keys)):
             with autocast(device, precision):
-                found.append(model.encoder.features(crops.to(device))[-1].float().mean((2, 3, 4)))  # (B, E)
+                found.append(
+                    model.encoder.features(crops.to(device))[-1].float().mean((2, 3, 4))
+                )  # (B, E)
     return share_found(torch.cat(queries), torch.cat(keys))
 
 

@@ -41,37 +41,57 @@ def build_state(config: PretrainConfig, device: torch.device) -> State:
     if config.checkpoint_blocks:
         for module in (model.encoder, model.decoder):
             recompute_blocks(module)
-    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and config.encoder == "vit"):
+    if config.compile == "on" or (
+        config.compile == "auto" and device.type == "cuda" and config.encoder == "vit"
+    ):
         compile_blocks(model, Block)
     return State(model, parallel(model), build_optimizer(model, config))
 
 
 def build_optimizer(model: Alice, config: PretrainConfig) -> torch.optim.AdamW:
     """AdamW for what is trained, fused into one kernel where torch has that."""
-    decayed, others = [], []  # no decay of biases (also those of window attention, which are tables) and norms, as in MAE and Swin
+    decayed, others = (
+        [],
+        [],
+    )  # no decay of biases (also those of window attention, which are tables) and norms, as in MAE and Swin
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 and not name.endswith(".bias") else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+            (decayed if parameter.ndim > 1 and not name.endswith(".bias") else others).append(
+                parameter
+            )
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     on_cuda = next(model.parameters()).is_cuda
-    return torch.optim.AdamW(groups, config.lr, config.betas, fused=on_cuda or torch.__version__ >= (2, 4))
+    return torch.optim.AdamW(
+        groups, config.lr, config.betas, fused=on_cuda or torch.__version__ >= (2, 4)
+    )
 
 
-def save_state(path: Path, state: State, config: PretrainConfig, data: dict, adaptation_plan: dict) -> None:
+def save_state(
+    path: Path, state: State, config: PretrainConfig, data: dict, adaptation_plan: dict
+) -> None:
     """Write the run to path. network_weights is the online encoder, what fine-tuning takes; model is everything."""
-    save_checkpoint(path, {
-        "network_weights": state.model.encoder.state_dict(),
-        "model": state.model.state_dict(),  # online and target encoder, decoder, phi, psi, both CASA, predictors
-        "optimizer": state.optimizer.state_dict(),
-        "step": state.step,
-        "nonfinite": state.nonfinite,
-        "random_states": {"seed": config.seed, "step": state.step},  # each step draws from generators seeded by these
-        "processes": world(),  # each had config.batch_size pairs
-        "history": state.history,
-        "config": config.as_dict(),
-        "data": data,
-        "nnssl_adaptation_plan": adaptation_plan,
-    })
+    save_checkpoint(
+        path,
+        {
+            "network_weights": state.model.encoder.state_dict(),
+            "model": state.model.state_dict(),  # online and target encoder, decoder, phi, psi, both CASA, predictors
+            "optimizer": state.optimizer.state_dict(),
+            "step": state.step,
+            "nonfinite": state.nonfinite,
+            "random_states": {
+                "seed": config.seed,
+                "step": state.step,
+            },  # each step draws from generators seeded by these
+            "processes": world(),  # each had config.batch_size pairs
+            "history": state.history,
+            "config": config.as_dict(),
+            "data": data,
+            "nnssl_adaptation_plan": adaptation_plan,
+        },
+    )
 
 
 def load_state(path: Path, config: PretrainConfig, device: torch.device) -> State:
@@ -79,7 +99,13 @@ def load_state(path: Path, config: PretrainConfig, device: torch.device) -> Stat
     saved, state = load_checkpoint(path, device), build_state(config, device)
     state.model.load_state_dict(saved["model"])
     for group in saved["optimizer"]["param_groups"]:
-        group["fused"] = state.optimizer.defaults["fused"]  # that of this machine, wherever the run was before
+        group["fused"] = state.optimizer.defaults[
+            "fused"
+        ]  # that of this machine, wherever the run was before
     state.optimizer.load_state_dict(saved["optimizer"])
-    state.step, state.history, state.nonfinite = saved["step"], saved["history"], saved.get("nonfinite", 0)
+    state.step, state.history, state.nonfinite = (
+        saved["step"],
+        saved["history"],
+        saved.get("nonfinite", 0),
+    )
     return state

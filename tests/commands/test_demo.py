@@ -16,7 +16,9 @@ def test_the_datasets_keep_the_test_person_apart(tmp_path):
     labeled = {p.name for p in (tmp_path / LABELED / "imagesTr").iterdir()}
     assert len(unlabeled) >= 5 and len(labeled) >= 2
     assert not any(TEST_PERSON in name for name in unlabeled | labeled)
-    assert [p.name for p in (tmp_path / LABELED / "imagesTs").iterdir()] == [f"{TEST_PERSON}_0000.nii.gz"]
+    assert [p.name for p in (tmp_path / LABELED / "imagesTs").iterdir()] == [
+        f"{TEST_PERSON}_0000.nii.gz"
+    ]
     labels = nibabel.load(tmp_path / LABELED / "labelsTs" / f"{TEST_PERSON}.nii.gz")
     assert set(np.unique(labels.dataobj)) == set(range(len(LABELS) + 1))
 
@@ -37,13 +39,29 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path, capsys):
 def test_from_unlabeled_scans_to_a_segmentation(tmp_path):
     Demo(tmp_path, "vit", pretraining_steps=20, epochs=1, iterations=4).whole()
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert set(summary["dice"]) == set(LABELS) and all(0 <= score <= 1 for score in summary["dice"].values())
+    assert set(summary["dice"]) == set(LABELS) and all(
+        0 <= score <= 1 for score in summary["dice"].values()
+    )
     assert len(summary["steps"]) == 8
     page = (tmp_path / "index.html").read_text()
-    for name in ("matches.png", "pair.png", "reconstruction.png", "pretraining.png", "finetuning.png", "prediction.png"):
+    for name in (
+        "matches.png",
+        "pair.png",
+        "reconstruction.png",
+        "pretraining.png",
+        "finetuning.png",
+        "prediction.png",
+    ):
         assert name in page and (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
-    image = nibabel.load(tmp_path / "nnUNet_raw" / LABELED / "imagesTs" / f"{TEST_PERSON}_0000.nii.gz")
+    image = nibabel.load(
+        tmp_path / "nnUNet_raw" / LABELED / "imagesTs" / f"{TEST_PERSON}_0000.nii.gz"
+    )
     predicted = nibabel.load(tmp_path / "prediction" / f"{TEST_PERSON}.nii.gz")
     assert predicted.shape == image.shape and np.allclose(predicted.affine, image.affine)
-    log, = (tmp_path / "nnUNet_results" / LABELED / "AliceTrainer__AlicePlans__3d_fullres" / "fold_0").glob("training_log*.txt")
-    assert "Loaded 49 of 49 encoder tensors" in log.read_text() and "Not loaded: none" in log.read_text()
+    (log,) = (
+        tmp_path / "nnUNet_results" / LABELED / "AliceTrainer__AlicePlans__3d_fullres" / "fold_0"
+    ).glob("training_log*.txt")
+    assert (
+        "Loaded 49 of 49 encoder tensors" in log.read_text()
+        and "Not loaded: none" in log.read_text()
+    )

@@ -13,12 +13,15 @@ def evaluated(capsys) -> str:
     return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("before, after", [
-    (None, trainers[0]),
-    ("", trainers[0]),
-    ("/one/with space:/two'$(false)`\"", f"/one/with space:/two'$(false)`\":{trainers[0]}"),
-    (f"{trainers[0]}/:/two", f"{trainers[0]}/:/two"),
-])
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        (None, trainers[0]),
+        ("", trainers[0]),
+        ("/one/with space:/two'$(false)`\"", f"/one/with space:/two'$(false)`\":{trainers[0]}"),
+        (f"{trainers[0]}/:/two", f"{trainers[0]}/:/two"),
+    ],
+)
 def test_the_trainers_folder_is_appended_once(before, after, monkeypatch, capsys):
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     if before is not None:

@@ -12,7 +12,11 @@ from alice_nnunet.files import file_sha256
 from alice_nnunet.commands.export import main
 from tests.helpers.exporting import write_run
 
-NETWORKS = {"vit": "monai.safetensors", "swin": None, "nnformer": "nnformer.safetensors"}  # of the tiny presets
+NETWORKS = {
+    "vit": "monai.safetensors",
+    "swin": None,
+    "nnformer": "nnformer.safetensors",
+}  # of the tiny presets
 
 
 def refused(capsys, *arguments) -> str:
@@ -34,39 +38,84 @@ def test_the_folder_gives_what_the_checkpoint_gives(tmp_path, capsys, encoder):
     checkpoint = load_pretraining(write_run(tmp_path / "c.pth", encoder))
     main([str(tmp_path / "c.pth"), str(tmp_path / "shared" / "out")])
     out = tmp_path / "shared" / "out"
-    assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json", "adaptation_plan.json", "README.md"} | (
-        {NETWORKS[encoder]} if NETWORKS[encoder] else set())
+    assert {p.name for p in out.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "adaptation_plan.json",
+        "README.md",
+    } | ({NETWORKS[encoder]} if NETWORKS[encoder] else set())
     assert not list(tmp_path.rglob("*.partial"))
     exported = load_pretraining(out)
     assert exported.keys() == {"network_weights", "step", "config", "data", "nnssl_adaptation_plan"}
     for key in ("step", "config", "data", "nnssl_adaptation_plan"):
         assert exported[key] == checkpoint[key]
     ours, theirs = exported["network_weights"], checkpoint["network_weights"]
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours)
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours
+    )
     with safe_open(out / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    assert json.loads((out / "adaptation_plan.json").read_text()) == checkpoint["nnssl_adaptation_plan"]
+    assert (
+        json.loads((out / "adaptation_plan.json").read_text())
+        == checkpoint["nnssl_adaptation_plan"]
+    )
     content = json.loads((out / "config.json").read_text())
     assert content["weights_sha256"] == file_sha256(out / "model.safetensors")
-    assert content["metrics"]["l_r"] == {"step": 40, "value": 1.5} and content["metrics"]["validation l_r"]["value"] == 1.625
+    assert (
+        content["metrics"]["l_r"] == {"step": 40, "value": 1.5}
+        and content["metrics"]["validation l_r"]["value"] == 1.625
+    )
     said = capsys.readouterr().out
-    assert f"alice-plan -d ID -weights {out}" in said and content["weights_sha256"] in said and "no licence is stated" in said
+    assert (
+        f"alice-plan -d ID -weights {out}" in said
+        and content["weights_sha256"] in said
+        and "no licence is stated" in said
+    )
 
 
 def test_the_card_is_read_by_the_hub_and_says_what_an_image_must_look_like(run, tmp_path):
     main([str(run), str(tmp_path / "out"), "-license", "cc-by-4.0"])
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert card.data.license == "cc-by-4.0" and card.data.library_name == "alice-nnunet" and "ct" in card.data.tags
-    for said in ("Dataset022_FLARE22, 11 volumes", "RAS", "z, y, x", "3 x 3 x 3 mm", "clipped to -125..255 HU", "| depth | 4 |",
-                 "| steps done | 40 |", "| l_r | 1.5 | 40 |", "| validation l_r | 1.625 | 40 |", "@inproceedings{jiang2023alice", "cc-by-4.0, for the weights"):
+    assert (
+        card.data.license == "cc-by-4.0"
+        and card.data.library_name == "alice-nnunet"
+        and "ct" in card.data.tags
+    )
+    for said in (
+        "Dataset022_FLARE22, 11 volumes",
+        "RAS",
+        "z, y, x",
+        "3 x 3 x 3 mm",
+        "clipped to -125..255 HU",
+        "| depth | 4 |",
+        "| steps done | 40 |",
+        "| l_r | 1.5 | 40 |",
+        "| validation l_r | 1.625 | 40 |",
+        "@inproceedings{jiang2023alice",
+        "cc-by-4.0, for the weights",
+    ):
         assert said in card.text
     assert "may have collapsed" not in card.text
     assert str(tmp_path) not in card.text and str(run) not in card.text
 
 
 def test_the_card_warns_of_features_that_collapsed(run, tmp_path):
-    main([str(spoiled(run, tmp_path, lambda c: c["history"].update({"spread S": [[20, 0.5], [40, 0.09]]}))), str(tmp_path / "out")])
-    assert "**spread S ended under 0.1: these features may have collapsed.**" in (tmp_path / "out" / "README.md").read_text()
+    main(
+        [
+            str(
+                spoiled(
+                    run,
+                    tmp_path,
+                    lambda c: c["history"].update({"spread S": [[20, 0.5], [40, 0.09]]}),
+                )
+            ),
+            str(tmp_path / "out"),
+        ]
+    )
+    assert (
+        "**spread S ended under 0.1: these features may have collapsed.**"
+        in (tmp_path / "out" / "README.md").read_text()
+    )
 
 
 def test_an_existing_folder_and_an_exported_one_are_refused(run, tmp_path, capsys):
@@ -84,21 +133,40 @@ def spoiled(run, tmp_path, change) -> str:
     return tmp_path / "spoiled.pth"
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda c: c["nnssl_adaptation_plan"].pop("key_to_lpe"), "nnssl_adaptation_plan.key_to_lpe is missing"),
-    (lambda c: c["nnssl_adaptation_plan"].update(key_to_stem="stem"), "key_to_stem is 'stem', and no tensor"),
-    (lambda c: c["network_weights"].pop("norm.bias"), "norm.bias"),
-    (lambda c: c.update(nnssl_adaptation_plan=None), "None instead of a dictionary"),
-    (lambda c: c["config"]["encoder_arguments"].update(width=96), "not those of the vit")])
-def test_what_cannot_be_described_is_refused_and_leaves_nothing(run, tmp_path, capsys, change, said):
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            lambda c: c["nnssl_adaptation_plan"].pop("key_to_lpe"),
+            "nnssl_adaptation_plan.key_to_lpe is missing",
+        ),
+        (
+            lambda c: c["nnssl_adaptation_plan"].update(key_to_stem="stem"),
+            "key_to_stem is 'stem', and no tensor",
+        ),
+        (lambda c: c["network_weights"].pop("norm.bias"), "norm.bias"),
+        (lambda c: c.update(nnssl_adaptation_plan=None), "None instead of a dictionary"),
+        (lambda c: c["config"]["encoder_arguments"].update(width=96), "not those of the vit"),
+    ],
+)
+def test_what_cannot_be_described_is_refused_and_leaves_nothing(
+    run, tmp_path, capsys, change, said
+):
     assert said in refused(capsys, spoiled(run, tmp_path, change), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["spoiled.pth"]
 
 
 def test_early_checkpoints_with_arguments_in_the_plan(run, tmp_path, capsys):
     def early(checkpoint):
-        checkpoint["nnssl_adaptation_plan"]["architecture_plans"]["arch_kwargs"] = checkpoint["config"]["encoder_arguments"]
+        checkpoint["nnssl_adaptation_plan"]["architecture_plans"]["arch_kwargs"] = checkpoint[
+            "config"
+        ]["encoder_arguments"]
 
     main([str(spoiled(run, tmp_path, early)), str(tmp_path / "out")])
     assert "exported as null" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "adaptation_plan.json").read_text())["architecture_plans"]["arch_kwargs"] is None
+    assert (
+        json.loads((tmp_path / "out" / "adaptation_plan.json").read_text())["architecture_plans"][
+            "arch_kwargs"
+        ]
+        is None
+    )

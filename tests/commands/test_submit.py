@@ -25,11 +25,18 @@ NAME = "Dataset007_Body"
 
 def save_untrained(root: Path) -> Path:
     """nnU-Net's results folder with the checkpoints of folds 0 and 1 and of all, of networks that were never trained."""
-    plans, dataset = (json.loads((root / "preprocessed" / NAME / name).read_text()) for name in ("AlicePlans.json", "dataset.json"))
+    plans, dataset = (
+        json.loads((root / "preprocessed" / NAME / name).read_text())
+        for name in ("AlicePlans.json", "dataset.json")
+    )
     for seed, fold in enumerate((0, 1, "all")):
         torch.manual_seed(seed)
-        trainer = AliceTrainer(plans | {"continue_training": False}, "3d_fullres", fold, dataset, torch.device("cpu"))
-        trainer.network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2)
+        trainer = AliceTrainer(
+            plans | {"continue_training": False}, "3d_fullres", fold, dataset, torch.device("cpu")
+        )
+        trainer.network = trainer.build_network_architecture(
+            trainer.plans_manager, trainer.configuration_manager, 1, 2
+        )
         trainer.optimizer, _ = trainer.configure_optimizers()
         trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     model = root / "results" / NAME / "AliceTrainer__AlicePlans__3d_fullres"
@@ -46,15 +53,36 @@ def place(tmp_path_factory, real_ct):
         for name in ("raw", "preprocessed", "results"):
             (root / name).mkdir()
             patch.setenv(f"nnUNet_{name}", str(root / name))
-        for name, value in {"nnUNet_compile": "f", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}.items():
+        for name, value in {
+            "nnUNet_compile": "f",
+            "nnUNet_def_n_proc": "1",
+            "OMP_NUM_THREADS": "1",
+        }.items():
             patch.setenv(name, value)
         plan_by_hand(write_dataset(root / "raw", real_ct), root / "preprocessed" / NAME)
-        alice_plan(["-d", "7", "-weights", str(write_checkpoint(root / "c.pth")), "-epochs", "1", "-np", "1"])
+        alice_plan(
+            [
+                "-d",
+                "7",
+                "-weights",
+                str(write_checkpoint(root / "c.pth")),
+                "-epochs",
+                "1",
+                "-np",
+                "1",
+            ]
+        )
         save_untrained(root).rename(root / "model")
         for case, codes in (("a", "LPS"), ("b", "SAL")):
-            write_case(root / "inputs" / f"{case}_0000.nii.gz", np.asarray(real_ct.dataobj)[5:33, 3:30, :16], codes)
+            write_case(
+                root / "inputs" / f"{case}_0000.nii.gz",
+                np.asarray(real_ct.dataobj)[5:33, 3:30, :16],
+                codes,
+            )
         main([str(root / "model"), str(root / "submission")])
-        assert not list(root.rglob("*.partial")) and not list((root / "submission").rglob("__pycache__"))
+        assert not list(root.rglob("*.partial")) and not list(
+            (root / "submission").rglob("__pycache__")
+        )
         yield root
 
 
@@ -70,11 +98,19 @@ def refused(capsys, *arguments) -> str:
 def call(folder: Path, *words) -> subprocess.CompletedProcess:
     """A script of the submission, with nothing of nnU-Net or of this checkout in the environment."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "alice", "PYTHON"))}
-    return subprocess.run([str(w) for w in words], env={**clean, "PYTHON": sys.executable}, cwd=folder, capture_output=True, text=True)
+    return subprocess.run(
+        [str(w) for w in words],
+        env={**clean, "PYTHON": sys.executable},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
 
 
 def check(place: Path, outputs: Path) -> subprocess.CompletedProcess:
-    return call(place, sys.executable, place / "submission" / "check_outputs.py", place / "inputs", outputs)
+    return call(
+        place, sys.executable, place / "submission" / "check_outputs.py", place / "inputs", outputs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,35 +133,82 @@ def test_it_segments_as_nnunet_does_from_the_training(place, predicted, monkeypa
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(place / "model"), (0, 1))
     (place / "reference").mkdir()
-    predictor.predict_from_files_sequential([[str(place / "inputs" / "b_0000.nii.gz")]], [str(place / "reference" / "b")])
+    predictor.predict_from_files_sequential(
+        [[str(place / "inputs" / "b_0000.nii.gz")]], [str(place / "reference" / "b")]
+    )
     ours, theirs = (nibabel.load(folder / "b.nii.gz") for folder in (outputs, place / "reference"))
-    assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj)) and np.array_equal(ours.affine, theirs.affine)
+    assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj)) and np.array_equal(
+        ours.affine, theirs.affine
+    )
     assert len(np.unique(np.asarray(ours.dataobj))) == 2
 
 
 def test_the_folder_is_whole_and_holds_no_more_than_prediction_needs(place):
     folder, names = place / "submission", lambda path: {p.name for p in path.iterdir()}
-    assert names(folder) == {"model", "code", "predict.sh", "predict.py", "check_outputs.py", "Dockerfile", "README.md", "requirements.txt",
-                             "settings.json"}
+    assert names(folder) == {
+        "model",
+        "code",
+        "predict.sh",
+        "predict.py",
+        "check_outputs.py",
+        "Dockerfile",
+        "README.md",
+        "requirements.txt",
+        "settings.json",
+    }
     assert names(folder / "model") == {"fold_0", "fold_1", "plans.json", "dataset.json"}
-    kept, whole = (torch.load(place / where / "fold_1" / "checkpoint_final.pth", weights_only=False) for where in ("submission/model", "model"))
-    assert kept.keys() == {"network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes"}
-    assert all(torch.equal(kept["network_weights"][n], whole["network_weights"][n]) for n in whole["network_weights"])
-    torch.load(folder / "model" / "fold_1" / "checkpoint_final.pth", weights_only=True)  # no pickled classes
+    kept, whole = (
+        torch.load(place / where / "fold_1" / "checkpoint_final.pth", weights_only=False)
+        for where in ("submission/model", "model")
+    )
+    assert kept.keys() == {
+        "network_weights",
+        "trainer_name",
+        "init_args",
+        "inference_allowed_mirroring_axes",
+    }
+    assert all(
+        torch.equal(kept["network_weights"][n], whole["network_weights"][n])
+        for n in whole["network_weights"]
+    )
+    torch.load(
+        folder / "model" / "fold_1" / "checkpoint_final.pth", weights_only=True
+    )  # no pickled classes
     code = names(folder / "code" / "alice_nnunet")
-    assert {"trainers", "networks", "LICENSE"} <= code and not code & {"demo", "commands", "submission", "pretrain"}
+    assert {"trainers", "networks", "LICENSE"} <= code and not code & {
+        "demo",
+        "commands",
+        "submission",
+        "pretrain",
+    }
     lines = (folder / "requirements.txt").read_text().splitlines()
     assert {line.split("==")[0] for line in lines} >= {"nnunetv2", "torch", "monai", "nibabel"}
-    assert f"torch=={torch.__version__.split('+')[0]}" in lines and not any("+" in line or line.startswith(("alice", "nvidia")) for line in lines)
-    assert f"FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim" in (folder / "Dockerfile").read_text()
-    assert not any("@" in line for name in ("README.md", "Dockerfile") for line in (folder / name).read_text().splitlines())
+    assert f"torch=={torch.__version__.split('+')[0]}" in lines and not any(
+        "+" in line or line.startswith(("alice", "nvidia")) for line in lines
+    )
+    assert (
+        f"FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim"
+        in (folder / "Dockerfile").read_text()
+    )
+    assert not any(
+        "@" in line
+        for name in ("README.md", "Dockerfile")
+        for line in (folder / name).read_text().splitlines()
+    )
 
 
 def test_time_and_memory_of_each_case_are_reported(place, predicted):
     report = json.loads((predicted[0] / "resources.json").read_text())
-    assert [row["case"] for row in report["cases"]] == ["a", "aa", "b"] and report["device"] in ("cpu", "cuda")
+    assert [row["case"] for row in report["cases"]] == ["a", "aa", "b"] and report["device"] in (
+        "cpu",
+        "cuda",
+    )
     for row in report["cases"]:
-        assert row["seconds"] >= 0 and row["peak_rss_mib"] > 100 and ("peak_gpu_mib" in row) == (report["device"] == "cuda")
+        assert (
+            row["seconds"] >= 0
+            and row["peak_rss_mib"] > 100
+            and ("peak_gpu_mib" in row) == (report["device"] == "cuda")
+        )
 
 
 def test_good_outputs_pass_the_check(place, predicted):
@@ -139,10 +222,21 @@ def moved(image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
     return nibabel.Nifti1Image(np.asarray(image.dataobj), affine)
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda image: nibabel.Nifti1Image(np.asarray(image.dataobj) + 5, image.affine), "has the labels [5, 6], the model knows [0, 1]"),
-    (lambda image: nibabel.Nifti1Image(np.asarray(image.dataobj)[1:], image.affine), "voxels, the image ("), (moved, "lies elsewhere"),
-    (lambda image: None, "b.nii.gz is missing")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            lambda image: nibabel.Nifti1Image(np.asarray(image.dataobj) + 5, image.affine),
+            "has the labels [5, 6], the model knows [0, 1]",
+        ),
+        (
+            lambda image: nibabel.Nifti1Image(np.asarray(image.dataobj)[1:], image.affine),
+            "voxels, the image (",
+        ),
+        (moved, "lies elsewhere"),
+        (lambda image: None, "b.nii.gz is missing"),
+    ],
+)
 def test_the_check_finds_what_is_wrong(place, predicted, tmp_path, change, said):
     shutil.copytree(predicted[0], tmp_path / "outputs")
     spoiled = change(nibabel.load(predicted[0] / "b.nii.gz"))
@@ -151,7 +245,12 @@ def test_the_check_finds_what_is_wrong(place, predicted, tmp_path, change, said)
         nibabel.save(spoiled, tmp_path / "outputs" / "b.nii.gz")
     (tmp_path / "outputs" / "more.nii.gz").write_bytes(b"")
     done = check(place, tmp_path / "outputs")
-    assert done.returncode == 1 and said in done.stdout and "more.nii.gz in" in done.stdout and len(done.stdout.splitlines()) == 2
+    assert (
+        done.returncode == 1
+        and said in done.stdout
+        and "more.nii.gz in" in done.stdout
+        and len(done.stdout.splitlines()) == 2
+    )
 
 
 def test_a_scan_that_cannot_be_read_costs_only_itself(predicted):
@@ -161,19 +260,37 @@ def test_a_scan_that_cannot_be_read_costs_only_itself(predicted):
     assert ["error" in row for row in rows] == [False, True, False]
 
 
-@pytest.mark.parametrize("entries", [
-    {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}},
-    {"labels": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}, "regions_class_order": [5, 7]}])
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}},
+        {
+            "labels": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3},
+            "regions_class_order": [5, 7],
+        },
+    ],
+)
 def test_labels_that_a_segmentation_may_have_are_nnunets(place, entries):
     script = {"__name__": "script", "__file__": str(place / "submission" / "check_outputs.py")}
     exec((place / "submission" / "check_outputs.py").read_text(), script)
     manager = LabelManager(entries["labels"], entries.get("regions_class_order"))
-    logits = torch.cartesian_prod(*[torch.tensor([-9.0, 9.0])] * manager.num_segmentation_heads).T[:, None, None]
-    assert set(manager.convert_logits_to_segmentation(logits).unique().int().tolist()) == script["known_labels"](entries)
+    logits = torch.cartesian_prod(*[torch.tensor([-9.0, 9.0])] * manager.num_segmentation_heads).T[
+        :, None, None
+    ]
+    assert set(manager.convert_logits_to_segmentation(logits).unique().int().tolist()) == script[
+        "known_labels"
+    ](entries)
 
 
-@pytest.mark.parametrize("names, said", [([], "no .nii.gz files"), (["a.nii.gz"], "must hold CASE_0000.nii.gz; it has a.nii.gz"),
-                                         (["a_0000.nii.gz", "a_0001.nii.gz"], "takes 1 channels"), (["a_0001.nii.gz"], "a_0000.nii.gz, a_0001")])
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        ([], "no .nii.gz files"),
+        (["a.nii.gz"], "must hold CASE_0000.nii.gz; it has a.nii.gz"),
+        (["a_0000.nii.gz", "a_0001.nii.gz"], "takes 1 channels"),
+        (["a_0001.nii.gz"], "a_0000.nii.gz, a_0001"),
+    ],
+)
 def test_inputs_that_are_not_as_prescribed(place, tmp_path, names, said, monkeypatch):
     """The script's own function: starting Python for each would take four seconds."""
     for name in names:
@@ -187,12 +304,20 @@ def test_inputs_that_are_not_as_prescribed(place, tmp_path, names, said, monkeyp
 def test_a_trainer_of_ones_own_comes_along(place, tmp_path, monkeypatch, capsys):
     model = shutil.copytree(place / "model", tmp_path / "model")
     checkpoint = model / "fold_0" / "checkpoint_final.pth"
-    torch.save(torch.load(checkpoint, weights_only=False) | {"trainer_name": "TheirOwnTrainer"}, checkpoint)
+    torch.save(
+        torch.load(checkpoint, weights_only=False) | {"trainer_name": "TheirOwnTrainer"}, checkpoint
+    )
     text = refused(capsys, model, tmp_path / "out", "-f", "0")
-    assert "does not load from the folder alone" in text and "TheirOwnTrainer" in text and "nnUNet_extTrainer" in text
+    assert (
+        "does not load from the folder alone" in text
+        and "TheirOwnTrainer" in text
+        and "nnUNet_extTrainer" in text
+    )
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "their_own.py").write_text("from alice_nnunet.trainers.alice_trainer import AliceTrainer\n\n\n"
-                                                   "class TheirOwnTrainer(AliceTrainer):\n    pass\n")
+    (tmp_path / "own" / "their_own.py").write_text(
+        "from alice_nnunet.trainers.alice_trainer import AliceTrainer\n\n\n"
+        "class TheirOwnTrainer(AliceTrainer):\n    pass\n"
+    )
     monkeypatch.setenv("nnUNet_extTrainer", with_trainers(str(tmp_path / "own")))
     main([str(model), str(tmp_path / "out"), "-f", "0", "--disable_tta"])
     assert (tmp_path / "out" / "code" / "alice_nnunet" / "trainers" / "their_own.py").is_file()
@@ -201,9 +326,15 @@ def test_a_trainer_of_ones_own_comes_along(place, tmp_path, monkeypatch, capsys)
 
 def test_models_that_cannot_be_submitted(place, tmp_path, capsys):
     assert "no plans.json" in refused(capsys, place, tmp_path / "out")
-    assert "there is one for 0, 1, all" in refused(capsys, place / "model", tmp_path / "out", "-f", "0", "3")
-    assert "no checkpoint_best.pth" in refused(capsys, place / "model", tmp_path / "out", "-chk", "checkpoint_best.pth")
-    assert "-step_size must be" in refused(capsys, place / "model", tmp_path / "out", "-step_size", "0")
+    assert "there is one for 0, 1, all" in refused(
+        capsys, place / "model", tmp_path / "out", "-f", "0", "3"
+    )
+    assert "no checkpoint_best.pth" in refused(
+        capsys, place / "model", tmp_path / "out", "-chk", "checkpoint_best.pth"
+    )
+    assert "-step_size must be" in refused(
+        capsys, place / "model", tmp_path / "out", "-step_size", "0"
+    )
     assert "exists already" in refused(capsys, place / "model", place / "submission")
     model = shutil.copytree(place / "model", tmp_path / "model")
     checkpoint = model / "fold_0" / "checkpoint_final.pth"

@@ -8,7 +8,7 @@ SPACING = (4.0, 4.0, 4.0)  # mm; a cell is 2 voxels
 
 def cylinder(size, centre, radii) -> np.ndarray:
     """An elliptic cylinder along z, bool (Z, Y, X)."""
-    y, x = np.ogrid[:size[1], :size[2]]
+    y, x = np.ogrid[: size[1], : size[2]]
     plane = ((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 <= 1
     return np.broadcast_to(plane, size).copy()
 
@@ -17,9 +17,11 @@ def cylinder(size, centre, radii) -> np.ndarray:
 def chest() -> np.ndarray:
     """A trunk with two lungs, on a table, with a stray lump in a corner."""
     inside = cylinder((20, 60, 80), (30, 40), (18, 28))
-    inside &= ~cylinder(inside.shape, (30, 28), (11, 8)) & ~cylinder(inside.shape, (30, 52), (11, 8))
-    inside[:, 9:11, 5:75] = True      # the table, 8 mm thick, 2 voxels under the back
-    inside[:, 11:13, 38:42] = True    # touches the back
+    inside &= ~cylinder(inside.shape, (30, 28), (11, 8)) & ~cylinder(
+        inside.shape, (30, 52), (11, 8)
+    )
+    inside[:, 9:11, 5:75] = True  # the table, 8 mm thick, 2 voxels under the back
+    inside[:, 11:13, 38:42] = True  # touches the back
     inside[:4, 54:60, 0:6] = True
     return inside
 
@@ -36,7 +38,10 @@ def test_body_is_the_trunk_with_its_lungs_and_without_table_and_lump(chest):
 def test_box_is_tight(chest):
     start, stop = find_body(chest, SPACING).box
     assert start[0] == 0 and stop[0] == 20
-    assert np.abs(np.subtract(start[1:], (12, 12))).max() <= 1 and np.abs(np.subtract(stop[1:], (49, 69))).max() <= 1
+    assert (
+        np.abs(np.subtract(start[1:], (12, 12))).max() <= 1
+        and np.abs(np.subtract(stop[1:], (49, 69))).max() <= 1
+    )
 
 
 def test_box_does_not_depend_on_what_encloses_it():
@@ -85,7 +90,11 @@ def test_share_counts_only_voxels_of_the_volume():
 def test_plain_dict_and_back(chest):
     body = find_body(chest, (4.0, 2.0, 2.0))
     copy = Body.from_dict(body.to_dict())
-    assert (copy.cell, copy.box, copy.size) == (body.cell, body.box, body.size) == ((2, 4, 4), body.box, chest.shape)
+    assert (
+        (copy.cell, copy.box, copy.size)
+        == (body.cell, body.box, body.size)
+        == ((2, 4, 4), body.box, chest.shape)
+    )
     np.testing.assert_array_equal(copy.cells, body.cells)
 
 

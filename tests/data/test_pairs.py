@@ -23,7 +23,11 @@ def folder(tmp_path_factory):
         inside = np.zeros(size, bool)
         inside[4:-4, 4:-4, 4:-4] = True
         spacing = (3.0, 3.0, 3.0)
-        known = {"spacing": spacing, "body": find_body(inside, spacing).to_dict(), "plans_sha256": ""}
+        known = {
+            "spacing": spacing,
+            "body": find_body(inside, spacing).to_dict(),
+            "plans_sha256": "",
+        }
         save_volume(folder, f"case{index}", image, {"alice": known}, SIZE)
     return folder
 
@@ -31,7 +35,9 @@ def folder(tmp_path_factory):
 CASES = [f"case{i}" for i in range(4)]
 
 
-def pairs(folder, matcher=match_by_body, queries=CASES, keys=CASES, seed=(0, 0), min_score=0.7) -> AlignedPairs:
+def pairs(
+    folder, matcher=match_by_body, queries=CASES, keys=CASES, seed=(0, 0), min_score=0.7
+) -> AlignedPairs:
     return AlignedPairs(folder, queries, keys, SIZE, matcher, min_score, seed, 100)
 
 
@@ -43,8 +49,13 @@ def test_crops_are_centred_on_the_point_and_its_match(folder):
         return Match((5, 6, 7), 0.9)
 
     item = pairs(folder, matcher)[3]
-    (point, query, key), = asked
-    assert (item["query_case"], item["key_case"], item["score"], item["rejected"]) == (query, key, 0.9, 0)
+    ((point, query, key),) = asked
+    assert (item["query_case"], item["key_case"], item["score"], item["rejected"]) == (
+        query,
+        key,
+        0.9,
+        0,
+    )
     assert np.array_equal(item["query"], crop_around(open_volume(folder, query).image, point, SIZE))
     assert np.array_equal(item["key"], crop_around(open_volume(folder, key).image, (5, 6, 7), SIZE))
     assert item["query"].shape == (1, *SIZE) and item["query"].dtype == np.float32
@@ -62,7 +73,10 @@ def test_an_item_depends_on_seed_and_index_alone(folder):
 def test_query_and_key_are_always_two_people_and_everyone_comes(folder):
     drawn = [(i["query_case"], i["key_case"]) for i in (pairs(folder)[n] for n in range(100))]
     assert all(q != k for q, k in drawn) and len(set(drawn)) == 12
-    held_out = [(i["query_case"], i["key_case"]) for i in (pairs(folder, queries=["case3"])[n] for n in range(20))]
+    held_out = [
+        (i["query_case"], i["key_case"])
+        for i in (pairs(folder, queries=["case3"])[n] for n in range(20))
+    ]
     assert {q for q, _ in held_out} == {"case3"} and {k for _, k in held_out} == set(CASES[:3])
 
 
@@ -86,11 +100,18 @@ def test_one_case_is_no_pair(folder):
 
 def test_a_batch_is_the_items_put_together(folder):
     share = [3, 4, 5]
-    batch, expected = pairs(folder).batch(share), default_collate([pairs(folder)[index] for index in share])
+    batch, expected = (
+        pairs(folder).batch(share),
+        default_collate([pairs(folder)[index] for index in share]),
+    )
     assert batch.keys() == expected.keys()
     for name in ("query", "key", "score", "rejected"):
-        assert torch.equal(batch[name], expected[name]) and batch[name].dtype == expected[name].dtype
-    assert batch["query_case"] == expected["query_case"] and batch["key_case"] == expected["key_case"]
+        assert (
+            torch.equal(batch[name], expected[name]) and batch[name].dtype == expected[name].dtype
+        )
+    assert (
+        batch["query_case"] == expected["query_case"] and batch["key_case"] == expected["key_case"]
+    )
 
 
 def test_the_other_person_is_drawn_as_from_a_list_without_the_first(folder):

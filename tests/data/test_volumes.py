@@ -7,8 +7,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alice_nnunet.data.body import find_body
-from alice_nnunet.data.volumes import (case_names, case_properties, check_volume, open_volume, remove_partial,
-                                       save_volume)
+from alice_nnunet.data.volumes import (
+    case_names,
+    case_properties,
+    check_volume,
+    open_volume,
+    remove_partial,
+    save_volume,
+)
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import crop_around
 
@@ -72,8 +78,15 @@ def test_a_crop_is_read_into_its_place_as_from_an_array(folder, image, centre, s
 
 def test_a_place_that_does_not_fit_is_not_written_to(folder, image):
     save(folder, "a", image)
-    stored, index = open_volume(folder, "a").image, (slice(None), slice(2, 6), slice(2, 6), slice(2, 6))
-    for out in (np.zeros((2, 4, 4, 5), np.float32), np.zeros((2, 4, 4, 4)), np.zeros((2, 4, 4, 8), np.float32)[..., ::2]):
+    stored, index = (
+        open_volume(folder, "a").image,
+        (slice(None), slice(2, 6), slice(2, 6), slice(2, 6)),
+    )
+    for out in (
+        np.zeros((2, 4, 4, 5), np.float32),
+        np.zeros((2, 4, 4, 4)),
+        np.zeros((2, 4, 4, 8), np.float32)[..., ::2],
+    ):
         with pytest.raises(ValueError, match="do not go into"):
             stored.read_into(out, index)
         assert not out.any()
@@ -126,7 +139,9 @@ def test_damage_is_found(folder, image):
 def test_damage_is_a_clear_error(folder, image, ending):
     save(folder, "a", image)
     (folder / f"a.{ending}").write_bytes(b"no such thing")
-    with pytest.raises(UserError, match=rf"a.{ending} is damaged .*alice-preprocess -d Dataset022_Test --verify"):
+    with pytest.raises(
+        UserError, match=rf"a.{ending} is damaged .*alice-preprocess -d Dataset022_Test --verify"
+    ):
         open_volume(folder, "a").image[:]
 
 
@@ -153,7 +168,7 @@ def test_a_file_that_changes_after_it_was_read_is_checked_again(folder, image):
     save(folder, "a", image)
     open_volume(folder, "a").image[:]
     content = bytearray((folder / "a.b2nd").read_bytes())
-    content[len(content) // 3: len(content) // 3 + 2000] = bytes(2000)
+    content[len(content) // 3 : len(content) // 3 + 2000] = bytes(2000)
     (folder / "a.b2nd").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.b2nd is damaged"):
         open_volume(folder, "a").image[:]
@@ -166,7 +181,10 @@ def test_only_the_chunks_that_are_read_are_checked(folder):
     corner = (slice(None), slice(0, 4), slice(0, 4), slice(0, 4))
     chunks = lambda index: stored.chunks_of(stored.bounds(index))
     assert chunks(corner) == {0} and chunks((0, 3, slice(None), 7)) < chunks(slice(None))
-    assert chunks(slice(None)) == set(range(stored.array.schunk.nchunks)) and stored.array.schunk.nchunks > 8
+    assert (
+        chunks(slice(None)) == set(range(stored.array.schunk.nchunks))
+        and stored.array.schunk.nchunks > 8
+    )
     stored[corner]
     assert stored.checked == {0}
 
@@ -175,7 +193,10 @@ def test_only_the_chunks_that_are_read_are_checked(folder):
 def test_a_file_that_is_gone_is_a_clear_error(folder, image, ending):
     save(folder, "a", image)
     (folder / f"a.{ending}").unlink()
-    with pytest.raises(UserError, match=rf"^[^ ]*a\.{ending} is gone: put it back, or run alice-preprocess -d Dataset022_Test"):
+    with pytest.raises(
+        UserError,
+        match=rf"^[^ ]*a\.{ending} is gone: put it back, or run alice-preprocess -d Dataset022_Test",
+    ):
         open_volume(folder, "a").image[:]
 
 

@@ -21,7 +21,8 @@ def test_cases_of_both_folders_with_their_channels(raw_dataset):
     raw = open_raw_dataset(22)
     assert raw.name == "Dataset022_Test" and raw.rejected == {}
     assert {case: [file.name for file in files] for case, files in raw.cases.items()} == {
-        case: [f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"] for case in ("a_0001", "b", "c")}
+        case: [f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"] for case in ("a_0001", "b", "c")
+    }
     assert open_raw_dataset("22") == open_raw_dataset("Dataset022_Test") == raw
 
 
@@ -36,19 +37,25 @@ def test_files_that_fit_no_case_are_rejected_by_name(raw_dataset):
 
 
 def test_labels_and_number_of_cases_are_not_needed(folder):
-    assert set(json.loads((folder / "dataset.json").read_text())) == {"channel_names", "file_ending"}
+    assert set(json.loads((folder / "dataset.json").read_text())) == {
+        "channel_names",
+        "file_ending",
+    }
     assert sorted(open_raw_dataset(22).cases) == ["a", "b"]
 
 
-@pytest.mark.parametrize("content, message", [
-    ("{", "no valid JSON"),
-    ("[]", "JSON object"),
-    ('{"file_ending": ".nii.gz"}', '"channel_names" must be like'),
-    ('{"channel_names": {}, "file_ending": ".nii.gz"}', '"channel_names" must be like'),
-    ('{"channel_names": {"0": "CT"}}', '"file_ending" must be .nii.gz or .nii, got null'),
-    ('{"channel_names": {"0": "CT"}, "file_ending": ".mha"}', "convert the images to NIfTI"),
-    ('{"channel_names": {"0": "CT"}, "file_ending": ".nii"}', "no file ends in .nii "),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "no valid JSON"),
+        ("[]", "JSON object"),
+        ('{"file_ending": ".nii.gz"}', '"channel_names" must be like'),
+        ('{"channel_names": {}, "file_ending": ".nii.gz"}', '"channel_names" must be like'),
+        ('{"channel_names": {"0": "CT"}}', '"file_ending" must be .nii.gz or .nii, got null'),
+        ('{"channel_names": {"0": "CT"}, "file_ending": ".mha"}', "convert the images to NIfTI"),
+        ('{"channel_names": {"0": "CT"}, "file_ending": ".nii"}', "no file ends in .nii "),
+    ],
+)
 def test_wrong_dataset_json(folder, content, message):
     (folder / "dataset.json").write_text(content)
     with pytest.raises(UserError, match=message):
@@ -57,7 +64,9 @@ def test_wrong_dataset_json(folder, content, message):
 
 def test_missing_dataset_json(folder):
     (folder / "dataset.json").unlink()
-    with pytest.raises(UserError, match=r"dataset.json is missing; the least it says is .*channel_names"):
+    with pytest.raises(
+        UserError, match=r"dataset.json is missing; the least it says is .*channel_names"
+    ):
         open_raw_dataset(22)
 
 
@@ -74,11 +83,14 @@ def test_one_name_in_both_folders(folder):
         open_raw_dataset(22)
 
 
-@pytest.mark.parametrize("dataset, message", [
-    (23, "no dataset with the ID 23 in nnUNet_raw="),
-    ("Dataset023_Other", "no dataset Dataset023_Other in nnUNet_raw="),
-    ("liver", "an ID like 22 or a name"),
-])
+@pytest.mark.parametrize(
+    "dataset, message",
+    [
+        (23, "no dataset with the ID 23 in nnUNet_raw="),
+        ("Dataset023_Other", "no dataset Dataset023_Other in nnUNet_raw="),
+        ("liver", "an ID like 22 or a name"),
+    ],
+)
 def test_unknown_dataset(folder, dataset, message):
     with pytest.raises(UserError, match=message):
         open_raw_dataset(dataset)

@@ -9,6 +9,7 @@ from alice_nnunet.evaluation.cases import find_dataset_json, find_ending, pair_c
 @pytest.fixture
 def folders(tmp_path):
     """PRED and GT with the files named; GT is the labelsTr of a dataset."""
+
     def make(predicted: str, reference: str):
         made = tmp_path / "predicted", tmp_path / "dataset" / "labelsTr"
         for folder, names in zip(made, (predicted, reference)):
@@ -16,20 +17,28 @@ def folders(tmp_path):
             for name in names.split():
                 (folder / name).touch()
         return made
+
     return make
 
 
 def test_the_same_names_are_the_cases(folders):
-    predicted, reference = folders("a.nii.gz b.1.nii.gz summary.json a.npz .c.nii.gz", "a.nii.gz b.1.nii.gz ._a.nii.gz")
+    predicted, reference = folders(
+        "a.nii.gz b.1.nii.gz summary.json a.npz .c.nii.gz", "a.nii.gz b.1.nii.gz ._a.nii.gz"
+    )
     cases = pair_cases(predicted, reference, ".nii.gz")
-    assert cases.files == {case: (predicted / f"{case}.nii.gz", reference / f"{case}.nii.gz") for case in ("a", "b.1")}
+    assert cases.files == {
+        case: (predicted / f"{case}.nii.gz", reference / f"{case}.nii.gz") for case in ("a", "b.1")
+    }
     assert cases.left_out == ()
 
 
 def test_missing_and_extra_cases(folders):
     predicted, reference = folders("a.nii.gz x.nii.gz", "a.nii.gz b.nii.gz c.nii.gz")
-    with pytest.raises(UserError, match=r"2 of 3 references have no prediction in .*predicted: b, c; "
-                                        r"1 predictions have no reference in .*: x\. --chill"):
+    with pytest.raises(
+        UserError,
+        match=r"2 of 3 references have no prediction in .*predicted: b, c; "
+        r"1 predictions have no reference in .*: x\. --chill",
+    ):
         pair_cases(predicted, reference, ".nii.gz")
     cases = pair_cases(predicted, reference, ".nii.gz", chill=True)
     assert list(cases.files) == ["a"] and cases.left_out == ("b", "c", "x")
@@ -37,7 +46,10 @@ def test_missing_and_extra_cases(folders):
 
 def test_nothing_in_common(folders):
     predicted, reference = folders("a_0000.nii.gz a.nrrd", "a.nii.gz")
-    with pytest.raises(UserError, match=r"no prediction for any of the 1 references .* like a.nii.gz; it has a.nrrd, a_0000.nii.gz"):
+    with pytest.raises(
+        UserError,
+        match=r"no prediction for any of the 1 references .* like a.nii.gz; it has a.nrrd, a_0000.nii.gz",
+    ):
         pair_cases(predicted, reference, ".nii.gz", chill=True)
     with pytest.raises(UserError, match="has no reference: no file ends in .mha"):
         pair_cases(predicted, reference, ".mha")

@@ -9,11 +9,18 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from alice_nnunet.finetuning.augmentation import IntensityShift, with_probabilities
-from alice_nnunet.finetuning.recipes import FLIP_ROTATION_SHIFT, NNUNET_AUGMENTATION, NONE, SCALING_BLUR_MIRRORING
+from alice_nnunet.finetuning.recipes import (
+    FLIP_ROTATION_SHIFT,
+    NNUNET_AUGMENTATION,
+    NONE,
+    SCALING_BLUR_MIRRORING,
+)
 
 
 def nnunets(patch=(16, 32, 32), flat: bool = False) -> ComposeTransforms:
-    return nnUNetTrainer.get_training_transforms(np.array(patch), (-0.5, 0.5), [[1, 1, 1]], (0, 1, 2), flat, [True])
+    return nnUNetTrainer.get_training_transforms(
+        np.array(patch), (-0.5, 0.5), [[1, 1, 1]], (0, 1, 2), flat, [True]
+    )
 
 
 def kinds(pipeline: ComposeTransforms) -> dict:
@@ -23,7 +30,9 @@ def kinds(pipeline: ComposeTransforms) -> dict:
         if isinstance(transform, SpatialTransform):
             found["Spatial"] = (transform.p_rotation, transform.p_scaling)
         elif isinstance(transform, RandomTransform):
-            found.setdefault(type(transform.transform).__name__, []).append(transform.apply_probability)
+            found.setdefault(type(transform.transform).__name__, []).append(
+                transform.apply_probability
+            )
     return found
 
 
@@ -33,22 +42,42 @@ def test_nnunets_own_probabilities_are_the_ones_written_down():
     assert changed == kinds(nnunets())
 
 
-@pytest.mark.parametrize("recipe, on", [
-    (FLIP_ROTATION_SHIFT, {"Spatial": (0.2, 0), "MirrorTransform": [1.0], "IntensityShift": [0.5]}),
-    (SCALING_BLUR_MIRRORING, {"Spatial": (0, 0.2), "MirrorTransform": [1.0], "GaussianBlurTransform": [0.2]}),
-    ({**NONE, "inverted_gamma": 0.7}, {"Spatial": (0, 0), "GammaTransform": [0.7, 0]})])
+@pytest.mark.parametrize(
+    "recipe, on",
+    [
+        (
+            FLIP_ROTATION_SHIFT,
+            {"Spatial": (0.2, 0), "MirrorTransform": [1.0], "IntensityShift": [0.5]},
+        ),
+        (
+            SCALING_BLUR_MIRRORING,
+            {"Spatial": (0, 0.2), "MirrorTransform": [1.0], "GaussianBlurTransform": [0.2]},
+        ),
+        ({**NONE, "inverted_gamma": 0.7}, {"Spatial": (0, 0), "GammaTransform": [0.7, 0]}),
+    ],
+)
 def test_a_recipe_switches_on_what_it_names_and_nothing_else(recipe, on):
-    found = {kind: values for kind, values in kinds(with_probabilities(nnunets(), recipe, [1.0])).items() if any(values) or kind == "Spatial"}
+    found = {
+        kind: values
+        for kind, values in kinds(with_probabilities(nnunets(), recipe, [1.0])).items()
+        if any(values) or kind == "Spatial"
+    }
     assert found == on
 
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_without_augmentation_a_patch_is_only_cropped(flat):
     image, labels = torch.rand(1, 16, 32, 32), torch.randint(-1, 3, (1, 16, 32, 32))
-    result = with_probabilities(nnunets(flat=flat), NONE, [1.0])(image=image.clone(), segmentation=labels.clone())
+    result = with_probabilities(nnunets(flat=flat), NONE, [1.0])(
+        image=image.clone(), segmentation=labels.clone()
+    )
     inside = labels >= 0  # use_mask_for_norm: outside it the image is 0
-    assert torch.equal(result["image"], image * inside) and torch.equal(result["segmentation"][0], labels.clamp(min=0))
-    with_probabilities(nnunets(flat=flat), dict.fromkeys(NONE, 1.0), [1.0])(image=image, segmentation=labels)  # all at once run too
+    assert torch.equal(result["image"], image * inside) and torch.equal(
+        result["segmentation"][0], labels.clamp(min=0)
+    )
+    with_probabilities(nnunets(flat=flat), dict.fromkeys(NONE, 1.0), [1.0])(
+        image=image, segmentation=labels
+    )  # all at once run too
 
 
 def test_shift_is_a_tenth_of_the_window_in_the_plans_own_units():
@@ -56,14 +85,24 @@ def test_shift_is_a_tenth_of_the_window_in_the_plans_own_units():
     torch.manual_seed(0)
     scale = [41 / 380, 1.0]
     pipeline = with_probabilities(nnunets(), {**NONE, "shift": 1.0}, scale)
-    shift, = (t.transform for t in pipeline.transforms if isinstance(t, RandomTransform) and isinstance(t.transform, IntensityShift))
+    (shift,) = (
+        t.transform
+        for t in pipeline.transforms
+        if isinstance(t, RandomTransform) and isinstance(t.transform, IntensityShift)
+    )
     image = torch.rand(2, 3, 4, 5)
     drawn = torch.stack([(shift(image=image)["image"] - image) for _ in range(500)])
-    assert torch.allclose(drawn.amax((2, 3, 4)), drawn.amin((2, 3, 4)), atol=1e-6)  # one number for a channel
+    assert torch.allclose(
+        drawn.amax((2, 3, 4)), drawn.amin((2, 3, 4)), atol=1e-6
+    )  # one number for a channel
     np.testing.assert_allclose(drawn.abs().amax((0, 2, 3, 4)), [38 / 41, 0.1], rtol=0.02)
     assert drawn.mean().abs() < 0.05
 
 
 def test_a_transform_that_no_recipe_names_is_an_error():
     with pytest.raises(RuntimeError, match="ComposeTransforms.*do not name"):
-        with_probabilities(ComposeTransforms([*nnunets().transforms, RandomTransform(ComposeTransforms([]), 0.1)]), NONE, [1.0])
+        with_probabilities(
+            ComposeTransforms([*nnunets().transforms, RandomTransform(ComposeTransforms([]), 0.1)]),
+            NONE,
+            [1.0],
+        )

@@ -11,8 +11,15 @@ import torch
 from alice_nnunet.errors import UserError
 from alice_nnunet.sharing.exported import write_exported
 from alice_nnunet.files import file_sha256
-from alice_nnunet.finetuning.checks import (block_from_variable, block_of_plans, check_same_run, check_variable, find_block,
-                                         saved_block, starting_weights)
+from alice_nnunet.finetuning.checks import (
+    block_from_variable,
+    block_of_plans,
+    check_same_run,
+    check_variable,
+    find_block,
+    saved_block,
+    starting_weights,
+)
 from tests.helpers.finetuning import pretraining_checkpoint, stock_plans, write_checkpoint
 
 
@@ -21,13 +28,17 @@ def folders(tmp_path, monkeypatch):
     """results/ and cases/ (one LPS case), and a checkpoint that alice_weights names."""
     for name in ("results", "cases"):
         (tmp_path / name).mkdir()
-    (tmp_path / "cases" / "a.pkl").write_bytes(pickle.dumps({"nibabel_stuff": {"original_affine": np.diag([-1.0, -1, 1, 1])}}))
+    (tmp_path / "cases" / "a.pkl").write_bytes(
+        pickle.dumps({"nibabel_stuff": {"original_affine": np.diag([-1.0, -1, 1, 1])}})
+    )
     monkeypatch.setenv("alice_weights", str(write_checkpoint(tmp_path / "c.pth")))
     return tmp_path
 
 
 def find(folders, plans: dict) -> dict:
-    return find_block(plans, plans["configurations"]["3d_fullres"], folders / "results", folders / "cases")[0]
+    return find_block(
+        plans, plans["configurations"]["3d_fullres"], folders / "results", folders / "cases"
+    )[0]
 
 
 def from_variable(folders) -> dict:
@@ -41,19 +52,31 @@ def save(folders, block: dict) -> None:
 
 def test_stock_plans_take_the_variables_checkpoint(folders):
     block = find(folders, stock_plans())
-    assert block["weights"] == str(folders / "c.pth") and block["weights_sha256"] == file_sha256(folders / "c.pth")
+    assert block["weights"] == str(folders / "c.pth") and block["weights_sha256"] == file_sha256(
+        folders / "c.pth"
+    )
     assert block["input"]["flip_axes"] == [1, 2] and block["recipe"]["epochs"] == 1000
     assert json.loads(json.dumps(block)) == block
 
 
 def test_plans_of_the_reorienting_reader_need_no_flips(folders):
-    assert find(folders, stock_plans(image_reader_writer="NibabelIOWithReorient"))["input"]["flip_axes"] == []
+    assert (
+        find(folders, stock_plans(image_reader_writer="NibabelIOWithReorient"))["input"][
+            "flip_axes"
+        ]
+        == []
+    )
 
 
 def matched(folders) -> dict:
     """Plans with a block of their own."""
     plans = stock_plans(image_reader_writer="NibabelIOWithReorient")
-    return {**plans, "alice": block_from_variable(plans, plans["configurations"]["3d_fullres"], folders / "cases")[0]}
+    return {
+        **plans,
+        "alice": block_from_variable(
+            plans, plans["configurations"]["3d_fullres"], folders / "cases"
+        )[0],
+    }
 
 
 def test_the_plans_own_block_comes_first_then_the_saved_one(folders, monkeypatch):
@@ -69,7 +92,9 @@ def test_the_plans_own_block_comes_first_then_the_saved_one(folders, monkeypatch
 
 def test_the_variable_beside_plans_with_a_block_is_reported_as_unused(folders):
     plans = matched(folders)
-    _, lines = find_block(plans, plans["configurations"]["3d_fullres"], folders / "results", folders / "cases")
+    _, lines = find_block(
+        plans, plans["configurations"]["3d_fullres"], folders / "results", folders / "cases"
+    )
     assert any("alice_weights is not used" in line for line in lines)
 
 
@@ -81,7 +106,9 @@ def test_without_a_block_the_error_names_both_routes(folders, monkeypatch):
         block_of_plans(stock_plans())
 
 
-@pytest.mark.parametrize("content, said", [(None, "no checkpoint"), (b"text", "not a readable checkpoint")])
+@pytest.mark.parametrize(
+    "content, said", [(None, "no checkpoint"), (b"text", "not a readable checkpoint")]
+)
 def test_bad_weights_in_the_variable(folders, content, said):
     (folders / "c.pth").unlink()
     if content:
@@ -102,7 +129,9 @@ def test_plans_changed_by_hand_are_refused(folders):
 def test_saved_plans_that_another_fold_is_writing_are_waited_for(folders, monkeypatch):
     block, path = from_variable(folders), folders / "results" / "plans.json"
     path.write_text('{"alice": ')
-    monkeypatch.setattr("alice_nnunet.finetuning.checks.time.sleep", lambda seconds: save(folders, block))
+    monkeypatch.setattr(
+        "alice_nnunet.finetuning.checks.time.sleep", lambda seconds: save(folders, block)
+    )
     assert saved_block(folders / "results") == block
     path.write_text('{"alice": ')
     monkeypatch.setattr("alice_nnunet.finetuning.checks.time.sleep", lambda seconds: None)
@@ -121,22 +150,36 @@ def test_weights_gone_or_changed(folders):
         starting_weights(block)
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"encoder": "swin"}, "encoder swin instead of vit"),
-    ({"orientation": "LPS"}, "orientation LPS instead of RAS"),
-    ({"channels": [{"name": "CT", "scheme": "CTNormalization", "window": [-1000.0, 400.0]}]}, "-1000.0, 400.0.* instead of .*-125.0, 255.0"),
-    ({}, "other weights of the same encoder and data")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"encoder": "swin"}, "encoder swin instead of vit"),
+        ({"orientation": "LPS"}, "orientation LPS instead of RAS"),
+        (
+            {"channels": [{"name": "CT", "scheme": "CTNormalization", "window": [-1000.0, 400.0]}]},
+            "-1000.0, 400.0.* instead of .*-125.0, 255.0",
+        ),
+        ({}, "other weights of the same encoder and data"),
+    ],
+)
 def test_other_weights_than_the_plans_own(folders, monkeypatch, change, said):
     """Beside plans that name their weights, in the variable; and, but for the last, by hand in the plans."""
     plans = matched(folders)
     check_variable(plans["alice"], plans)
     other = str(write_checkpoint(folders / "other.pth", seed=1, **change))
     monkeypatch.setenv("alice_weights", other)
-    with pytest.raises(UserError, match=f"{said}.*unset alice_weights.*alice-plan -d 7 -weights {other} -n OTHERNAME"):
+    with pytest.raises(
+        UserError,
+        match=f"{said}.*unset alice_weights.*alice-plan -d 7 -weights {other} -n OTHERNAME",
+    ):
         check_variable(plans["alice"], plans)
     if change:
-        with pytest.raises(UserError, match=f"another pretraining.*{said}.*plan again with alice-plan"):
-            starting_weights({**plans["alice"], "weights": other, "weights_sha256": file_sha256(other)})
+        with pytest.raises(
+            UserError, match=f"another pretraining.*{said}.*plan again with alice-plan"
+        ):
+            starting_weights(
+                {**plans["alice"], "weights": other, "weights_sha256": file_sha256(other)}
+            )
     monkeypatch.delenv("alice_weights")
     check_variable(plans["alice"], plans)
 
@@ -149,9 +192,16 @@ def test_an_exported_folder_as_the_variables_weights(folders, monkeypatch):
     shutil.copytree(folders / "0", folder)
     monkeypatch.setenv("alice_weights", str(folder))
     block = from_variable(folders)
-    assert block["weights"] == str(folder) and block["weights_sha256"] == file_sha256(folder / "model.safetensors")
-    weights, expected = starting_weights(block)["network_weights"], pretraining_checkpoint(0)["network_weights"]
-    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert block["weights"] == str(folder) and block["weights_sha256"] == file_sha256(
+        folder / "model.safetensors"
+    )
+    weights, expected = (
+        starting_weights(block)["network_weights"],
+        pretraining_checkpoint(0)["network_weights"],
+    )
+    assert weights.keys() == expected.keys() and all(
+        torch.equal(weights[name], expected[name]) for name in weights
+    )
     shutil.rmtree(folder)
     shutil.copytree(folders / "1", folder)
     with pytest.raises(UserError, match="not the file that was planned with.*sha256"):
@@ -169,7 +219,11 @@ def test_a_second_training_of_other_weights_or_recipe_is_refused(folders):
     check_same_run(block, folders / "results", going_on=False)
     longer = {**block, "recipe": {**block["recipe"], "epochs": 2000}}
     check_same_run(longer, folders / "results", going_on=True)
-    for other, going_on in (({**block, "weights_sha256": "0"}, True), ({**block, "weights_sha256": "0"}, False), (longer, False)):
+    for other, going_on in (
+        ({**block, "weights_sha256": "0"}, True),
+        ({**block, "weights_sha256": "0"}, False),
+        (longer, False),
+    ):
         with pytest.raises(UserError, match="-n OTHERNAME.*remove or rename"):
             check_same_run(other, folders / "results", going_on)
     moved = {**block, "weights": "/elsewhere/c.pth"}

@@ -22,7 +22,9 @@ class Draws(DataLoader):
 
 
 def first(augmenter, count: int) -> list:
-    return [(batch["data"].tolist(), batch["keys"]) for batch in (next(augmenter) for _ in range(count))]
+    return [
+        (batch["data"].tolist(), batch["keys"]) for batch in (next(augmenter) for _ in range(count))
+    ]
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -42,7 +44,9 @@ def test_a_seed_gives_the_same_batches_and_another_gives_others(workers):
 
 def test_nnunets_own_workers_are_put_off_for_a_while(monkeypatch):
     for before in ("5", None):
-        monkeypatch.setenv("nnUNet_n_proc_DA", before) if before else monkeypatch.delenv("nnUNet_n_proc_DA")
+        monkeypatch.setenv("nnUNet_n_proc_DA", before) if before else monkeypatch.delenv(
+            "nnUNet_n_proc_DA"
+        )
         with no_workers():
             assert os.environ["nnUNet_n_proc_DA"] == "0"
         assert os.environ.get("nnUNet_n_proc_DA") == before

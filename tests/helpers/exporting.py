@@ -9,20 +9,46 @@ from alice_nnunet.pretrain.training.config import make_config, read_settings
 from alice_nnunet.pretrain.training.state import build_state, save_state
 from tests.helpers.finetuning import SPACING, pretraining_data
 
-CONFIGURATION = {"data_identifier": "AlicePretrainPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 8,
-                 "patch_size": [32, 64, 64], "spacing": SPACING, "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False],
-                 "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": {"is_seg": False, "order": 3},
-                 "resampling_fn_seg": "resample_data_or_seg_to_shape", "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1}}
-PLANS = {"dataset_name": "Dataset022_FLARE22", "plans_name": "AlicePretrainPlans", "original_median_spacing_after_transp": [3.0, 3.0, 3.0],
-         "image_reader_writer": "NibabelIOWithReorient", "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
-         "configurations": {"3d_fullres": CONFIGURATION}, "experiment_planner_used": "alice-preprocess"}
-HISTORY = {"l_r": [[20, 1.75], [40, 1.5]], "spread cls": [[20, 0.3], [40, 0.25]], "validation l_r": [[40, 1.625]]}
+CONFIGURATION = {
+    "data_identifier": "AlicePretrainPlans_3d_fullres",
+    "preprocessor_name": "DefaultPreprocessor",
+    "batch_size": 8,
+    "patch_size": [32, 64, 64],
+    "spacing": SPACING,
+    "normalization_schemes": ["CTNormalization"],
+    "use_mask_for_norm": [False],
+    "resampling_fn_data": "resample_data_or_seg_to_shape",
+    "resampling_fn_data_kwargs": {"is_seg": False, "order": 3},
+    "resampling_fn_seg": "resample_data_or_seg_to_shape",
+    "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1},
+}
+PLANS = {
+    "dataset_name": "Dataset022_FLARE22",
+    "plans_name": "AlicePretrainPlans",
+    "original_median_spacing_after_transp": [3.0, 3.0, 3.0],
+    "image_reader_writer": "NibabelIOWithReorient",
+    "transpose_forward": [0, 1, 2],
+    "transpose_backward": [0, 1, 2],
+    "configurations": {"3d_fullres": CONFIGURATION},
+    "experiment_planner_used": "alice-preprocess",
+}
+HISTORY = {
+    "l_r": [[20, 1.75], [40, 1.5]],
+    "spread cls": [[20, 0.3], [40, 0.25]],
+    "validation l_r": [[40, 1.625]],
+}
 LIGHT = ("head_hidden=32", "decoder_width=48", "decoder_depth=1", "decoder_heads=2")
 
 
 def write_run(path: Path, encoder: str = "vit", *settings: str) -> Path:
     """The checkpoint of a run at step 40, seed 0, at path. settings: name=value, as of alice-pretrain --set."""
-    config = make_config("Dataset022_FLARE22", encoder, "tiny", 1, read_settings("tiny", encoder, None, [*LIGHT, *settings])[0])
+    config = make_config(
+        "Dataset022_FLARE22",
+        encoder,
+        "tiny",
+        1,
+        read_settings("tiny", encoder, None, [*LIGHT, *settings])[0],
+    )
     state = build_state(config, torch.device("cpu"))
     state.step, state.history = 40, HISTORY
     save_state(path, state, config, pretraining_data(), adaptation_plan(PLANS, config))

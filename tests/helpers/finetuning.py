@@ -18,32 +18,62 @@ CROP = [16, 32, 32]  # voxels
 
 def stock_plans(**changes) -> dict:
     """The entries of nnU-Net's own plans that matter here, of a CT dataset in the files' own orientation."""
-    configuration = {"data_identifier": "nnUNetPlans_3d_fullres", "batch_size": 2, "patch_size": [28, 56, 60],
-                     "spacing": [3.05, 2.95, 3.0], "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False]}
-    return {"dataset_name": "Dataset007_Body", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
-            "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "configurations": {"3d_fullres": configuration},
-            "foreground_intensity_properties_per_channel": {
-                "0": {"mean": 83.0, "std": 41.0, "percentile_00_5": -400.0, "percentile_99_5": 700.0}}, **changes}
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "batch_size": 2,
+        "patch_size": [28, 56, 60],
+        "spacing": [3.05, 2.95, 3.0],
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+    }
+    return {
+        "dataset_name": "Dataset007_Body",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+        "foreground_intensity_properties_per_channel": {
+            "0": {"mean": 83.0, "std": 41.0, "percentile_00_5": -400.0, "percentile_99_5": 700.0}
+        },
+        **changes,
+    }
 
 
 def pretraining_data(**changes) -> dict:
     """How a checkpoint describes its data."""
-    return {"dataset": "Dataset022_FLARE22", "orientation": "RAS", "axis_order": "zyx", "reader": "NibabelIOWithReorient",
-            "transpose_forward": [0, 1, 2], "spacing": SPACING,
-            "channels": [{"name": "CT", "scheme": "CTNormalization", "window": [-125.0, 255.0]}],
-            "number_of_cases": 11, "case_list_sha256": "0" * 64, **changes}
+    return {
+        "dataset": "Dataset022_FLARE22",
+        "orientation": "RAS",
+        "axis_order": "zyx",
+        "reader": "NibabelIOWithReorient",
+        "transpose_forward": [0, 1, 2],
+        "spacing": SPACING,
+        "channels": [{"name": "CT", "scheme": "CTNormalization", "window": [-125.0, 255.0]}],
+        "number_of_cases": 11,
+        "case_list_sha256": "0" * 64,
+        **changes,
+    }
 
 
-def pretraining_checkpoint(seed: int = 0, preset: str = "tiny", encoder: str = "vit", **data_changes) -> dict:
+def pretraining_checkpoint(
+    seed: int = 0, preset: str = "tiny", encoder: str = "vit", **data_changes
+) -> dict:
     """What load_pretraining gives, with random weights of a real encoder, the tiny one whatever preset it is called."""
     torch.manual_seed(seed)
     arguments = {"in_channels": 1, "crop_size": CROP, **PRESETS[encoder]["tiny"]}
-    return {"network_weights": build_encoder(encoder, arguments).state_dict(), "step": 7,
-            "config": {"encoder": encoder, "preset": preset, "encoder_arguments": arguments},
-            "data": pretraining_data(**data_changes), "nnssl_adaptation_plan": {}}
+    return {
+        "network_weights": build_encoder(encoder, arguments).state_dict(),
+        "step": 7,
+        "config": {"encoder": encoder, "preset": preset, "encoder_arguments": arguments},
+        "data": pretraining_data(**data_changes),
+        "nnssl_adaptation_plan": {},
+    }
 
 
-def write_checkpoint(path: Path, seed: int = 0, preset: str = "tiny", encoder: str = "vit", **data_changes) -> Path:
+def write_checkpoint(
+    path: Path, seed: int = 0, preset: str = "tiny", encoder: str = "vit", **data_changes
+) -> Path:
     """pretraining_checkpoint as a file."""
     torch.save(pretraining_checkpoint(seed, preset, encoder, **data_changes), path)
     return path
@@ -57,16 +87,36 @@ def write_case(path: Path, voxels: np.ndarray, codes: str = "LPS", spacing=SPACI
     nibabel.save(image.as_reoriented(turn), path)
 
 
-def write_dataset(raw: Path, ct: nibabel.Nifti1Image, name: str = "Dataset007_Body", cases: int = 5, labels: bool = True,
-                  codes: str = "LPS") -> Path:
+def write_dataset(
+    raw: Path,
+    ct: nibabel.Nifti1Image,
+    name: str = "Dataset007_Body",
+    cases: int = 5,
+    labels: bool = True,
+    codes: str = "LPS",
+) -> Path:
     """Crops of one CT as if they were cases of 3 mm voxels; the one label is everything denser than fat."""
     for index in range(cases):
-        voxels = np.asarray(ct.dataobj)[index:index + 30, index:index + 32, index % 3:index % 3 + 16]
+        voxels = np.asarray(ct.dataobj)[
+            index : index + 30, index : index + 32, index % 3 : index % 3 + 16
+        ]
         write_case(raw / name / "imagesTr" / f"case{index}_0000.nii.gz", voxels, codes)
         if labels:
-            write_case(raw / name / "labelsTr" / f"case{index}.nii.gz", (voxels > 0).astype(np.uint8), codes)
-    (raw / name / "dataset.json").write_text(json.dumps({
-        "channel_names": {"0": "CT"}, "labels": {"background": 0, "dense": 1}, "numTraining": cases, "file_ending": ".nii.gz"}))
+            write_case(
+                raw / name / "labelsTr" / f"case{index}.nii.gz",
+                (voxels > 0).astype(np.uint8),
+                codes,
+            )
+    (raw / name / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "CT"},
+                "labels": {"background": 0, "dense": 1},
+                "numTraining": cases,
+                "file_ending": ".nii.gz",
+            }
+        )
+    )
     return raw / name
 
 
@@ -74,8 +124,14 @@ def plan_by_hand(raw: Path, preprocessed: Path) -> None:
     """nnU-Net's plans and fingerprint of the dataset, without the seconds that its planner takes."""
     preprocessed.mkdir()
     plans = stock_plans(transpose_backward=[0, 1, 2], label_manager="LabelManager")
-    plans["configurations"]["3d_fullres"] |= {**resampling(), "preprocessor_name": "DefaultPreprocessor", "batch_dice": False}
+    plans["configurations"]["3d_fullres"] |= {
+        **resampling(),
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_dice": False,
+    }
     shapes = [list(nibabel.load(file).shape[::-1]) for file in sorted((raw / "imagesTr").iterdir())]
     (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
-    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps({"spacings": [[3.0] * 3] * 5, "shapes_after_crop": shapes}))
+    (preprocessed / "dataset_fingerprint.json").write_text(
+        json.dumps({"spacings": [[3.0] * 3] * 5, "shapes_after_crop": shapes})
+    )
     shutil.copy(raw / "dataset.json", preprocessed)

@@ -25,9 +25,38 @@ from alice_nnunet.pretrain.commands.pretrain import FINAL, LATEST, main
 
 SAVE_EVERY = 4  # steps; every second one is logged
 AIMS = ("a write", "its steps", "its start")
-WORDS = ["-d", "31", "-encoder", "vit", "-preset", "tiny", "-matcher", "body", "-device", "cpu", "-np", "1", "--c",
-         *(f"--set={s}" for s in ("batch_size=1", "width=24", "depth=2", "heads=2", "decoder_width=24", "decoder_depth=1", "decoder_heads=2",
-                                  "head_hidden=32", f"save_every={SAVE_EVERY}", "log_every=2", "validate_every=1000", "crop_size=32,32,32"))]
+WORDS = [
+    "-d",
+    "31",
+    "-encoder",
+    "vit",
+    "-preset",
+    "tiny",
+    "-matcher",
+    "body",
+    "-device",
+    "cpu",
+    "-np",
+    "1",
+    "--c",
+    *(
+        f"--set={s}"
+        for s in (
+            "batch_size=1",
+            "width=24",
+            "depth=2",
+            "heads=2",
+            "decoder_width=24",
+            "decoder_depth=1",
+            "decoder_heads=2",
+            "head_hidden=32",
+            f"save_every={SAVE_EVERY}",
+            "log_every=2",
+            "validate_every=1000",
+            "crop_size=32,32,32",
+        )
+    ),
+]
 
 
 def make_dataset(root: Path) -> None:
@@ -37,8 +66,12 @@ def make_dataset(root: Path) -> None:
     for case in ("crlm1004", "cptacpda_c3l00189", "ts_dicomslab"):
         link = images / f"{case}_0000.nii.gz"
         if not link.exists():
-            link.symlink_to(Path(alice_nnunet.__file__).parent / "demo" / "volumes" / f"{case}.nii.gz")
-    (images.parent / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
+            link.symlink_to(
+                Path(alice_nnunet.__file__).parent / "demo" / "volumes" / f"{case}.nii.gz"
+            )
+    (images.parent / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
+    )
 
 
 def pretrain(root: Path, results: str, steps: int) -> None:
@@ -61,7 +94,9 @@ def start(*arguments) -> multiprocessing.Process:
     return process
 
 
-def wait_for_moment(process: multiprocessing.Process, folder: Path, rng: random.Random, aim: str) -> None:
+def wait_for_moment(
+    process: multiprocessing.Process, folder: Path, rng: random.Random, aim: str
+) -> None:
     """Return at a random moment of the aimed kind; at once when the process has ended."""
     stamp = lambda name: (folder / name).stat().st_mtime_ns if (folder / name).exists() else 0
 
@@ -90,14 +125,30 @@ def parts_of(folder: Path) -> list[Path]:
 
 def newest_step(folder: Path) -> int:
     """Step of the newest checkpoint, 0 without one. Each checkpoint that is there must load."""
-    return max((load_checkpoint(folder / name)["step"] for name in (LATEST, FINAL) if (folder / name).exists()), default=0)
+    return max(
+        (
+            load_checkpoint(folder / name)["step"]
+            for name in (LATEST, FINAL)
+            if (folder / name).exists()
+        ),
+        default=0,
+    )
 
 
-def kill_again_and_again(root: Path, kills: int, seed: int, steps: int) -> tuple[list[dict], Path, Path]:
+def kill_again_and_again(
+    root: Path, kills: int, seed: int, steps: int
+) -> tuple[list[dict], Path, Path]:
     """The killed run to its end, then the untouched one. Returns a row for each kill, and the folders of both."""
     rng, rows = random.Random(seed), []
     make_dataset(root)
-    folders = [root / results / "Dataset031_Torso" / "AlicePretrain__AlicePretrainPlans__3d_fullres" / "vit" for results in ("whole", "killed")]
+    folders = [
+        root
+        / results
+        / "Dataset031_Torso"
+        / "AlicePretrain__AlicePretrainPlans__3d_fullres"
+        / "vit"
+        for results in ("whole", "killed")
+    ]
     whole = start(root, "whole", steps)
     whole.join()
     assert whole.exitcode == 0, (root / "whole.txt").read_text()
@@ -113,8 +164,16 @@ def kill_again_and_again(root: Path, kills: int, seed: int, steps: int) -> tuple
         process.join()
         unfinished = bool(parts_of(folders[1]))
         done, saved = last_logged_step(folders[1]), newest_step(folders[1])
-        rows.append({"kill": len(rows) + 1, "aimed at": aim, "left a part": unfinished,
-                     "logged": done, "saved": saved, "lost": max(0, done - saved)})
+        rows.append(
+            {
+                "kill": len(rows) + 1,
+                "aimed at": aim,
+                "left a part": unfinished,
+                "logged": done,
+                "saved": saved,
+                "lost": max(0, done - saved),
+            }
+        )
     process = start(root, "killed", steps)
     process.join()
     assert process.exitcode == 0, (root / "killed.txt").read_text()
@@ -132,23 +191,37 @@ def same_end(first: Path, second: Path) -> bool:
     """Whether two runs ended with the same weights and the same optimizer, bit for bit."""
     ours, theirs = (load_checkpoint(folder / FINAL) for folder in (first, second))
     states = [run["optimizer"]["state"] for run in (ours, theirs)]
-    return (ours["step"] == theirs["step"] and ours["model"].keys() == theirs["model"].keys() and states[0].keys() == states[1].keys()
-            and all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
-            and all(torch.equal(states[0][weight][name], states[1][weight][name]) for weight in states[0] for name in states[0][weight]))
+    return (
+        ours["step"] == theirs["step"]
+        and ours["model"].keys() == theirs["model"].keys()
+        and states[0].keys() == states[1].keys()
+        and all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
+        and all(
+            torch.equal(states[0][weight][name], states[1][weight][name])
+            for weight in states[0]
+            for name in states[0][weight]
+        )
+    )
 
 
 def command() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=240)
     arguments = parser.parse_args()
-    rows, whole, killed = kill_again_and_again(arguments.folder.resolve(), arguments.kills, arguments.seed, arguments.steps)
+    rows, whole, killed = kill_again_and_again(
+        arguments.folder.resolve(), arguments.kills, arguments.seed, arguments.steps
+    )
     for row in rows:
         print(row)
-    print(f"{len(rows)} kills, {sum(row['left a part'] for row in rows)} inside a write; lost at most {max(row['lost'] for row in rows)} "
-          f"of {SAVE_EVERY} steps; the same end, bit for bit: {same_end(whole, killed)}")
+    print(
+        f"{len(rows)} kills, {sum(row['left a part'] for row in rows)} inside a write; lost at most {max(row['lost'] for row in rows)} "
+        f"of {SAVE_EVERY} steps; the same end, bit for bit: {same_end(whole, killed)}"
+    )
 
 
 if __name__ == "__main__":

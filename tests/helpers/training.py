@@ -26,9 +26,14 @@ def workplace_in(root: Path, ct: nibabel.Nifti1Image, *own_trainers: Path) -> It
             (root / name).mkdir()
             patch.setenv(f"nnUNet_{name}", str(root / name))
         folders = [*alice_nnunet.trainers.__path__, *map(str, own_trainers)]
-        for name, value in {"nnUNet_extTrainer": os.pathsep.join(folders), "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f",
-                            "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1",
-                            "OMP_WAIT_POLICY": "PASSIVE"}.items():  # nnU-Net takes all cores; spinning on busy ones is slow
+        for name, value in {
+            "nnUNet_extTrainer": os.pathsep.join(folders),
+            "nnUNet_n_proc_DA": "0",
+            "nnUNet_compile": "f",
+            "nnUNet_def_n_proc": "1",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }.items():  # nnU-Net takes all cores; spinning on busy ones is slow
             patch.setenv(name, value)
         patch.delenv("alice_weights", raising=False)
         write_dataset(root / "raw", ct)
@@ -36,12 +41,26 @@ def workplace_in(root: Path, ct: nibabel.Nifti1Image, *own_trainers: Path) -> It
         yield
 
 
-def make(folder: Path, cls=AliceTrainer, plans: str = "AlicePlans", configuration: str = "3d_fullres", fold: int = 0,
-         going_on: bool = False) -> AliceTrainer:
+def make(
+    folder: Path,
+    cls=AliceTrainer,
+    plans: str = "AlicePlans",
+    configuration: str = "3d_fullres",
+    fold: int = 0,
+    going_on: bool = False,
+) -> AliceTrainer:
     """A trainer as nnUNetv2_train makes it."""
     preprocessed = folder / "preprocessed" / NAME
-    content = json.loads((preprocessed / f"{plans}.json").read_text()) | {"continue_training": going_on}
-    return cls(content, configuration, fold, json.loads((preprocessed / "dataset.json").read_text()), torch.device("cpu"))
+    content = json.loads((preprocessed / f"{plans}.json").read_text()) | {
+        "continue_training": going_on
+    }
+    return cls(
+        content,
+        configuration,
+        fold,
+        json.loads((preprocessed / "dataset.json").read_text()),
+        torch.device("cpu"),
+    )
 
 
 def refusal(capsys, action) -> str:
@@ -57,7 +76,9 @@ def refusal(capsys, action) -> str:
 def plan_on_the_same_data(folder: Path, encoder: str, name: str, *options: str) -> None:
     """Plans for random weights of an encoder in folder/encoder.pth, which use the cases that AlicePlans preprocessed."""
     write_checkpoint(folder / f"{encoder}.pth", encoder=encoder)
-    alice_plan(["-d", "7", "-weights", str(folder / f"{encoder}.pth"), "-n", name, "-np", "1", *options])
+    alice_plan(
+        ["-d", "7", "-weights", str(folder / f"{encoder}.pth"), "-n", name, "-np", "1", *options]
+    )
     plans = folder / "preprocessed" / NAME / f"{name}.json"
     content = json.loads(plans.read_text())
     content["configurations"]["3d_fullres"]["data_identifier"] = "AlicePlans_3d_fullres"

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
-CLIENT = '''#!{python} -IS
+CLIENT = """#!{python} -IS
 import json, os, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
@@ -25,7 +25,7 @@ request = json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), 
 socket.send_fds(server, [len(request).to_bytes(4, "big")], [0, 1, 2])
 server.sendall(request)
 sys.exit(int(server.makefile().read() or 1))
-'''
+"""
 
 
 @contextmanager
@@ -53,13 +53,18 @@ def warm_commands(folder: Path, appended: dict[str, list[str]]) -> Iterator[Path
 
 def commands() -> dict:
     """Entry points by the command's name."""
-    return {point.name: point for point in entry_points(group="console_scripts") if point.name.startswith(("alice-", "nnUNetv2_"))}
+    return {
+        point.name: point
+        for point in entry_points(group="console_scripts")
+        if point.name.startswith(("alice-", "nnUNetv2_"))
+    }
 
 
 def serve(listening: socket.socket, appended: dict[str, list[str]]) -> None:
     """Answer one request after the other with the exit code of the command, as long as the process that started this one lives."""
     import nnunetv2.run.run_training  # noqa: F401  what takes long, and nothing that starts threads
     import alice_nnunet.networks.unetr  # noqa: F401
+
     forks = multiprocessing.get_context("fork")
     gc.freeze()  # a fork that collects garbage would copy all that is imported
     listening.settimeout(1)
@@ -80,7 +85,14 @@ def serve(listening: socket.socket, appended: dict[str, list[str]]) -> None:
             connection.sendall(str(child.exitcode).encode())
 
 
-def run(name: str, words: list[str], folder: str, environment: dict[str, str], files: list[int], appended: dict[str, list[str]]) -> None:
+def run(
+    name: str,
+    words: list[str],
+    folder: str,
+    environment: dict[str, str],
+    files: list[int],
+    appended: dict[str, list[str]],
+) -> None:
     """Become the command called name: with its words, in its folder, with its standard input, output and error."""
     for number, file in enumerate(files):
         os.dup2(file, number)

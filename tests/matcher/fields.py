@@ -4,15 +4,21 @@ import numpy as np
 
 from alice_nnunet.matcher.embedding import Embedding, pack
 
-CHANNELS = 64          # of a half
-REACH = 25.0           # mm over which vectors stay alike
+CHANNELS = 64  # of a half
+REACH = 25.0  # mm over which vectors stay alike
 
 
 def field(positions: np.ndarray, seed: int = 0) -> np.ndarray:
     """Random Fourier features of positions (..., 3) mm: (2 CHANNELS, ...), each half of length sqrt(1/2)."""
     rng = np.random.default_rng(seed)
-    halves = [np.cos(positions @ (rng.normal(size=(3, CHANNELS)) / REACH) + rng.uniform(0, 2 * np.pi, CHANNELS)) for _ in range(2)]
-    halves = [half / np.linalg.norm(half, axis=-1, keepdims=True) / 2 ** 0.5 for half in halves]
+    halves = [
+        np.cos(
+            positions @ (rng.normal(size=(3, CHANNELS)) / REACH)
+            + rng.uniform(0, 2 * np.pi, CHANNELS)
+        )
+        for _ in range(2)
+    ]
+    halves = [half / np.linalg.norm(half, axis=-1, keepdims=True) / 2**0.5 for half in halves]
     return np.moveaxis(np.concatenate(halves, -1), -1, 0)
 
 

@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from alice_nnunet.matcher.context import COARSE, FINE, RIDGE, SCALES, ContextNet, Discriminant, contexts
+from alice_nnunet.matcher.context import (
+    COARSE,
+    FINE,
+    RIDGE,
+    SCALES,
+    ContextNet,
+    Discriminant,
+    contexts,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -20,8 +28,15 @@ def test_contexts_are_means_of_boxes_around_a_node(size):
     assert found.shape == (2, 81, *(-(-n // 2) for n in size))
     for picture, features in zip(image[:, 0].numpy(), found.numpy()):
         even = [np.arange(0, n, 2) for n in size]
-        counts = np.add.reduceat(np.add.reduceat(np.add.reduceat(np.ones(size), even[0], 0), even[1], 1), even[2], 2)
-        nodes = np.add.reduceat(np.add.reduceat(np.add.reduceat(picture, even[0], 0), even[1], 1), even[2], 2) / counts
+        counts = np.add.reduceat(
+            np.add.reduceat(np.add.reduceat(np.ones(size), even[0], 0), even[1], 1), even[2], 2
+        )
+        nodes = (
+            np.add.reduceat(
+                np.add.reduceat(np.add.reduceat(picture, even[0], 0), even[1], 1), even[2], 2
+            )
+            / counts
+        )
         nodes, margin = np.pad(nodes, 12, mode="edge"), 12
         row = 0
         for edge, reach in SCALES:
@@ -36,7 +51,10 @@ def test_contexts_are_means_of_boxes_around_a_node(size):
 def points(number: int, seed: int, features: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """The same points twice: some features tell them apart, some are noise, and they are mixed."""
     rng = np.random.default_rng(seed)
-    signal, noise = rng.normal(size=(number, features)) * np.linspace(2, 0, features), np.linspace(0.3, 1, features)
+    signal, noise = (
+        rng.normal(size=(number, features)) * np.linspace(2, 0, features),
+        np.linspace(0.3, 1, features),
+    )
     mixed = np.random.default_rng(99).normal(size=(features, features))
     return tuple((signal + rng.normal(size=signal.shape) * noise) @ mixed + 5 for _ in range(2))
 
@@ -52,7 +70,9 @@ def test_the_map_is_fishers_discriminant():
     within += RIDGE * np.trace(within) / 6 * np.eye(6)
     values, vectors = scipy.linalg.eigh(np.cov(both.T, bias=True), within)
     for found, expected in zip(discriminant.weight.numpy(), vectors.T[::-1]):
-        assert abs(found @ expected) / np.linalg.norm(found) / np.linalg.norm(expected) == pytest.approx(1, abs=1e-4)
+        assert abs(found @ expected) / np.linalg.norm(found) / np.linalg.norm(
+            expected
+        ) == pytest.approx(1, abs=1e-4)
         assert found @ within @ found == pytest.approx(1, rel=1e-3)  # noise counts the same in each
     assert np.allclose(discriminant.mean.numpy(), both.mean(0), atol=1e-4)
 
@@ -71,7 +91,9 @@ def test_maps_of_vectors_and_lists_of_points_are_the_same():
     discriminant.observe(*(torch.from_numpy(p) for p in points(100, 3)))
     x = torch.randn(2, 6, 3, 4, 5, generator=generator())
     mapped = discriminant(x)
-    assert mapped.shape == (2, 3, 3, 4, 5) and torch.allclose(mapped.norm(dim=1), torch.ones(2, 3, 4, 5))
+    assert mapped.shape == (2, 3, 3, 4, 5) and torch.allclose(
+        mapped.norm(dim=1), torch.ones(2, 3, 4, 5)
+    )
     assert torch.allclose(mapped.flatten(2)[1].T, discriminant(x.flatten(2)[1].T), atol=1e-6)
 
 
@@ -85,7 +107,10 @@ def test_too_few_points_change_nothing_yet(number):
 def test_features_that_never_vary_do_no_harm():
     discriminant = Discriminant(6, 3)
     discriminant.observe(torch.ones(100, 6), torch.ones(100, 6))
-    assert torch.isfinite(discriminant.weight).all() and torch.isfinite(discriminant(torch.randn(4, 6))).all()
+    assert (
+        torch.isfinite(discriminant.weight).all()
+        and torch.isfinite(discriminant(torch.randn(4, 6))).all()
+    )
 
 
 def test_fine_vectors_know_the_near_and_coarse_ones_the_far():
@@ -95,17 +120,29 @@ def test_fine_vectors_know_the_near_and_coarse_ones_the_far():
     fine, coarse = network(image)
     assert fine.shape == coarse.shape == (1, 4, 6, 20, 22)
     features = contexts(image)
-    assert torch.equal(fine, network.fine(features[:, FINE])) and torch.equal(coarse, network.coarse(features[:, COARSE]))
+    assert torch.equal(fine, network.fine(features[:, FINE])) and torch.equal(
+        coarse, network.coarse(features[:, COARSE])
+    )
     far = image.clone()
-    far[..., -6:] = 1 - far[..., -6:]  # 38 voxels and more from the first; the furthest box reaches 2 * (8 + 2) + 1
+    far[..., -6:] = (
+        1 - far[..., -6:]
+    )  # 38 voxels and more from the first; the furthest box reaches 2 * (8 + 2) + 1
     near = image.clone()
     near[..., :2] = 1 - near[..., :2]
     for changed, reaches in ((far, False), (near, True)):
-        moved = [not torch.allclose(a[..., 0], b[..., 0], atol=1e-5) for a, b in zip((fine, coarse), network(changed))]
+        moved = [
+            not torch.allclose(a[..., 0], b[..., 0], atol=1e-5)
+            for a, b in zip((fine, coarse), network(changed))
+        ]
         assert moved == [reaches, reaches]
     middle = image.clone()
-    middle[..., 17:19] = 1 - middle[..., 17:19]  # 17 voxels from the first: in reach of the far boxes alone
-    moved = [not torch.allclose(a[..., 0], b[..., 0], atol=1e-5) for a, b in zip((fine, coarse), network(middle))]
+    middle[..., 17:19] = (
+        1 - middle[..., 17:19]
+    )  # 17 voxels from the first: in reach of the far boxes alone
+    moved = [
+        not torch.allclose(a[..., 0], b[..., 0], atol=1e-5)
+        for a, b in zip((fine, coarse), network(middle))
+    ]
     assert moved == [False, True]
 
 
@@ -118,4 +155,6 @@ def test_a_state_goes_on_where_it_was():
     other.load_state_dict(half.state_dict())
     whole.observe(c, d)
     other.observe(c, d)
-    assert all(torch.equal(x, y) for x, y in zip(whole.state_dict().values(), other.state_dict().values()))
+    assert all(
+        torch.equal(x, y) for x, y in zip(whole.state_dict().values(), other.state_dict().values())
+    )

@@ -10,14 +10,19 @@ TEMPERATURE = 0.2
 
 
 def vectors(*shape: int, seed: int) -> torch.Tensor:
-    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+    return F.normalize(
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
+        dim=-1,
+    )
 
 
 def written_out(anchors, positives, others, allowed, hardness, hardest) -> float:
     """InfoNCE one anchor after the other."""
     total = 0.0
     for i, anchor in enumerate(anchors):
-        candidates = sorted((j for j in range(len(others)) if allowed[i][j]), key=lambda j: -hardness[i][j].item())[:hardest]
+        candidates = sorted(
+            (j for j in range(len(others)) if allowed[i][j]), key=lambda j: -hardness[i][j].item()
+        )[:hardest]
         positive = math.exp(float(anchor @ positives[i]) / TEMPERATURE)
         negative = sum(math.exp(float(anchor @ others[j]) / TEMPERATURE) for j in candidates)
         total -= math.log(positive / (positive + negative))
@@ -30,13 +35,20 @@ def drawn() -> dict:
     generator = torch.Generator().manual_seed(0)
     allowed = torch.rand(7, 12, generator=generator) > 0.4
     allowed[3], allowed[4] = False, True
-    return {"anchors": vectors(7, 5, seed=1), "positives": vectors(7, 5, seed=2), "others": vectors(12, 5, seed=3), "allowed": allowed,
-            "hardness": torch.rand(7, 12, generator=generator, dtype=torch.float64)}
+    return {
+        "anchors": vectors(7, 5, seed=1),
+        "positives": vectors(7, 5, seed=2),
+        "others": vectors(12, 5, seed=3),
+        "allowed": allowed,
+        "hardness": torch.rand(7, 12, generator=generator, dtype=torch.float64),
+    }
 
 
 @pytest.mark.parametrize("hardest", [1, 4, 12, 100])
 def test_it_is_infonce_over_the_hardest_that_are_allowed(drawn, hardest):
-    assert contrast(**drawn, hardest=hardest, temperature=TEMPERATURE).item() == pytest.approx(written_out(**drawn, hardest=hardest))
+    assert contrast(**drawn, hardest=hardest, temperature=TEMPERATURE).item() == pytest.approx(
+        written_out(**drawn, hardest=hardest)
+    )
 
 
 def test_an_anchor_without_negatives_costs_nothing(drawn):
@@ -66,7 +78,9 @@ def test_a_pair_that_is_ignored_sends_no_gradient_and_other_pairs_do(drawn):
     gradient = []
     for vector in (drawn["others"][5].clone(), -drawn["others"][5]):
         drawn["others"][5] = vector
-        gradient += torch.autograd.grad(contrast(**drawn, hardest=20, temperature=TEMPERATURE), drawn["anchors"])
+        gradient += torch.autograd.grad(
+            contrast(**drawn, hardest=20, temperature=TEMPERATURE), drawn["anchors"]
+        )
     same = [torch.equal(a, b) for a, b in zip(*gradient)]
     assert same == [True, True, True, True, False, True, True]
 
@@ -87,8 +101,13 @@ def batch() -> dict:
     generator = torch.Generator().manual_seed(7)
     inside = torch.ones(3, 6, dtype=torch.bool)
     inside[0, 1] = inside[1, 4] = inside[1, 5] = inside[2, 0] = inside[2, 3] = False
-    return {"first": (vectors(3, 6, 4, seed=4), vectors(3, 6, 4, seed=5)), "second": (vectors(3, 6, 4, seed=6), vectors(3, 6, 4, seed=7)),
-            "inside": inside, "points": torch.rand(3, 6, 3, generator=generator) * 60, "volume": torch.tensor([1, 4, 1])}
+    return {
+        "first": (vectors(3, 6, 4, seed=4), vectors(3, 6, 4, seed=5)),
+        "second": (vectors(3, 6, 4, seed=6), vectors(3, 6, 4, seed=7)),
+        "inside": inside,
+        "points": torch.rand(3, 6, 3, generator=generator) * 60,
+        "volume": torch.tensor([1, 4, 1]),
+    }
 
 
 IGNORE = (20.0, 35.0)
@@ -98,12 +117,23 @@ def point_by_point(first, second, inside, points, volume, hardest) -> dict[str, 
     shown = [(b, k) for b in range(3) for k in range(6) if inside[b, k]]
     losses = {"fine": 0.0, "coarse": 0.0}
     for here, there in ((first, second), (second, first)):
-        alike = {(p, o): float(here[0][p] @ there[0][o] + here[1][p] @ there[1][o]) for p in shown for o in shown}
+        alike = {
+            (p, o): float(here[0][p] @ there[0][o] + here[1][p] @ there[1][o])
+            for p in shown
+            for o in shown
+        }
         for level, name in enumerate(losses):
             total = 0.0
             for p in shown:
-                negatives = [o for o in shown if (math.dist(points[p], points[o]) > IGNORE[level] if volume[o[0]] == volume[p[0]]
-                                                  else name == "coarse")]
+                negatives = [
+                    o
+                    for o in shown
+                    if (
+                        math.dist(points[p], points[o]) > IGNORE[level]
+                        if volume[o[0]] == volume[p[0]]
+                        else name == "coarse"
+                    )
+                ]
                 negatives = sorted(negatives, key=lambda o: -alike[p, o])[:hardest]
                 similarities = [float(here[level][p] @ there[level][o]) for o in [p, *negatives]]
                 exponents = [math.exp(s / TEMPERATURE) for s in similarities]
@@ -126,10 +156,16 @@ def test_fine_vectors_know_nothing_of_other_volumes(batch):
         fine, second = batch["first"][0].clone(), batch["second"][0].clone().requires_grad_()
         fine[0] = vectors(6, 4, seed=seed)
         changed = {"first": (fine, batch["first"][1]), "second": (second, batch["second"][1])}
-        loss = anatomy_losses(**batch | changed, ignore=IGNORE, hardest=50, temperature=TEMPERATURE)["fine"]
+        loss = anatomy_losses(
+            **batch | changed, ignore=IGNORE, hardest=50, temperature=TEMPERATURE
+        )["fine"]
         gradients += torch.autograd.grad(loss, second)
-    assert torch.allclose(gradients[0][1], gradients[1][1]) and not torch.allclose(gradients[0][2], gradients[1][2])
-    assert (gradients[0][~batch["inside"]] == 0).all() and (gradients[0][batch["inside"]] != 0).any()
+    assert torch.allclose(gradients[0][1], gradients[1][1]) and not torch.allclose(
+        gradients[0][2], gradients[1][2]
+    )
+    assert (gradients[0][~batch["inside"]] == 0).all() and (
+        gradients[0][batch["inside"]] != 0
+    ).any()
 
 
 def test_the_hardness_itself_is_not_learned(batch):
@@ -143,5 +179,7 @@ def test_the_hardness_itself_is_not_learned(batch):
 
 def test_patches_that_agree_cost_less(batch):
     apart = anatomy_losses(**batch, ignore=IGNORE, hardest=50, temperature=TEMPERATURE)
-    agreeing = anatomy_losses(**batch | {"second": batch["first"]}, ignore=IGNORE, hardest=50, temperature=TEMPERATURE)
+    agreeing = anatomy_losses(
+        **batch | {"second": batch["first"]}, ignore=IGNORE, hardest=50, temperature=TEMPERATURE
+    )
     assert all(agreeing[name] < apart[name] for name in apart)

@@ -13,7 +13,11 @@ MADE_FROM = {"weights": "0123abcd", "volume": 4711}
 
 @pytest.fixture
 def embedding() -> Embedding:
-    return pack(np.random.default_rng(0).normal(size=(8, 7, 8, 10)).astype(np.float32), (1.5, 2.25, -3.0), (6.1, 5.2, 4.3))
+    return pack(
+        np.random.default_rng(0).normal(size=(8, 7, 8, 10)).astype(np.float32),
+        (1.5, 2.25, -3.0),
+        (6.1, 5.2, 4.3),
+    )
 
 
 @pytest.fixture
@@ -28,9 +32,14 @@ def folder(tmp_path, embedding):
 def test_what_is_opened_is_what_was_saved(folder, embedding):
     opened = open_embedding(folder, "case")
     for name in ("grid", "origin", "step", "scale"):
-        assert getattr(opened, name) == getattr(embedding, name) and type(getattr(opened, name)) is type(getattr(embedding, name))
+        assert getattr(opened, name) == getattr(embedding, name) and type(
+            getattr(opened, name)
+        ) is type(getattr(embedding, name))
     for name in ("middles", "blocks"):
-        assert np.array_equal(getattr(opened, name), getattr(embedding, name)) and getattr(opened, name).dtype == np.int8
+        assert (
+            np.array_equal(getattr(opened, name), getattr(embedding, name))
+            and getattr(opened, name).dtype == np.int8
+        )
     asked = embedding.vectors(embedding.position(np.array([3, 4, 5])) + np.zeros((53, 3)))
     (found, similarity), (expected, expected_similarity) = opened.find(asked), embedding.find(asked)
     assert found.tolist() == expected.tolist() and similarity == expected_similarity
@@ -44,9 +53,13 @@ def test_vectors_stay_on_the_disk(folder):
 
 
 def test_it_is_whole_for_what_it_was_made_from_and_nothing_else(folder):
-    assert is_whole(folder, "case", MADE_FROM) and is_whole(folder, "case", dict(MADE_FROM), read_all=False)
+    assert is_whole(folder, "case", MADE_FROM) and is_whole(
+        folder, "case", dict(MADE_FROM), read_all=False
+    )
     for other in (MADE_FROM | {"weights": "ffff"}, MADE_FROM | {"volume": 1}, {}):
-        assert not is_whole(folder, "case", other) and not is_whole(folder, "case", other, read_all=False)
+        assert not is_whole(folder, "case", other) and not is_whole(
+            folder, "case", other, read_all=False
+        )
     assert not is_whole(folder, "another", MADE_FROM)
 
 
@@ -60,34 +73,56 @@ def test_a_changed_byte_is_found_by_the_checksum(folder):
 def damage(folder, what: str) -> None:
     array, description = folder / "case.npy", folder / "case.json"
     known = json.loads(description.read_text())
-    {"cut off": lambda: array.write_bytes(array.read_bytes()[:-50]),
-     "cut off in the header": lambda: array.write_bytes(array.read_bytes()[:20]),
-     "empty": lambda: array.write_bytes(b""),
-     "no array": lambda: array.unlink(),
-     "no description": lambda: description.unlink(),
-     "half a description": lambda: description.write_text(description.read_text()[:60]),
-     "an empty description": lambda: description.write_text(""),
-     "a list": lambda: description.write_text("[]"),
-     "no grid": lambda: description.write_text(json.dumps({k: v for k, v in known.items() if k not in ("grid", "crc32")})),
-     "another grid": lambda: description.write_text(json.dumps(known | {"grid": [30, 40, 50], "crc32": 1}))}[what]()
+    {
+        "cut off": lambda: array.write_bytes(array.read_bytes()[:-50]),
+        "cut off in the header": lambda: array.write_bytes(array.read_bytes()[:20]),
+        "empty": lambda: array.write_bytes(b""),
+        "no array": lambda: array.unlink(),
+        "no description": lambda: description.unlink(),
+        "half a description": lambda: description.write_text(description.read_text()[:60]),
+        "an empty description": lambda: description.write_text(""),
+        "a list": lambda: description.write_text("[]"),
+        "no grid": lambda: description.write_text(
+            json.dumps({k: v for k, v in known.items() if k not in ("grid", "crc32")})
+        ),
+        "another grid": lambda: description.write_text(
+            json.dumps(known | {"grid": [30, 40, 50], "crc32": 1})
+        ),
+    }[what]()
 
 
-DAMAGES = ["cut off", "cut off in the header", "empty", "no array", "no description", "half a description", "an empty description",
-           "a list", "no grid", "another grid"]
+DAMAGES = [
+    "cut off",
+    "cut off in the header",
+    "empty",
+    "no array",
+    "no description",
+    "half a description",
+    "an empty description",
+    "a list",
+    "no grid",
+    "another grid",
+]
 
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_damage_is_named_with_the_remedy(folder, what):
     damage(folder, what)
     assert not is_whole(folder, "case", MADE_FROM)
-    with pytest.raises(UserError, match="embedding of case in .*: run alice-embed -d Dataset022_Test"):
+    with pytest.raises(
+        UserError, match="embedding of case in .*: run alice-embed -d Dataset022_Test"
+    ):
         open_embedding(folder, "case")
 
 
 def test_no_damage_of_the_header_is_a_traceback(folder):
     """Each byte of it changed in turn."""
     intact = (folder / "case.npy").read_bytes()
-    header = len(intact) - open_embedding(folder, "case").blocks.size - open_embedding(folder, "case").middles.size
+    header = (
+        len(intact)
+        - open_embedding(folder, "case").blocks.size
+        - open_embedding(folder, "case").middles.size
+    )
     for position in range(header):
         content = bytearray(intact)
         content[position] ^= 1
@@ -102,14 +137,22 @@ def test_no_damage_of_the_header_is_a_traceback(folder):
 @pytest.mark.parametrize("moment", ["array", "description"])
 def test_an_interrupted_save_leaves_nothing_that_counts(folder, embedding, monkeypatch, moment):
     """Neither of the new embedding nor of the old one, whose array may be gone already."""
+
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*(index.np, "save", stopped) if moment == "array" else (index, "write_json_atomically", stopped))
+    monkeypatch.setattr(
+        *(index.np, "save", stopped)
+        if moment == "array"
+        else (index, "write_json_atomically", stopped)
+    )
     with pytest.raises(KeyboardInterrupt):
         save_embedding(folder, "case", embedding, MADE_FROM | {"weights": "new"})
-    assert not any(is_whole(folder, "case", made, read_all=all_of_it) for made in (MADE_FROM, MADE_FROM | {"weights": "new"})
-                   for all_of_it in (True, False))
+    assert not any(
+        is_whole(folder, "case", made, read_all=all_of_it)
+        for made in (MADE_FROM, MADE_FROM | {"weights": "new"})
+        for all_of_it in (True, False)
+    )
     with pytest.raises(UserError, match="alice-embed"):
         open_embedding(folder, "case")
     monkeypatch.undo()

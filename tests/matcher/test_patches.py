@@ -4,7 +4,17 @@ import torch
 from scipy import ndimage
 
 from alice_nnunet.matcher import patches
-from alice_nnunet.matcher.patches import ANGLES, BENDING, NODES, NOISE, SCALES, Patches, draw_patches, vectors_at, with_other_intensities
+from alice_nnunet.matcher.patches import (
+    ANGLES,
+    BENDING,
+    NODES,
+    NOISE,
+    SCALES,
+    Patches,
+    draw_patches,
+    vectors_at,
+    with_other_intensities,
+)
 
 SPACINGS = [(2.0, 2.0, 2.0), (3.0, 2.0, 1.5), (1.5, 3.0, 2.0)]
 CROP_MM, PATCH_SHARE = 96.0, 0.875
@@ -28,7 +38,7 @@ def centres(size, spacing) -> torch.Tensor:
 def blobs(points: torch.Tensor, size, spacing) -> torch.Tensor:
     """A bright ball of some millimetres at a point of each crop, (B, 1, *size)."""
     distance = (centres(size, spacing)[None] - points[:, None, None, None]).norm(dim=-1)
-    return torch.exp(-(distance / 2.5) ** 2 / 2)[:, None]
+    return torch.exp(-((distance / 2.5) ** 2) / 2)[:, None]
 
 
 def middle_of_brightness(image: torch.Tensor) -> np.ndarray:
@@ -49,7 +59,9 @@ def test_a_point_lies_where_the_picture_shows_it(spacing, monkeypatch):
     voxel = 2 / np.array(size)
     for image, place in zip(drawn.image, located):
         assert (np.abs(middle_of_brightness(image[0]) - place.numpy()) < 0.3 * voxel).all()
-    plain = (points - drawn.centre) / (torch.tensor(size) * torch.tensor(spacing) / 2)  # neither turned nor scaled
+    plain = (points - drawn.centre) / (
+        torch.tensor(size) * torch.tensor(spacing) / 2
+    )  # neither turned nor scaled
     assert ((plain - located).abs() / torch.tensor(voxel)).max() > 2
 
 
@@ -57,7 +69,12 @@ def test_each_axis_turns_and_both_ways_within_the_range():
     """About each axis, the angle that the patch's matrix tells, once its columns have length 1; they are 1 / scale long."""
     drawn = draw_patches(torch.zeros(400, 1, 4, 4, 4), (4, 4, 4), (2.0, 2.0, 2.0), generator())
     scale = 1 / drawn.matrix.norm(dim=1)
-    assert (scale.amin(0) < 0.82).all() and (scale.amax(0) > 1.22).all() and SCALES[0] <= scale.min() and scale.max() <= SCALES[1]
+    assert (
+        (scale.amin(0) < 0.82).all()
+        and (scale.amax(0) > 1.22).all()
+        and SCALES[0] <= scale.min()
+        and scale.max() <= SCALES[1]
+    )
     assert np.abs(np.corrcoef(scale.T.log()) - np.eye(3)).max() < 0.2  # along each axis another
     turn = drawn.matrix * scale[:, None]
     assert torch.allclose(turn @ turn.mT, torch.eye(3).expand_as(turn), atol=1e-5)
@@ -77,8 +94,13 @@ def test_patches_are_bent_by_a_share_of_the_distance_between_nodes():
 
 def test_the_same_seed_draws_the_same_patches():
     crops = torch.rand(2, 1, 12, 16, 20)
-    one, same, other = (draw_patches(crops, (8, 12, 16), (3.0, 2.0, 1.5), generator(seed)) for seed in (3, 3, 4))
-    assert all(torch.equal(getattr(one, name), getattr(same, name)) for name in ("image", "matrix", "centre", "bending", "size"))
+    one, same, other = (
+        draw_patches(crops, (8, 12, 16), (3.0, 2.0, 1.5), generator(seed)) for seed in (3, 3, 4)
+    )
+    assert all(
+        torch.equal(getattr(one, name), getattr(same, name))
+        for name in ("image", "matrix", "centre", "bending", "size")
+    )
     assert one.image.shape == (2, 1, 8, 12, 16) and not torch.equal(one.image, other.image)
     assert one.size.tolist() == [24.0, 24.0, 24.0]
     going_on = generator(3)
@@ -88,7 +110,12 @@ def test_the_same_seed_draws_the_same_patches():
 
 def test_two_patches_of_three_quarters_overlap():
     crop, size, spacing = (22, 64, 64), (16, 48, 48), (4.0, 4.0, 4.0)
-    points = (torch.rand(1, 2000, 3, generator=generator(9)) * 2 - 1) * torch.tensor(crop) * torch.tensor(spacing) / 2
+    points = (
+        (torch.rand(1, 2000, 3, generator=generator(9)) * 2 - 1)
+        * torch.tensor(crop)
+        * torch.tensor(spacing)
+        / 2
+    )
     blank, drawing = torch.zeros(1, 1, 1, 1, 1).expand(1, 1, *crop), generator()
     for _ in range(8):
         first, second = (draw_patches(blank, size, spacing, drawing) for _ in range(2))
@@ -103,16 +130,23 @@ def test_intensities_differ_in_gamma_in_brightness_and_by_noise(monkeypatch):
     image[..., 10:] = 0.5
     changed = with_other_intensities(image, generator())
     assert changed.min() >= 0 and changed.max() <= 1
-    ratio = (changed[..., 10] / changed[..., 9]).flatten(1).median(1).values.log() / np.log(2)  # 2 ** gamma where neither is clipped
+    ratio = (changed[..., 10] / changed[..., 9]).flatten(1).median(1).values.log() / np.log(
+        2
+    )  # 2 ** gamma where neither is clipped
     assert 0.6 < ratio.median() < 1.4 and ratio.max() > 1.2 and ratio.min() < 0.8
-    assert changed[:, 0, 6, 4, 4].std() > 0.02 and (changed[:, 0, 1, 2, 2] / changed[:, 0, 10, 17, 2]).log().std() > 0.1  # part by part
+    assert (
+        changed[:, 0, 6, 4, 4].std() > 0.02
+        and (changed[:, 0, 1, 2, 2] / changed[:, 0, 10, 17, 2]).log().std() > 0.1
+    )  # part by part
 
 
 def test_noise_is_added_and_air_stays_dark(monkeypatch):
     monkeypatch.setattr(patches, "GAMMA", 0.0)
     monkeypatch.setattr(patches, "BRIGHTNESS", 0.0)
     grey = with_other_intensities(torch.full((4, 1, 12, 12, 12), 0.5), generator())
-    assert grey.std() == pytest.approx(NOISE, rel=0.05) and grey.mean() == pytest.approx(0.5, abs=0.01)
+    assert grey.std() == pytest.approx(NOISE, rel=0.05) and grey.mean() == pytest.approx(
+        0.5, abs=0.01
+    )
     assert with_other_intensities(torch.zeros(4, 1, 12, 12, 12), generator()).mean() < NOISE / 2
 
 
@@ -121,27 +155,42 @@ def test_vectors_are_interpolated_between_the_middles_of_voxels():
     places = torch.rand(2, 30, 3, generator=generator(1)) * 2 - 1
     found = vectors_at(maps, places)
     for m, p, vectors in zip(maps.numpy(), places.numpy(), found):
-        index = ((p + 1) / 2 * m.shape[1:] - 0.5).T                                     # (3, K), z y x
-        expected = np.stack([ndimage.map_coordinates(channel, index, order=1, mode="nearest") for channel in m], 1)
+        index = ((p + 1) / 2 * m.shape[1:] - 0.5).T  # (3, K), z y x
+        expected = np.stack(
+            [ndimage.map_coordinates(channel, index, order=1, mode="nearest") for channel in m], 1
+        )
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
         assert np.allclose(vectors.numpy(), expected, atol=1e-5)
 
 
 def test_a_place_names_its_voxel_in_z_y_x_order():
     maps = torch.zeros(1, 2, 2, 3, 4)
-    maps[:, 0], maps[:, 1, 1, 0, 2] = 1, 1                                              # voxel (1, 0, 2) alone is (1, 1)
+    maps[:, 0], maps[:, 1, 1, 0, 2] = 1, 1  # voxel (1, 0, 2) alone is (1, 1)
     place = (torch.tensor([1, 0, 2]) + 0.5) / torch.tensor([2, 3, 4]) * 2 - 1
-    others = (torch.tensor([[0, 0, 2], [1, 1, 2], [1, 0, 1]]) + 0.5) / torch.tensor([2, 3, 4]) * 2 - 1
+    others = (torch.tensor([[0, 0, 2], [1, 1, 2], [1, 0, 1]]) + 0.5) / torch.tensor(
+        [2, 3, 4]
+    ) * 2 - 1
     found = vectors_at(maps, torch.cat([place[None], others])[None])[0]
     assert torch.allclose(found[0], torch.tensor([0.5, 0.5]).sqrt())
     assert torch.allclose(found[1:], torch.tensor([1.0, 0.0]))
 
 
 def test_locate_undoes_the_placement():
-    matrix, centre = torch.tensor([[[0.0, 2.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]), torch.tensor([[5.0, 6.0, 7.0]])
-    patch = Patches(torch.zeros(1, 1, 2, 2, 2), matrix, centre, torch.zeros(1, 3, *NODES), torch.tensor([20.0, 40.0, 10.0]))
+    matrix, centre = (
+        torch.tensor([[[0.0, 2.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]),
+        torch.tensor([[5.0, 6.0, 7.0]]),
+    )
+    patch = Patches(
+        torch.zeros(1, 1, 2, 2, 2),
+        matrix,
+        centre,
+        torch.zeros(1, 3, *NODES),
+        torch.tensor([20.0, 40.0, 10.0]),
+    )
     # The patch's point (1, 2, 3) mm shows (2 * 2, -1, 3) mm from the centre.
-    assert torch.allclose(patch.locate(torch.tensor([[[9.0, 5.0, 10.0]]])), torch.tensor([[[0.1, 0.1, 0.6]]]))
+    assert torch.allclose(
+        patch.locate(torch.tensor([[[9.0, 5.0, 10.0]]])), torch.tensor([[[0.1, 0.1, 0.6]]])
+    )
 
 
 def test_locate_undoes_the_bending():
@@ -149,9 +198,17 @@ def test_locate_undoes_the_bending():
     drawn = draw_patches(torch.zeros(3, 1, 12, 30, 30), (10, 24, 24), (5.0, 5.0, 5.0), generator(2))
     places = torch.rand(3, 50, 3, generator=generator(3)) * 2 - 1
     shown = []
-    for place, bending, matrix, centre in zip(places.numpy(), drawn.bending.numpy(), drawn.matrix.numpy(), drawn.centre.numpy()):
+    for place, bending, matrix, centre in zip(
+        places.numpy(), drawn.bending.numpy(), drawn.matrix.numpy(), drawn.centre.numpy()
+    ):
         index = ((place + 1) / 2 * NODES - 0.5).T
-        bent = np.stack([ndimage.map_coordinates(b, index, order=1, mode="nearest") for b in bending], 1)
+        bent = np.stack(
+            [ndimage.map_coordinates(b, index, order=1, mode="nearest") for b in bending], 1
+        )
         shown.append((place * drawn.size.numpy() / 2 + bent) @ matrix.T + centre)
-    voxels = (drawn.locate(torch.from_numpy(np.stack(shown)).float()) - places).abs() * torch.tensor([10, 24, 24]) / 2
+    voxels = (
+        (drawn.locate(torch.from_numpy(np.stack(shown)).float()) - places).abs()
+        * torch.tensor([10, 24, 24])
+        / 2
+    )
     assert voxels.max() < 0.05

@@ -11,7 +11,14 @@ from alice_nnunet.model.method import Method
 from alice_nnunet.model.encoders.vit import ViT
 
 CROP, SPACING = (32, 32, 48), (3.0, 3.0, 3.0)
-SMALL = dict(head_hidden=32, head_bottleneck=16, channels=24, decoder_width=24, decoder_depth=1, decoder_heads=2)
+SMALL = dict(
+    head_hidden=32,
+    head_bottleneck=16,
+    channels=24,
+    decoder_width=24,
+    decoder_depth=1,
+    decoder_heads=2,
+)
 
 
 def build(**changes) -> Alice:
@@ -25,9 +32,23 @@ def views(model: Alice, seed: int = 0, batch: int = 2):
     return [make_views(c, model.unit, SPACING, model.method, generator) for c in crops]
 
 
-OPTIONS = [{}, {"predictor": False, "ema_casa": False, "center_teacher": False}, {"predictor": False, "ema_casa": False}, {"predictor": False}, {"ema_casa": False}, {"head": "byol"},
-           {"similarity": "infonce"}, {"similarity": "dino"}, {"target_mask_ratio": 0.5}, {"online_flips": True}, {"weight_r": 0}, {"weight_dv": 0},
-           {"weight_st": 0}, {"weight_dv": 0, "weight_st": 0, "similarity": "dino"}, {"weight_r": 0, "weight_dv": 0, "ema_casa": False}]
+OPTIONS = [
+    {},
+    {"predictor": False, "ema_casa": False, "center_teacher": False},
+    {"predictor": False, "ema_casa": False},
+    {"predictor": False},
+    {"ema_casa": False},
+    {"head": "byol"},
+    {"similarity": "infonce"},
+    {"similarity": "dino"},
+    {"target_mask_ratio": 0.5},
+    {"online_flips": True},
+    {"weight_r": 0},
+    {"weight_dv": 0},
+    {"weight_st": 0},
+    {"weight_dv": 0, "weight_st": 0, "similarity": "dino"},
+    {"weight_r": 0, "weight_dv": 0, "ema_casa": False},
+]
 
 
 def test_forward_is_the_three_equations():
@@ -39,8 +60,15 @@ def test_forward_is_the_three_equations():
         visible = model.encoder(view.online, view.keep)
         predicted, tokens = model.decoder(visible, view.keep)
         h, y = model.phi(tokens), model.psi(model.target_encoder(view.target))
-        sides.append((reconstruction_loss(predicted, view.online, view.masked, model.unit), h.mean(1), y.mean(1),
-                      model.casa(visible, h), model.target_casa(visible, y)))
+        sides.append(
+            (
+                reconstruction_loss(predicted, view.online, view.masked, model.unit),
+                h.mean(1),
+                y.mean(1),
+                model.casa(visible, h),
+                model.target_casa(visible, y),
+            )
+        )
     (r_q, h_q, y_q, s_q, t_q), (r_k, h_k, y_k, s_k, t_k) = sides
     p_q, p_k = model.predictors["dv"](torch.cat([h_q, h_k])).chunk(2)
     l_dv = cosine_loss(p_q, y_k) + cosine_loss(p_k, y_q)
@@ -49,7 +77,9 @@ def test_forward_is_the_three_equations():
     for name, expected in (("l_r", r_q + r_k), ("l_dv", l_dv), ("l_st", l_st)):
         assert torch.allclose(output.losses[name], expected, atol=1e-6), name
     assert torch.allclose(output.loss, 10 * (r_q + r_k) + l_dv + l_st, atol=1e-5)
-    assert torch.allclose(output.spreads["S"], spread(moments(torch.cat([s_q, s_k])), 2 * s_q[..., 0].numel()))
+    assert torch.allclose(
+        output.spreads["S"], spread(moments(torch.cat([s_q, s_k])), 2 * s_q[..., 0].numel())
+    )
     assert torch.allclose(output.spreads["cls"], spread(moments(torch.cat([y_q, y_k])), 4))
 
 
@@ -58,7 +88,9 @@ def test_every_trained_parameter_and_no_target_gets_a_gradient(options):
     model = build(**options)
     for view in (views(model, 0), views(model, 1)):
         model(*view).loss.backward()
-    targets = {id(p) for module in (*model.targets(), *model.untrained()) for p in module.parameters()}
+    targets = {
+        id(p) for module in (*model.targets(), *model.untrained()) for p in module.parameters()
+    }
     for name, parameter in model.named_parameters():
         if id(parameter) in targets:
             assert parameter.grad is None and not parameter.requires_grad, name
@@ -69,9 +101,14 @@ def test_every_trained_parameter_and_no_target_gets_a_gradient(options):
 @pytest.mark.parametrize("name", ["swin", "nnformer"])
 def test_every_parameter_of_a_windowed_encoder_is_trained(name):
     torch.manual_seed(0)
-    encoder = build_encoder(name, {"in_channels": 2, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"]})
+    encoder = build_encoder(
+        name, {"in_channels": 2, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"]}
+    )
     model, generator = Alice(encoder, 2, Method(**SMALL)), torch.Generator().manual_seed(0)
-    query, key = (make_views(torch.rand(1, 2, 32, 64, 64), model.unit, SPACING, model.method, generator) for _ in range(2))
+    query, key = (
+        make_views(torch.rand(1, 2, 32, 64, 64), model.unit, SPACING, model.method, generator)
+        for _ in range(2)
+    )
     model(query, key).loss.backward()
     targets = {id(p) for module in model.targets() for p in module.parameters()}
     for name, parameter in model.named_parameters():
@@ -96,7 +133,9 @@ def test_shared_casa_gets_its_gradient_from_the_student_alone():
     model.zero_grad()
     q, k = model.branches(query), model.branches(key)
     students = model.predict("st", q.student, k.student)
-    sum(model.similarity(s, t) for s, t in zip(students, model.center("st", q.teacher, k.teacher))).backward()
+    sum(
+        model.similarity(s, t) for s, t in zip(students, model.center("st", q.teacher, k.teacher))
+    ).backward()
     assert all(torch.allclose(g, p.grad, atol=1e-7) for g, p in zip(grads, model.casa.parameters()))
 
 
@@ -113,17 +152,24 @@ def test_hidden_voxels_reach_the_loss_only_as_the_target_of_eq_1():
     query, key = views(model)
     changed = copy.copy(query)
     from alice_nnunet.model.tokens import unpatchify
-    hidden = unpatchify(query.masked[..., None].float().expand(-1, -1, 16 ** 3), (2, 2, 3), model.unit)
+
+    hidden = unpatchify(
+        query.masked[..., None].float().expand(-1, -1, 16**3), (2, 2, 3), model.unit
+    )
     changed.online = query.online + hidden * 50
     first, second = model(query, key), model(changed, key)
-    assert torch.equal(first.losses["l_dv"], second.losses["l_dv"]) and torch.equal(first.losses["l_st"], second.losses["l_st"])
+    assert torch.equal(first.losses["l_dv"], second.losses["l_dv"]) and torch.equal(
+        first.losses["l_st"], second.losses["l_st"]
+    )
     assert torch.equal(first.predicted, second.predicted)
 
 
 @pytest.mark.parametrize("ema_casa", [True, False])
 def test_update_target_is_the_formula(ema_casa):
     model = build(ema_casa=ema_casa, head="byol")
-    pairs = [("target_encoder", "encoder"), ("psi", "phi")] + ([("target_casa", "casa")] if ema_casa else [])
+    pairs = [("target_encoder", "encoder"), ("psi", "phi")] + (
+        [("target_casa", "casa")] if ema_casa else []
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p))
@@ -132,13 +178,22 @@ def test_update_target_is_the_formula(ema_casa):
     for target, online in pairs:
         parameters = dict(getattr(model, online).named_parameters())
         for name, value in getattr(model, target).state_dict().items():
-            assert torch.allclose(value, 0.9 * before[target][name] + 0.1 * parameters[name], atol=1e-6), name
+            assert torch.allclose(
+                value, 0.9 * before[target][name] + 0.1 * parameters[name], atol=1e-6
+            ), name
 
 
 def test_the_target_starts_as_the_online_branch():
     model = build()
-    for target, online in ((model.target_encoder, model.encoder), (model.psi, model.phi), (model.target_casa, model.casa)):
-        assert all(torch.equal(a, b) for a, b in zip(target.state_dict().values(), online.state_dict().values()))
+    for target, online in (
+        (model.target_encoder, model.encoder),
+        (model.psi, model.phi),
+        (model.target_casa, model.casa),
+    ):
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(target.state_dict().values(), online.state_dict().values())
+        )
 
 
 def test_the_center_is_the_running_mean_of_the_teachers():
@@ -153,18 +208,41 @@ def test_the_center_is_the_running_mean_of_the_teachers():
     assert torch.allclose(centered, teachers - 0.1 * teachers.mean((0, 1)), atol=1e-6)
 
 
-@pytest.mark.parametrize("options, terms", [({"similarity": "dino"}, {"dv", "st"}), ({"center_teacher": False}, set()),
-                                            ({"similarity": "infonce"}, set()), ({}, {"st"})])
+@pytest.mark.parametrize(
+    "options, terms",
+    [
+        ({"similarity": "dino"}, {"dv", "st"}),
+        ({"center_teacher": False}, set()),
+        ({"similarity": "infonce"}, set()),
+        ({}, {"st"}),
+    ],
+)
 def test_which_targets_are_centered(options, terms):
     model = build(**options)
     model.update_target(1.0, model(*views(model)).target_means)
-    moved = {name.removeprefix("center_") for name, buffer in model.named_buffers() if name.startswith("center") and buffer.any()}
+    moved = {
+        name.removeprefix("center_")
+        for name, buffer in model.named_buffers()
+        if name.startswith("center") and buffer.any()
+    }
     assert moved == terms
 
 
-@pytest.mark.parametrize("options", [{"mask_ratio": 1.0}, {"similarity": "l2"}, {"head": "linear"}, {"mask_ratio": 0.0},
-                                     {"weight_r": -1.0}, {"weight_r": 0.0, "weight_dv": 0.0, "weight_st": 0.0},
-                                     {"decoder_width": 25}, {"temperature": 0.0}, {"channels": 0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask_ratio": 1.0},
+        {"similarity": "l2"},
+        {"head": "linear"},
+        {"mask_ratio": 0.0},
+        {"weight_r": -1.0},
+        {"weight_r": 0.0, "weight_dv": 0.0, "weight_st": 0.0},
+        {"decoder_width": 25},
+        {"temperature": 0.0},
+        {"channels": 0},
+    ],
+    ids=str,
+)
 def test_wrong_choices_are_refused(options):
     with pytest.raises(ValueError):
         build(**options)

@@ -35,6 +35,8 @@ def test_predictor_is_the_formula_and_looks_at_one_vector_at_a_time():
     torch.manual_seed(0)
     predictor, features = Predictor(6, 12), torch.randn(4, 5, 6)
     hidden = predictor.enter(features)
-    hidden = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    hidden = (hidden - hidden.mean(-1, keepdim=True)) / (
+        hidden.var(-1, unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
     assert torch.allclose(predictor(features), predictor.leave(F.relu(hidden)), atol=1e-5)
     assert torch.allclose(predictor(features)[1:2], predictor(features[1:2]), atol=1e-6)

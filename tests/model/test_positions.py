@@ -22,10 +22,14 @@ def test_sincos_is_the_formula():
 def test_resize_equals_scipy_inside():
     positions = torch.rand(1, 4 * 6 * 5, 2)
     resized = resize_positions(positions, (4, 6, 5), (8, 6, 10))[0].T.reshape(2, 8, 6, 10).numpy()
-    centres = np.meshgrid(*[(np.arange(m) + 0.5) * n / m - 0.5 for m, n in ((8, 4), (6, 6), (10, 5))], indexing="ij")
+    centres = np.meshgrid(
+        *[(np.arange(m) + 0.5) * n / m - 0.5 for m, n in ((8, 4), (6, 6), (10, 5))], indexing="ij"
+    )
     for channel in range(2):
         volume = positions[0, :, channel].reshape(4, 6, 5).numpy()
-        assert np.allclose(resized[channel], map_coordinates(volume, centres, order=1, mode="nearest"), atol=1e-5)
+        assert np.allclose(
+            resized[channel], map_coordinates(volume, centres, order=1, mode="nearest"), atol=1e-5
+        )
 
 
 def test_same_grid_is_untouched():

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from alice_nnunet.model.tokens import masked_from, patchify, put_tokens, random_keep, take_tokens, unpatchify
+from alice_nnunet.model.tokens import (
+    masked_from,
+    patchify,
+    put_tokens,
+    random_keep,
+    take_tokens,
+    unpatchify,
+)
 
 UNIT = (2, 3, 4)
 
@@ -12,7 +19,7 @@ def test_patchify_equals_slices():
     for z in range(0, 4, 2):
         for y in range(0, 9, 3):
             for x in range(0, 8, 4):
-                block = crop[:, :, z:z + 2, y:y + 3, x:x + 4]
+                block = crop[:, :, z : z + 2, y : y + 3, x : x + 4]
                 assert torch.equal(tokens[:, index], block.reshape(2, -1))
                 index += 1
     assert tokens.shape[1] == index

@@ -9,14 +9,34 @@ from alice_nnunet.model.method import Method
 from alice_nnunet.model.encoders.vit import Block
 
 CROP = (32, 64, 64)
-METHOD = Method(head_hidden=32, head_bottleneck=16, channels=24, decoder_width=24, decoder_depth=2, decoder_heads=2)
+METHOD = Method(
+    head_hidden=32,
+    head_bottleneck=16,
+    channels=24,
+    decoder_width=24,
+    decoder_depth=2,
+    decoder_heads=2,
+)
 
 
 def model_and_views(name: str):
     torch.manual_seed(0)
-    model = Alice(build_encoder(name, {"in_channels": 1, "crop_size": CROP, **PRESETS[name]["tiny"]}), 1, METHOD)
+    model = Alice(
+        build_encoder(name, {"in_channels": 1, "crop_size": CROP, **PRESETS[name]["tiny"]}),
+        1,
+        METHOD,
+    )
     generator = torch.Generator().manual_seed(0)
-    return model, [make_views(torch.rand(2, 1, *CROP, generator=generator), model.unit, (3.0, 3.0, 3.0), METHOD, generator) for _ in range(2)]
+    return model, [
+        make_views(
+            torch.rand(2, 1, *CROP, generator=generator),
+            model.unit,
+            (3.0, 3.0, 3.0),
+            METHOD,
+            generator,
+        )
+        for _ in range(2)
+    ]
 
 
 def gradients(model: Alice, views) -> tuple[list, int]:
@@ -39,7 +59,9 @@ def test_recomputed_blocks_give_the_same_gradient_bit_for_bit_and_keep_less(name
     model, views = model_and_views(name)
     plain, kept = gradients(model, views)
     recompute_blocks(model.encoder)
-    assert not any(module.recompute for module in model.decoder.modules() if isinstance(module, Recomputable))
+    assert not any(
+        module.recompute for module in model.decoder.modules() if isinstance(module, Recomputable)
+    )
     recompute_blocks(model.decoder)
     again, less = gradients(model, views)
     assert all(torch.equal(a, b) for a, b in zip(plain, again)) and less < 0.75 * kept
@@ -51,4 +73,6 @@ def test_compiled_blocks_compute_the_same_under_the_same_names():
     compile_blocks(model, Block, backend="aot_eager")
     compiled, _ = gradients(model, views)
     assert list(model.state_dict()) == names
-    assert all(torch.allclose(a, b, atol=1e-5 * a.abs().max() + 1e-7) for a, b in zip(plain, compiled))
+    assert all(
+        torch.allclose(a, b, atol=1e-5 * a.abs().max() + 1e-7) for a, b in zip(plain, compiled)
+    )

@@ -8,9 +8,16 @@ from alice_nnunet.model.views import Augmentation, augment, draw_augmentation, m
 from alice_nnunet.model.method import Method
 
 
-def drawn(angles=(0.0, 0.0, 0.0), scale=1.0, flips=(1, 1, 1), factor=1.0, shift=0.0) -> Augmentation:
-    return Augmentation(torch.tensor([angles]), torch.tensor([scale]), torch.tensor([flips]).float(), torch.tensor([factor]),
-                        torch.tensor([shift]))
+def drawn(
+    angles=(0.0, 0.0, 0.0), scale=1.0, flips=(1, 1, 1), factor=1.0, shift=0.0
+) -> Augmentation:
+    return Augmentation(
+        torch.tensor([angles]),
+        torch.tensor([scale]),
+        torch.tensor([flips]).float(),
+        torch.tensor([factor]),
+        torch.tensor([shift]),
+    )
 
 
 def test_nothing_drawn_changes_nothing():
@@ -22,12 +29,16 @@ def test_nothing_drawn_changes_nothing():
 def test_flips_mirror_the_named_axis(axis):
     crop, flips = torch.rand(1, 1, 8, 10, 12), [1, 1, 1]
     flips[axis] = -1
-    assert torch.allclose(augment(crop, drawn(flips=flips), (3, 1, 2)), crop.flip(axis + 2), atol=1e-5)
+    assert torch.allclose(
+        augment(crop, drawn(flips=flips), (3, 1, 2)), crop.flip(axis + 2), atol=1e-5
+    )
 
 
 def test_intensity_is_affine():
     crop = torch.rand(1, 1, 8, 8, 8)
-    assert torch.allclose(augment(crop, drawn(factor=1.1, shift=-0.05), (1, 1, 1)), crop * 1.1 - 0.05, atol=1e-5)
+    assert torch.allclose(
+        augment(crop, drawn(factor=1.1, shift=-0.05), (1, 1, 1)), crop * 1.1 - 0.05, atol=1e-5
+    )
 
 
 def test_a_right_angle_about_z_is_rot90_where_voxels_are_square():
@@ -44,7 +55,7 @@ def test_rotation_and_scale_equal_monai():
     # MONAI turns axis 0 into 1 (our z and y) and so on: its angles are about x, y, z in our (z, y, x) arrays' terms.
     cz, cy, cx = (math.cos(a) for a in angles)
     sz, sy, sx = (math.sin(a) for a in angles)
-    about_z = torch.tensor([[1, 0, 0], [0, cz, sz], [0, -sz, cz]])          # on (z, y, x) coordinates
+    about_z = torch.tensor([[1, 0, 0], [0, cz, sz], [0, -sz, cz]])  # on (z, y, x) coordinates
     about_y = torch.tensor([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
     about_x = torch.tensor([[cx, sx, 0], [-sx, cx, 0], [0, 0, 1]])
     matrix = torch.eye(4)
@@ -55,16 +66,26 @@ def test_rotation_and_scale_equal_monai():
 
 def test_rotation_is_in_mm():
     """A ball of 6 mm stays a ball of 6 mm where voxels are 3 x 1 x 1 mm."""
-    z, y, x = torch.meshgrid(torch.arange(-7.5, 8) * 3, torch.arange(-23.5, 24), torch.arange(-23.5, 24), indexing="ij")
-    ball = torch.sigmoid(20 - (z ** 2 + y ** 2 + x ** 2).sqrt())[None, None]
+    z, y, x = torch.meshgrid(
+        torch.arange(-7.5, 8) * 3, torch.arange(-23.5, 24), torch.arange(-23.5, 24), indexing="ij"
+    )
+    ball = torch.sigmoid(20 - (z**2 + y**2 + x**2).sqrt())[None, None]
     turned = augment(ball, drawn(angles=(0.5, 0.4, -0.6)), (3.0, 1.0, 1.0))
-    assert (turned - ball).abs().mean() < 0.01 < (augment(ball, drawn(angles=(0.5, 0.4, -0.6)), (1.0, 1.0, 1.0)) - ball).abs().mean()
+    assert (
+        (turned - ball).abs().mean()
+        < 0.01
+        < (augment(ball, drawn(angles=(0.5, 0.4, -0.6)), (1.0, 1.0, 1.0)) - ball).abs().mean()
+    )
 
 
 def test_draws_are_in_range_and_from_the_generator():
     many = draw_augmentation(4000, torch.Generator().manual_seed(0))
     assert (many.angles.abs().amax(0).rad2deg() <= torch.tensor([30.0, 15.0, 15.0]) + 1e-4).all()
-    assert 0.8 <= many.scale.min() and many.scale.max() <= 1.25 and many.scale.log().mean().abs() < 0.02
+    assert (
+        0.8 <= many.scale.min()
+        and many.scale.max() <= 1.25
+        and many.scale.log().mean().abs() < 0.02
+    )
     assert set(many.flips.unique().tolist()) == {-1, 1} and many.flips.mean().abs() < 0.05
     again = draw_augmentation(4000, torch.Generator().manual_seed(0))
     assert torch.equal(many.angles, again.angles) and torch.equal(many.flips, again.flips)
@@ -72,19 +93,34 @@ def test_draws_are_in_range_and_from_the_generator():
 
 def test_views_are_the_same_however_a_batch_is_divided():
     crops, method = torch.rand(4, 1, 32, 32, 32), Method(online_flips=True, target_mask_ratio=0.5)
-    make = lambda part, *place: make_views(part, (16, 16, 16), (3.0, 3.0, 3.0), method, torch.Generator().manual_seed(0), *place)
-    whole, parts = make(crops), [make(crops[2 * i:2 * i + 2], i, 2) for i in range(2)]
+    make = lambda part, *place: make_views(
+        part, (16, 16, 16), (3.0, 3.0, 3.0), method, torch.Generator().manual_seed(0), *place
+    )
+    whole, parts = make(crops), [make(crops[2 * i : 2 * i + 2], i, 2) for i in range(2)]
     for name in ("online", "keep", "masked", "target", "target_keep"):
-        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts])), name
+        assert torch.equal(
+            getattr(whole, name), torch.cat([getattr(part, name) for part in parts])
+        ), name
 
 
 def test_views_hide_the_online_view_and_augment_the_target():
     crops = torch.rand(3, 1, 32, 32, 32)
-    views = make_views(crops, (16, 16, 16), (3.0, 3.0, 3.0), Method(), torch.Generator().manual_seed(0))
-    assert torch.equal(views.online, crops) and views.keep.shape == (3, 2) and views.target_keep is None
+    views = make_views(
+        crops, (16, 16, 16), (3.0, 3.0, 3.0), Method(), torch.Generator().manual_seed(0)
+    )
+    assert (
+        torch.equal(views.online, crops)
+        and views.keep.shape == (3, 2)
+        and views.target_keep is None
+    )
     assert not torch.allclose(views.target, crops) and views.target.shape == crops.shape
     assert (views.masked.sum(1) == 6).all()
-    flipped = make_views(crops, (16, 16, 16), (3.0, 3.0, 3.0), Method(online_flips=True, target_mask_ratio=0.5),
-                         torch.Generator().manual_seed(0))
+    flipped = make_views(
+        crops,
+        (16, 16, 16),
+        (3.0, 3.0, 3.0),
+        Method(online_flips=True, target_mask_ratio=0.5),
+        torch.Generator().manual_seed(0),
+    )
     assert flipped.target_keep.shape == (3, 4) and not torch.equal(flipped.online, crops)
     assert torch.allclose(flipped.online.sum((2, 3, 4)), crops.sum((2, 3, 4)), rtol=1e-4)

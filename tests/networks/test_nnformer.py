@@ -11,12 +11,24 @@ from tests.model.encoders.dense_windows import dense_attention, dense_block
 
 IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip_axes": []}
 WINDOW = {**IDENTITY, "low": [0.0], "high": [1.0]}
-PAPER = {"depths": [2, 2, 2, 2], "heads": [6, 12, 24, 48], "windows": [[4] * 3, [4] * 3, [8] * 3, [4] * 3], "embed_width": 192}
+PAPER = {
+    "depths": [2, 2, 2, 2],
+    "heads": [6, 12, 24, 48],
+    "windows": [[4] * 3, [4] * 3, [8] * 3, [4] * 3],
+    "embed_width": 192,
+}
 
 
 def nnformer(input_map=IDENTITY, deep_supervision: bool = False, **changes) -> NnFormerNet:
-    arguments = {"in_channels": 1, "crop_size": [16, 32, 32], "embed_width": 8, "depths": [2, 2, 2], "heads": [1, 2, 4],
-                 "windows": [[3, 3, 3], [2, 3, 2], [2, 2, 2]], **changes}
+    arguments = {
+        "in_channels": 1,
+        "crop_size": [16, 32, 32],
+        "embed_width": 8,
+        "depths": [2, 2, 2],
+        "heads": [1, 2, 4],
+        "windows": [[3, 3, 3], [2, 3, 2], [2, 2, 2]],
+        **changes,
+    }
     torch.manual_seed(0)
     network = NnFormerNet(1, 3, arguments, input_map).eval()
     network.deep_supervision = deep_supervision
@@ -31,7 +43,9 @@ def test_the_decoders_stage_is_attention_of_x_on_skip_then_a_shifted_block():
     cross, nothing = stage.cross, torch.zeros(2, *grid, dtype=torch.bool)
 
     qkv = torch.cat([cross.norm1(x), cross.attention.kv(cross.norm1(skip))], -1)
-    expected = x[:, 0] + skip[:, 0] + dense_attention(cross.attention, qkv[:, 0], nothing, window, False)
+    expected = (
+        x[:, 0] + skip[:, 0] + dense_attention(cross.attention, qkv[:, 0], nothing, window, False)
+    )
     expected = expected + cross.mlp(cross.norm2(expected))
     expected = dense_block(stage.blocks[0], expected, nothing, window, True)
     torch.testing.assert_close(stage(x, skip)[:, 0], expected, rtol=1e-8, atol=1e-8)
@@ -60,12 +74,17 @@ def test_any_patch_size_and_the_sizes_of_nnunets_labels(size):
 def test_patches_of_the_paper_and_odd_ones(size):
     with torch.device("meta"):
         outputs = nnformer(deep_supervision=True, **PAPER)(torch.rand(1, 1, *size))
-    assert [tuple(o.shape[2:]) for o in outputs] == [tuple(round(n * scale) for n in size) for scale in (1, 0.5, 0.25)]
+    assert [tuple(o.shape[2:]) for o in outputs] == [
+        tuple(round(n * scale) for n in size) for scale in (1, 0.5, 0.25)
+    ]
 
 
 @torch.no_grad()
 def test_padding_is_the_floor_of_the_window_at_the_end():
-    network, image = nnformer({**WINDOW, "scale": [0.1], "shift": [0.3]}), torch.rand(1, 1, 12, 32, 20)
+    network, image = (
+        nnformer({**WINDOW, "scale": [0.1], "shift": [0.3]}),
+        torch.rand(1, 1, 12, 32, 20),
+    )
     floor = torch.full((1, 1, 16, 32, 32), -3.0)  # 0.1 * -3 + 0.3 = 0
     floor[:, :, :12, :, :20] = image
     torch.testing.assert_close(network(image), network(floor)[:, :, :12, :, :20])
@@ -73,7 +92,11 @@ def test_padding_is_the_floor_of_the_window_at_the_end():
 
 @torch.no_grad()
 def test_turned_axes_come_back():
-    turned, plain, image = nnformer({**IDENTITY, "flip_axes": [0, 2]}, True), nnformer(deep_supervision=True), torch.rand(1, 1, 8, 16, 16)
+    turned, plain, image = (
+        nnformer({**IDENTITY, "flip_axes": [0, 2]}, True),
+        nnformer(deep_supervision=True),
+        torch.rand(1, 1, 8, 16, 16),
+    )
     for ours, theirs in zip(turned(image), plain(image.flip(2, 4))):
         torch.testing.assert_close(ours, theirs.flip(2, 4))
 
@@ -86,18 +109,57 @@ def test_every_parameter_gets_a_gradient():
 
 def published_names(depths=(2, 2, 2, 2)) -> set[str]:
     """The names of the authors' network, from the list in its description."""
-    block = ["norm1.weight", "norm1.bias", "attn.relative_position_bias_table", "attn.relative_position_index", "attn.proj.weight",
-             "attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"]
-    own, cross = [*block, "attn.qkv.weight", "attn.qkv.bias"], [*block, "attn.kv.weight", "attn.kv.bias"]
-    names = {f"model_down.patch_embed.{part}.{kind}" for kind in ("weight", "bias") for part in
-             ("proj1.conv1", "proj1.conv2", "proj1.norm1", "proj1.norm2", "proj2.conv1", "proj2.conv2", "proj2.norm1", "norm")}
+    block = [
+        "norm1.weight",
+        "norm1.bias",
+        "attn.relative_position_bias_table",
+        "attn.relative_position_index",
+        "attn.proj.weight",
+        "attn.proj.bias",
+        "norm2.weight",
+        "norm2.bias",
+        "mlp.fc1.weight",
+        "mlp.fc1.bias",
+        "mlp.fc2.weight",
+        "mlp.fc2.bias",
+    ]
+    own, cross = (
+        [*block, "attn.qkv.weight", "attn.qkv.bias"],
+        [*block, "attn.kv.weight", "attn.kv.bias"],
+    )
+    names = {
+        f"model_down.patch_embed.{part}.{kind}"
+        for kind in ("weight", "bias")
+        for part in (
+            "proj1.conv1",
+            "proj1.conv2",
+            "proj1.norm1",
+            "proj1.norm2",
+            "proj2.conv1",
+            "proj2.conv2",
+            "proj2.norm1",
+            "norm",
+        )
+    }
     for i, depth in enumerate(depths):
         names |= {f"model_down.layers.{i}.blocks.{j}.{name}" for j in range(depth) for name in own}
         names |= {f"model_down.norm{i}.{kind}" for kind in ("weight", "bias")}
     for i, depth in enumerate(depths[:-1]):
-        names |= {f"model_down.layers.{i}.downsample.{part}.{kind}" for part in ("reduction", "norm") for kind in ("weight", "bias")}
-        names |= {f"decoder.layers.{i}.blocks.{j}.{name}" for j in range(depth) for name in (own if j else cross)}
-        names |= {f"decoder.layers.{i}.Upsample.{part}.{kind}" for part in ("norm", "up") for kind in ("weight", "bias")}
+        names |= {
+            f"model_down.layers.{i}.downsample.{part}.{kind}"
+            for part in ("reduction", "norm")
+            for kind in ("weight", "bias")
+        }
+        names |= {
+            f"decoder.layers.{i}.blocks.{j}.{name}"
+            for j in range(depth)
+            for name in (own if j else cross)
+        }
+        names |= {
+            f"decoder.layers.{i}.Upsample.{part}.{kind}"
+            for part in ("norm", "up")
+            for kind in ("weight", "bias")
+        }
         names |= {f"final.{i}.up.{kind}" for kind in ("weight", "bias")}
     return names
 
@@ -109,7 +171,10 @@ def test_names_are_the_authors_and_convert_there_and_back():
     assert set(published) == published_names()
     # the coarsest of the decoder's stages comes first there, and has the windows and widths of the encoder's third
     assert published["decoder.layers.0.blocks.0.attn.kv.weight"].shape == (1536, 768)
-    assert published["decoder.layers.0.blocks.1.attn.relative_position_bias_table"].shape == (15 ** 3, 24)
+    assert published["decoder.layers.0.blocks.1.attn.relative_position_bias_table"].shape == (
+        15**3,
+        24,
+    )
     assert published["decoder.layers.2.Upsample.up.weight"].shape == (384, 192, 2, 2, 2)
     assert published["final.0.up.weight"].shape == (192, 3, 2, 4, 4)
     index = published["model_down.layers.2.blocks.0.attn.relative_position_index"]
@@ -129,6 +194,9 @@ def test_published_weights_are_read_as_they_were_trained():
 
 
 def test_a_foreign_tensor_is_refused():
-    for convert in (lambda w: from_published(w, (2, 2)), lambda w: to_published(w, (2, 2), ((2, 2, 2), (2, 2, 2)))):
+    for convert in (
+        lambda w: from_published(w, (2, 2)),
+        lambda w: to_published(w, (2, 2), ((2, 2, 2), (2, 2, 2))),
+    ):
         with pytest.raises(ValueError, match="vit.norm.bias is not a tensor of nnFormer"):
             convert({"vit.norm.bias": torch.zeros(1)})

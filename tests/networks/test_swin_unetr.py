@@ -11,9 +11,18 @@ IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip
 WINDOW = {**IDENTITY, "low": [0.0], "high": [1.0]}
 
 
-def swin_unetr(stages: int = 2, window=(3, 3, 3), input_map=IDENTITY, channels: int = 1, **more) -> SwinUNETR:
-    arguments = {"in_channels": 1, "crop_size": [32, 32, 32], "embed_width": 12, "depths": [2] * stages, "heads": [3, 6, 12, 24][:stages],
-                 "windows": [list(window)] * stages, **more}
+def swin_unetr(
+    stages: int = 2, window=(3, 3, 3), input_map=IDENTITY, channels: int = 1, **more
+) -> SwinUNETR:
+    arguments = {
+        "in_channels": 1,
+        "crop_size": [32, 32, 32],
+        "embed_width": 12,
+        "depths": [2] * stages,
+        "heads": [3, 6, 12, 24][:stages],
+        "windows": [list(window)] * stages,
+        **more,
+    }
     return SwinUNETR(channels, 3, arguments, input_map).eval()
 
 
@@ -55,7 +64,15 @@ def test_the_right_bias_and_no_padding_differ_from_monai(twins):
         assert not torch.allclose(right(image), monai(image), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["vit.norm.bias", "encoder.merges.0.attn", "swinViT.layers1c.0.x", "encoder.stages.0.blocks.0.gamma"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit.norm.bias",
+        "encoder.merges.0.attn",
+        "swinViT.layers1c.0.x",
+        "encoder.stages.0.blocks.0.gamma",
+    ],
+)
 def test_a_foreign_tensor_is_refused(name):
     for convert in (lambda w: to_monai(w, (7, 7, 7)), from_monai):
         with pytest.raises(ValueError, match="is not a tensor of Swin UNETR"):
@@ -78,7 +95,10 @@ def test_patches_of_the_paper_and_of_one_axis_odd():
 
 @torch.no_grad()
 def test_padding_is_the_floor_of_the_window_at_the_end():
-    network, image = swin_unetr(input_map={**WINDOW, "scale": [0.1], "shift": [0.3]}), torch.rand(1, 1, 12, 16, 14)
+    network, image = (
+        swin_unetr(input_map={**WINDOW, "scale": [0.1], "shift": [0.3]}),
+        torch.rand(1, 1, 12, 16, 14),
+    )
     floor = torch.full((1, 1, 16, 16, 16), -3.0)  # 0.1 * -3 + 0.3 = 0
     floor[:, :, :12, :16, :14] = image
     torch.testing.assert_close(network(image), network(floor)[:, :, :12, :16, :14])
@@ -96,7 +116,11 @@ def test_encoder_sees_the_window_and_the_stem_what_lies_outside():
 
 @torch.no_grad()
 def test_turned_axes_come_back():
-    turned, plain, image = swin_unetr(input_map={**IDENTITY, "flip_axes": [0, 2]}), swin_unetr(), torch.rand(1, 1, 16, 8, 16)
+    turned, plain, image = (
+        swin_unetr(input_map={**IDENTITY, "flip_axes": [0, 2]}),
+        swin_unetr(),
+        torch.rand(1, 1, 16, 8, 16),
+    )
     turned.load_state_dict(plain.state_dict(), strict=True)
     torch.testing.assert_close(turned(image), plain(image.flip(2, 4)).flip(2, 4))
 
@@ -104,4 +128,8 @@ def test_turned_axes_come_back():
 def test_every_parameter_gets_a_gradient():
     network = swin_unetr().train()
     network(torch.rand(1, 1, 16, 32, 16)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for p in network.parameters()
+        if p.requires_grad
+    )

@@ -39,7 +39,9 @@ def test_monai_weights_load_into_ours_and_every_tensor_counts():
     ours = unetr(depth=12, crop=(32, 48, 64))
     converted = from_monai(monai.state_dict())
     ours.load_state_dict(converted, strict=True)
-    assert len(monai.state_dict()) - len(converted) == 24  # norm_cross_attn of 12 blocks, never used by MONAI's UNETR
+    assert (
+        len(monai.state_dict()) - len(converted) == 24
+    )  # norm_cross_attn of 12 blocks, never used by MONAI's UNETR
     image = torch.randn(1, 1, 32, 48, 64)
     torch.testing.assert_close(ours(image), monai(image), rtol=1e-4, atol=1e-4)
 
@@ -64,7 +66,10 @@ def test_any_patch_size(size):
 
 @torch.no_grad()
 def test_padding_is_the_floor_of_the_window_at_the_end():
-    network, image = unetr(input_map={**WINDOW, "scale": [0.1], "shift": [0.3]}), torch.rand(1, 1, 20, 32, 30)
+    network, image = (
+        unetr(input_map={**WINDOW, "scale": [0.1], "shift": [0.3]}),
+        torch.rand(1, 1, 20, 32, 30),
+    )
     floor = torch.full((1, 1, 32, 32, 32), -3.0)  # 0.1 * -3 + 0.3 = 0
     floor[:, :, :20, :32, :30] = image
     torch.testing.assert_close(network(image), network(floor)[:, :, :20, :32, :30])

@@ -8,11 +8,17 @@ import pytest
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.planning import labeled_dataset
-from alice_nnunet.planning.labeled_dataset import canonical_axes, labeled_images, open_labeled_dataset
+from alice_nnunet.planning.labeled_dataset import (
+    canonical_axes,
+    labeled_images,
+    open_labeled_dataset,
+)
 from tests.helpers.finetuning import stock_plans, write_case, write_dataset
 
 
-@pytest.mark.parametrize("codes, axes", [("LPS", [0, 1, 2]), ("RAS", [0, 1, 2]), ("SAL", [2, 1, 0]), ("PSR", [1, 2, 0])])
+@pytest.mark.parametrize(
+    "codes, axes", [("LPS", [0, 1, 2]), ("RAS", [0, 1, 2]), ("SAL", [2, 1, 0]), ("PSR", [1, 2, 0])]
+)
 def test_axes_of_a_file(tmp_path, codes, axes):
     voxels = np.zeros((4, 5, 6), np.int16)  # along L, P, S
     write_case(tmp_path / "a.nii.gz", voxels, codes)
@@ -23,7 +29,10 @@ def test_axes_of_a_file(tmp_path, codes, axes):
 
 def test_first_channel_of_every_labeled_case(tmp_path, real_ct):
     images = labeled_images(write_dataset(tmp_path, real_ct, cases=2))
-    assert {case: path.name for case, path in images.items()} == {"case0": "case0_0000.nii.gz", "case1": "case1_0000.nii.gz"}
+    assert {case: path.name for case, path in images.items()} == {
+        "case0": "case0_0000.nii.gz",
+        "case1": "case1_0000.nii.gz",
+    }
     with pytest.raises(UserError, match="2 of 2 cases have none in labelsTr"):
         labeled_images(write_dataset(tmp_path, real_ct, "Dataset008_Bare", cases=2, labels=False))
     with pytest.raises(UserError, match="no dataset Dataset009"):
@@ -37,8 +46,9 @@ def test_missing_files_are_nnunets_to_make(nnunet_folders, real_ct, monkeypatch,
     def extract(self):
         made.append("fingerprint")
         folder.mkdir()
-        (folder / "dataset_fingerprint.json").write_text(json.dumps(
-            {"spacings": [[3.0, 2.0, 1.0]] * 2, "shapes_after_crop": [[16, 32, 30]] * 2}))
+        (folder / "dataset_fingerprint.json").write_text(
+            json.dumps({"spacings": [[3.0, 2.0, 1.0]] * 2, "shapes_after_crop": [[16, 32, 30]] * 2})
+        )
         print("noise")
 
     def plan(self):

@@ -15,8 +15,22 @@ from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.pretrain.commands.preprocess import preprocess_dataset
 
 COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
-SETTINGS = [f"--set={s}" for s in ("iterations=100000", "batch_size=2", "width=48", "depth=2", "heads=2", "decoder_width=48", "decoder_depth=1",
-                                   "head_hidden=64", "save_every=2", "log_every=50", "validation_share=0")]
+SETTINGS = [
+    f"--set={s}"
+    for s in (
+        "iterations=100000",
+        "batch_size=2",
+        "width=48",
+        "depth=2",
+        "heads=2",
+        "decoder_width=48",
+        "decoder_depth=1",
+        "head_hidden=64",
+        "save_every=2",
+        "log_every=50",
+        "validation_share=0",
+    )
+]
 CASES = ("crlm1004", "cptacpda_c3l00189", "ts_dicomslab")
 
 
@@ -28,7 +42,9 @@ def prepared(tmp_path_factory, shipped_ct) -> Path:
     (raw / "imagesTr").mkdir(parents=True)
     for case in CASES:
         (raw / "imagesTr" / f"{case}_0000.nii.gz").symlink_to(shipped_ct[case])
-    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
+    (raw / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_raw", str(root / "raw"))
         patch.setenv("nnUNet_preprocessed", str(root / "preprocessed"))
@@ -41,19 +57,53 @@ class Training:
 
     def __init__(self, prepared: Path, folder: Path, workers: int):
         shutil.copytree(prepared / "preprocessed", folder / "preprocessed")
-        environment = {**os.environ, "nnUNet_raw": str(prepared / "raw"), "nnUNet_preprocessed": str(folder / "preprocessed"),
-                       "nnUNet_results": str(folder / "results"), "OMP_NUM_THREADS": "1"}
-        self.volumes = folder / "preprocessed" / "Dataset031_Torso" / "AlicePretrainPlans_3d_fullres"
-        self.latest = folder / "results/Dataset031_Torso/AlicePretrain__AlicePretrainPlans__3d_fullres/vit/checkpoint_latest.pth"
-        self.process = subprocess.Popen([COMMAND, "-d", "31", "-encoder", "vit", "-preset", "tiny", "-matcher", "body", "-device", "cpu", *SETTINGS,
-                                         f"--set=workers={workers}"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        environment = {
+            **os.environ,
+            "nnUNet_raw": str(prepared / "raw"),
+            "nnUNet_preprocessed": str(folder / "preprocessed"),
+            "nnUNet_results": str(folder / "results"),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.volumes = (
+            folder / "preprocessed" / "Dataset031_Torso" / "AlicePretrainPlans_3d_fullres"
+        )
+        self.latest = (
+            folder
+            / "results/Dataset031_Torso/AlicePretrain__AlicePretrainPlans__3d_fullres/vit/checkpoint_latest.pth"
+        )
+        self.process = subprocess.Popen(
+            [
+                COMMAND,
+                "-d",
+                "31",
+                "-encoder",
+                "vit",
+                "-preset",
+                "tiny",
+                "-matcher",
+                "body",
+                "-device",
+                "cpu",
+                *SETTINGS,
+                f"--set=workers={workers}",
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         while not self.latest.exists():
             assert self.process.poll() is None, self.process.communicate()[0]
             time.sleep(0.05)
 
     def loaders(self) -> list[int]:
         """The processes that load."""
-        return [int(p) for p in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+        return [
+            int(p)
+            for p in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+            .read_text()
+            .split()
+        ]
 
     def last_word(self) -> str:
         """The error that the run ends with: one line, code 2, and a checkpoint that loads."""
@@ -78,9 +128,12 @@ def cut_off(path: Path) -> None:
     part.replace(path)
 
 
-FAULTS = {"gone": ("b2nd", Path.unlink, 0), "overwritten": ("b2nd", overwrite, 1),
-          "cut off": ("b2nd", cut_off, 1),
-          "unreadable": ("pkl", lambda path: path.write_bytes(b"no such thing"), 0)}
+FAULTS = {
+    "gone": ("b2nd", Path.unlink, 0),
+    "overwritten": ("b2nd", overwrite, 1),
+    "cut off": ("b2nd", cut_off, 1),
+    "unreadable": ("pkl", lambda path: path.write_bytes(b"no such thing"), 0),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -90,7 +143,11 @@ def test_data_that_break_end_the_run_with_the_files_name(prepared, tmp_path, fau
     for case in CASES[:2]:  # with one of three left, no pair is without them
         breaks(training.volumes / f"{case}.{ending}")
     word = training.last_word()
-    assert word.startswith("alice-pretrain: ") and any(f"{case}.{ending}" in word for case in CASES[:2]) and "alice-preprocess -d Dataset031_Torso" in word
+    assert (
+        word.startswith("alice-pretrain: ")
+        and any(f"{case}.{ending}" in word for case in CASES[:2])
+        and "alice-preprocess -d Dataset031_Torso" in word
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -100,13 +157,19 @@ def test_a_process_that_loads_and_ends_is_reported(prepared, tmp_path, number):
     assert len(loaders) == 2
     os.kill(loaders[-1], number)
     word = training.last_word()
-    assert "one of 2 processes that load data has ended" in word and "--set workers=1" in word and "--c" in word
+    assert (
+        "one of 2 processes that load data has ended" in word
+        and "--set workers=1" in word
+        and "--c" in word
+    )
     assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
 
 
 def test_a_run_with_loading_processes_that_cannot_save_ends(prepared, tmp_path):
     training = Training(prepared, tmp_path, 2)
     loaders = training.loaders()
-    training.latest.with_name("checkpoint_latest.pth.partial").mkdir()  # where the next one would be written
+    training.latest.with_name(
+        "checkpoint_latest.pth.partial"
+    ).mkdir()  # where the next one would be written
     assert "checkpoint_latest.pth could not be written" in training.last_word()
     assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)

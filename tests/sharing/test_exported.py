@@ -27,11 +27,15 @@ def refused(folder) -> str:
 
 def change(folder, **values) -> None:
     content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in {**content, **values}.items() if v is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in {**content, **values}.items() if v is not None})
+    )
 
 
 def test_what_is_written_is_read(folder):
-    assert load_pretraining(folder)["step"] == 7 and load_pretraining(str(folder))["nnssl_adaptation_plan"] == {"any": "plan"}
+    assert load_pretraining(folder)["step"] == 7 and load_pretraining(str(folder))[
+        "nnssl_adaptation_plan"
+    ] == {"any": "plan"}
     assert model_sha256(folder) == file_sha256(folder / "model.safetensors")
 
 
@@ -45,7 +49,11 @@ def test_damage_is_seen(folder):
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "model.safetensors").write_bytes(data)
-    assert "model.safetensors is damaged" in (text := refused(folder)) and "download it again" in text and "sha256" in text
+    assert (
+        "model.safetensors is damaged" in (text := refused(folder))
+        and "download it again" in text
+        and "sha256" in text
+    )
     (folder / "model.safetensors").write_bytes(b"no tensors")
     change(folder, weights_sha256=file_sha256(folder / "model.safetensors"))
     assert "model.safetensors is no safetensors file" in refused(folder)
@@ -69,4 +77,6 @@ def test_tensors_without_their_folder(tmp_path):
 
 def test_metrics_are_the_last_values():
     assert last_metrics({"b": [[1, 0.5], [2, 0.25]], "a": [[1, 3.0]], "c": []}) == {
-        "a": {"step": 1, "value": 3.0}, "b": {"step": 2, "value": 0.25}}
+        "a": {"step": 1, "value": 3.0},
+        "b": {"step": 2, "value": 0.25},
+    }

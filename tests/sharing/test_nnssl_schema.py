@@ -14,19 +14,30 @@ from tests.helpers.exporting import PLANS
 # the fields of nnssl's dataclasses, as anchors/field.md (1A) lists them
 FIELDS = {
     "": "architecture_plans pretrain_plan pretrain_num_input_channels recommended_downstream_patchsize key_to_encoder key_to_stem "
-        "keys_to_in_proj key_to_lpe",
+    "keys_to_in_proj key_to_lpe",
     "architecture_plans": "arch_class_name arch_kwargs arch_kwargs_requiring_import",
     "pretrain_plan": "dataset_name plans_name original_median_spacing_after_transp image_reader_writer transpose_forward "
-                     "transpose_backward configurations experiment_planner_used",
+    "transpose_backward configurations experiment_planner_used",
     "pretrain_plan.configurations.3d_fullres": "data_identifier preprocessor_name spacing_style normalization_schemes use_mask_for_norm "
-        "resampling_fn_data resampling_fn_data_kwargs resampling_fn_mask resampling_fn_mask_kwargs spacing patch_size",
+    "resampling_fn_data resampling_fn_data_kwargs resampling_fn_mask resampling_fn_mask_kwargs spacing patch_size",
 }
-WEIGHTS = {"patch_embed.weight": torch.zeros(4, 1, 2, 2, 2), "blocks.0.x": torch.zeros(1), "positions": torch.zeros(1)}
+WEIGHTS = {
+    "patch_embed.weight": torch.zeros(4, 1, 2, 2, 2),
+    "blocks.0.x": torch.zeros(1),
+    "positions": torch.zeros(1),
+}
 
 
 @pytest.fixture
 def plan() -> dict:
-    return copy.deepcopy(adaptation_plan(PLANS, make_config("Dataset022_FLARE22", "vit", "tiny", 1, read_settings("tiny", "vit", None, [])[0])))
+    return copy.deepcopy(
+        adaptation_plan(
+            PLANS,
+            make_config(
+                "Dataset022_FLARE22", "vit", "tiny", 1, read_settings("tiny", "vit", None, [])[0]
+            ),
+        )
+    )
 
 
 def part(plan: dict, place: str) -> dict:
@@ -45,7 +56,9 @@ def test_ours_keeps_to_it(plan):
     check_adaptation_plan(plan, WEIGHTS, "c.pth")
 
 
-@pytest.mark.parametrize("place, name", [(place, name) for place, names in FIELDS.items() for name in names.split()])
+@pytest.mark.parametrize(
+    "place, name", [(place, name) for place, names in FIELDS.items() for name in names.split()]
+)
 def test_every_field_must_be_there_and_of_its_kind(plan, place, name):
     full = ".".join(filter(None, ("nnssl_adaptation_plan", place, name)))
     without, other = copy.deepcopy(plan), copy.deepcopy(plan)
@@ -61,17 +74,30 @@ def test_an_unknown_field_is_refused(plan, place):
     assert "more is unknown" in wrong(plan)
 
 
-@pytest.mark.parametrize("place, name, value", [
-    ("", "recommended_downstream_patchsize", [96, 96]), ("", "keys_to_in_proj", ["patch_embed", None]), ("", "pretrain_num_input_channels", True),
-    ("pretrain_plan", "transpose_forward", [0, 1, 2.0]), ("pretrain_plan.configurations.3d_fullres", "spacing_style", "3mm")])
+@pytest.mark.parametrize(
+    "place, name, value",
+    [
+        ("", "recommended_downstream_patchsize", [96, 96]),
+        ("", "keys_to_in_proj", ["patch_embed", None]),
+        ("", "pretrain_num_input_channels", True),
+        ("pretrain_plan", "transpose_forward", [0, 1, 2.0]),
+        ("pretrain_plan.configurations.3d_fullres", "spacing_style", "3mm"),
+    ],
+)
 def test_values_inside_are_looked_at(plan, place, name, value):
     part(plan, place)[name] = value
     assert name in wrong(plan)
 
 
-@pytest.mark.parametrize("name, value, said", [
-    ("key_to_encoder", "stages", "key_to_encoder is 'stages'"), ("key_to_stem", "patch", "key_to_stem is 'patch'"),
-    ("keys_to_in_proj", ["blocks.0"], "no tensor blocks.0.weight"), ("key_to_lpe", "pos_embed", "key_to_lpe is 'pos_embed'"),
-    ("pretrain_num_input_channels", 2, "takes 1")])
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("key_to_encoder", "stages", "key_to_encoder is 'stages'"),
+        ("key_to_stem", "patch", "key_to_stem is 'patch'"),
+        ("keys_to_in_proj", ["blocks.0"], "no tensor blocks.0.weight"),
+        ("key_to_lpe", "pos_embed", "key_to_lpe is 'pos_embed'"),
+        ("pretrain_num_input_channels", 2, "takes 1"),
+    ],
+)
 def test_keys_must_lead_to_tensors(plan, name, value, said):
     assert said in wrong({**plan, name: value})

@@ -14,9 +14,11 @@ from alice_nnunet.sharing.weights import find_weights, weights_sha256
 from tests.helpers.finetuning import pretraining_checkpoint, write_checkpoint
 
 COMMIT, OTHER = "a1" * 20, "b2" * 20
-FIND = ("import json, sys\nfrom alice_nnunet.errors import UserError\nfrom alice_nnunet.sharing.weights import find_weights\nfound = []\n"
-        "for given in sys.argv[1:]:\n    try: found.append(find_weights(given))\n    except UserError as error: found.append(f'error: {error}')\n"
-        "print(json.dumps(found))")
+FIND = (
+    "import json, sys\nfrom alice_nnunet.errors import UserError\nfrom alice_nnunet.sharing.weights import find_weights\nfound = []\n"
+    "for given in sys.argv[1:]:\n    try: found.append(find_weights(given))\n    except UserError as error: found.append(f'error: {error}')\n"
+    "print(json.dumps(found))"
+)
 
 
 def cached(cache, commit: str, seed: int):
@@ -50,20 +52,40 @@ def cache(tmp_path):
 def find_offline(folder, *given: str) -> list[str]:
     """find_weights in a process of its own: the hub's client reads its variables when it is imported."""
     environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", FIND, *given], env=environment, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FIND, *given],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_repositories_in_the_cache_and_not(cache):
     main, also_main, tag, commit, absent, revision = find_offline(
-        cache, "some-team/alice-vit", "some-team/alice-vit@main", "some-team/alice-vit@v2", f"some-team/alice-vit@{OTHER}",
-        "some-team/nothing", "some-team/alice-vit@v9")
+        cache,
+        "some-team/alice-vit",
+        "some-team/alice-vit@main",
+        "some-team/alice-vit@v2",
+        f"some-team/alice-vit@{OTHER}",
+        "some-team/nothing",
+        "some-team/alice-vit@v9",
+    )
     snapshots = cache / "home" / "hub" / "models--some-team--alice-vit" / "snapshots"
     assert main == also_main == str(snapshots / COMMIT) and tag == commit == str(snapshots / OTHER)
-    assert weights_sha256(main) == file_sha256(snapshots / COMMIT / "model.safetensors") != weights_sha256(tag)
+    assert (
+        weights_sha256(main)
+        == file_sha256(snapshots / COMMIT / "model.safetensors")
+        != weights_sha256(tag)
+    )
     for text, name in ((absent, "some-team/nothing"), (revision, "some-team/alice-vit@v9")):
-        assert text.startswith(f"error: {name} is no file or folder here") and "hf download" in text and str(cache / "home" / "hub") in text
+        assert (
+            text.startswith(f"error: {name} is no file or folder here")
+            and "hf download" in text
+            and str(cache / "home" / "hub") in text
+        )
         assert "\n" not in text
 
 
@@ -72,10 +94,16 @@ def test_what_is_here_comes_before_the_hub(cache):
     assert find_offline(cache, "some-team/alice-vit") == [str(cache / "some-team" / "alice-vit")]
 
 
-@pytest.mark.parametrize("given", ["c.pth", "./runs/c", "/runs/c.pth", "runs/c.pth", "runs/vit/c", "runs/x.safetensors", "~/c"])
+@pytest.mark.parametrize(
+    "given",
+    ["c.pth", "./runs/c", "/runs/c.pth", "runs/c.pth", "runs/vit/c", "runs/x.safetensors", "~/c"],
+)
 def test_names_of_files_never_go_to_the_hub(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("alice_nnunet.sharing.weights.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr(
+        "alice_nnunet.sharing.weights.snapshot_download",
+        lambda *a, **k: pytest.fail("asked the hub"),
+    )
     assert find_weights(given) == os.path.join(tmp_path, os.path.normpath(given))
 
 

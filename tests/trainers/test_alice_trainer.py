@@ -20,7 +20,7 @@ from alice_nnunet.trainers.alice_trainer import AliceTrainer
 from tests.helpers.finetuning import write_case, write_checkpoint
 from tests.helpers.training import NAME, make, plan_on_the_same_data, refusal, workplace_in
 
-SHORT_TRAINER = '''
+SHORT_TRAINER = """
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 
 class ShortAliceTrainer(AliceTrainer):
@@ -28,7 +28,7 @@ class ShortAliceTrainer(AliceTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.warmup_epochs = 1, 0
         self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 1
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,34 +45,76 @@ def workplace(tmp_path_factory, real_ct):
 @pytest.fixture(scope="module")
 def trained(workplace):
     """The workplace after alice-plan, preprocessing and fold 0 of a training of one epoch; the log of the training."""
-    planned = run(workplace, "alice-plan", "-d", "7", "-weights", "c.pth", "-epochs", "1", "-iterations", "25", "-lr", "3e-3", "-np", "1",
-                  nnUNet_n_proc_DA="1")  # nnU-Net's planner cannot do with 0
+    planned = run(
+        workplace,
+        "alice-plan",
+        "-d",
+        "7",
+        "-weights",
+        "c.pth",
+        "-epochs",
+        "1",
+        "-iterations",
+        "25",
+        "-lr",
+        "3e-3",
+        "-np",
+        "1",
+        nnUNet_n_proc_DA="1",
+    )  # nnU-Net's planner cannot do with 0
     assert planned.stdout.splitlines()[-1] == "AlicePlans"
     preprocess_dataset(7, "AlicePlans", ["3d_fullres"], [1])  # what nnUNetv2_preprocess calls
     return workplace, train(workplace, "-tr", "AliceTrainer", "-p", "AlicePlans").stdout
 
 
-def run(folder: Path, *command: str, expected: int = 0, **variables: str) -> subprocess.CompletedProcess:
+def run(
+    folder: Path, *command: str, expected: int = 0, **variables: str
+) -> subprocess.CompletedProcess:
     """Run an installed command in folder, with more environment variables, and check its exit code."""
     program = Path(sys.executable).parent / command[0]
-    done = subprocess.run([program, *command[1:]], cwd=folder, env={**os.environ, **variables}, text=True,
-                          capture_output=True, timeout=300)
+    done = subprocess.run(
+        [program, *command[1:]],
+        cwd=folder,
+        env={**os.environ, **variables},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
 
-def train(folder: Path, *arguments: str, expected: int = 0, **variables: str) -> subprocess.CompletedProcess:
-    return run(folder, "nnUNetv2_train", "7", "3d_fullres", "0", *arguments, "-device", "cpu", expected=expected, **variables)
+def train(
+    folder: Path, *arguments: str, expected: int = 0, **variables: str
+) -> subprocess.CompletedProcess:
+    return run(
+        folder,
+        "nnUNetv2_train",
+        "7",
+        "3d_fullres",
+        "0",
+        *arguments,
+        "-device",
+        "cpu",
+        expected=expected,
+        **variables,
+    )
 
 
 def saved_plans(folder: Path, trainer: str = "AliceTrainer", plans: str = "AlicePlans") -> dict:
-    return json.loads((folder / "results" / NAME / f"{trainer}__{plans}__3d_fullres" / "plans.json").read_text())
+    return json.loads(
+        (folder / "results" / NAME / f"{trainer}__{plans}__3d_fullres" / "plans.json").read_text()
+    )
 
 
 def test_training_logs_what_was_loaded_and_saves_the_block(trained):
     folder, log = trained
     assert f"encoder tensors from {folder / 'c.pth'} (sha256" in log and "Loaded 49 of 49" in log
-    assert "Not loaded: none" in log and "Random: 33 decoder tensors" in log and "Mean Validation Dice" in log
+    assert (
+        "Not loaded: none" in log
+        and "Random: 33 decoder tensors" in log
+        and "Mean Validation Dice" in log
+    )
     assert saved_plans(folder)["alice"]["weights"] == str(folder / "c.pth")
 
 
@@ -85,13 +127,38 @@ def test_prediction_needs_no_checkpoint_and_sees_no_orientation(trained, real_ct
         write_case(folder / "in" / f"{codes}_0000.nii.gz", voxels, codes)
     (folder / "c.pth").rename(folder / "moved.pth")
     try:
-        run(folder, "nnUNetv2_predict", "-i", "in", "-o", "out", "-d", "7", "-c", "3d_fullres", "-tr", "AliceTrainer",
-            "-p", "AlicePlans", "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1")
+        run(
+            folder,
+            "nnUNetv2_predict",
+            "-i",
+            "in",
+            "-o",
+            "out",
+            "-d",
+            "7",
+            "-c",
+            "3d_fullres",
+            "-tr",
+            "AliceTrainer",
+            "-p",
+            "AlicePlans",
+            "-f",
+            "0",
+            "-device",
+            "cpu",
+            "-npp",
+            "1",
+            "-nps",
+            "1",
+        )
     finally:
         (folder / "moved.pth").rename(folder / "c.pth")
     turned = []
     for codes in ("LPS", "RAS", "SAL"):
-        image, result = (sitk.ReadImage(folder / path) for path in (f"in/{codes}_0000.nii.gz", f"out/{codes}.nii.gz"))
+        image, result = (
+            sitk.ReadImage(folder / path)
+            for path in (f"in/{codes}_0000.nii.gz", f"out/{codes}.nii.gz")
+        )
         for value in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
             np.testing.assert_allclose(getattr(result, value)(), getattr(image, value)(), atol=1e-4)
         turned.append(sitk.DICOMOrient(result, "LPS"))
@@ -105,7 +172,20 @@ def test_prediction_needs_no_checkpoint_and_sees_no_orientation(trained, real_ct
 def test_going_on_and_validation_keep_the_trained_weights(trained):
     """--c after more epochs were planned, and --val: the pretrained weights are neither loaded nor needed."""
     folder, _ = trained
-    alice_plan(["-d", "7", "-weights", str(folder / "c.pth"), "-epochs", "2", "-iterations", "1", "-np", "1"])
+    alice_plan(
+        [
+            "-d",
+            "7",
+            "-weights",
+            str(folder / "c.pth"),
+            "-epochs",
+            "2",
+            "-iterations",
+            "1",
+            "-np",
+            "1",
+        ]
+    )
     results = folder / "results" / NAME / "AliceTrainer__AlicePlans__3d_fullres" / "fold_0"
     final = torch.load(results / "checkpoint_final.pth", weights_only=False)["network_weights"]
     (folder / "c.pth").rename(folder / "moved.pth")
@@ -116,7 +196,10 @@ def test_going_on_and_validation_keep_the_trained_weights(trained):
             if going_on:
                 trainer.on_train_start()
             assert (trainer.current_epoch, trainer.num_epochs) == (1, 2)
-            assert all(torch.equal(tensor, final[name]) for name, tensor in trainer.network.state_dict().items())
+            assert all(
+                torch.equal(tensor, final[name])
+                for name, tensor in trainer.network.state_dict().items()
+            )
     finally:
         (folder / "moved.pth").rename(folder / "c.pth")
 
@@ -129,11 +212,16 @@ def test_another_training_of_other_weights_is_refused(trained, capsys):
     try:
         alice_plan(["-d", "7", "-weights", str(folder / "other.pth"), "-epochs", "1", "-np", "1"])
         stopped = train(folder, "-tr", "AliceTrainer", "-p", "AlicePlans", expected=2)
-        assert "Traceback" not in stopped.stderr and "holds a training of other plans" in stopped.stderr.splitlines()[-1]
+        assert (
+            "Traceback" not in stopped.stderr
+            and "holds a training of other plans" in stopped.stderr.splitlines()[-1]
+        )
         assert "-n OTHERNAME" in stopped.stderr and saved_plans(folder) == before
         for going_on in (True, False):  # --c and --val
             trainer = make(folder, going_on=going_on)
-            assert "other plans" in refusal(capsys, lambda: maybe_load_checkpoint(trainer, going_on, not going_on))
+            assert "other plans" in refusal(
+                capsys, lambda: maybe_load_checkpoint(trainer, going_on, not going_on)
+            )
     finally:
         plans.write_text(kept)
 
@@ -143,9 +231,13 @@ def test_weights_gone_or_changed_stop_a_training_before_it_starts(trained, capsy
     shutil.copy(folder / "c.pth", folder / "kept.pth")
     try:
         shutil.copy(folder / "other.pth", folder / "c.pth")
-        assert "is not the file that was planned with" in refusal(capsys, make(folder, fold=1).on_train_start)
+        assert "is not the file that was planned with" in refusal(
+            capsys, make(folder, fold=1).on_train_start
+        )
         (folder / "c.pth").unlink()
-        assert f"{folder / 'c.pth'}, and that file is gone" in refusal(capsys, make(folder, fold=1).on_train_start)
+        assert f"{folder / 'c.pth'}, and that file is gone" in refusal(
+            capsys, make(folder, fold=1).on_train_start
+        )
     finally:
         shutil.copy(folder / "kept.pth", folder / "c.pth")
 
@@ -165,24 +257,52 @@ def test_scratch_differs_in_the_weights_alone(trained):
     assert different and all(name.startswith("encoder.") for name in different)
     assert all(torch.equal(ours[f"encoder.{name}"], pretrained[name]) for name in pretrained)
     assert loaded[0].startswith("Loaded 49 of 49") and "no weights are loaded" in random[0]
-    assert alice.plans_manager.plans == scratch.plans_manager.plans and alice.num_epochs == scratch.num_epochs
+    assert (
+        alice.plans_manager.plans == scratch.plans_manager.plans
+        and alice.num_epochs == scratch.num_epochs
+    )
 
 
 def test_recipe_comes_from_the_plans(trained):
     folder, _ = trained
-    alice_plan(["-d", "7", "-weights", str(folder / "c.pth"), "-n", "Long", "-epochs", "100", "-iterations", "7", "-np", "1"])
+    alice_plan(
+        [
+            "-d",
+            "7",
+            "-weights",
+            str(folder / "c.pth"),
+            "-n",
+            "Long",
+            "-epochs",
+            "100",
+            "-iterations",
+            "7",
+            "-np",
+            "1",
+        ]
+    )
     trainer = make(folder, plans="Long")
     trainer.network = torch.nn.Linear(1, 1)
     trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
-    group, = trainer.optimizer.param_groups
-    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, group["weight_decay"]) == (100, 7, 1e-5)
+    (group,) = trainer.optimizer.param_groups
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, group["weight_decay"]) == (
+        100,
+        7,
+        1e-5,
+    )
     rates = []
     for epoch in range(100):
         trainer.lr_scheduler.step(epoch)
         rates.append(group["lr"])
     np.testing.assert_allclose(rates[:5], [2e-5, 4e-5, 6e-5, 8e-5, 1e-4])
-    assert rates[4] == max(rates) and sorted(rates[5:], reverse=True) == rates[5:] and 0 < rates[-1] < 1e-6
-    assert trainer.enable_deep_supervision is False and isinstance(trainer.optimizer, torch.optim.AdamW)
+    assert (
+        rates[4] == max(rates)
+        and sorted(rates[5:], reverse=True) == rates[5:]
+        and 0 < rates[-1] < 1e-6
+    )
+    assert trainer.enable_deep_supervision is False and isinstance(
+        trainer.optimizer, torch.optim.AdamW
+    )
 
 
 def test_training_before_preprocessing_says_what_to_run(trained, capsys):
@@ -205,7 +325,9 @@ def test_configurations_that_cannot_be_fine_tuned(trained, capsys, monkeypatch):
     folder, _ = trained
     monkeypatch.setenv("alice_weights", str(folder / "c.pth"))
     assert "2D" in refusal(capsys, lambda: make(folder, plans="nnUNetPlans", configuration="2d"))
-    assert "no configuration 3d_lowres" in refusal(capsys, lambda: make(folder, configuration="3d_lowres"))
+    assert "no configuration 3d_lowres" in refusal(
+        capsys, lambda: make(folder, configuration="3d_lowres")
+    )
     assert not list((folder / "results" / NAME).glob("*__2d"))
 
 
@@ -215,7 +337,10 @@ def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
     assert "alice_weights=CKPT" in refusal(capsys, lambda: make(folder, plans="nnUNetPlans"))
     preprocess_dataset(7, configurations=["3d_fullres"], num_processes=[1])
     log = train(folder, "-tr", "ShortAliceTrainer", alice_weights="c.pth").stdout
-    assert "Loaded 49 of 49" in log and "Axes flipped on the way into the network and back: ['y', 'x']" in log
+    assert (
+        "Loaded 49 of 49" in log
+        and "Axes flipped on the way into the network and back: ['y', 'x']" in log
+    )
     block = saved_plans(folder, "ShortAliceTrainer", "nnUNetPlans")["alice"]
     assert block["input"]["flip_axes"] == [1, 2] and block["input"]["scale"] != [1.0]
 
@@ -231,8 +356,12 @@ def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
     assert "-n OTHERNAME" in refusal(capsys, new_fold.on_train_start)
     assert saved_plans(folder, "ShortAliceTrainer", "nnUNetPlans")["alice"] == block
     for encoder in ("swin", "nnformer"):
-        monkeypatch.setenv("alice_weights", str(write_checkpoint(folder / f"stock_{encoder}.pth", encoder=encoder)))
-        check_training_and_prediction_share_weights(make(folder, plans="nnUNetPlans"), 1 if encoder == "swin" else 2)
+        monkeypatch.setenv(
+            "alice_weights", str(write_checkpoint(folder / f"stock_{encoder}.pth", encoder=encoder))
+        )
+        check_training_and_prediction_share_weights(
+            make(folder, plans="nnUNetPlans"), 1 if encoder == "swin" else 2
+        )
 
 
 @torch.no_grad()
@@ -241,10 +370,17 @@ def check_training_and_prediction_share_weights(trainer: AliceTrainer, outputs: 
     trainer.initialize()
     assert trainer.load_weights()[1] == "Not loaded: none"
     assert trainer.plans_manager.plans["alice"]["input"]["flip_axes"] == [1, 2]
-    image, network = torch.rand(1, 1, *trainer.configuration_manager.patch_size), trainer.network.eval()
+    image, network = (
+        torch.rand(1, 1, *trainer.configuration_manager.patch_size),
+        trainer.network.eval(),
+    )
     results = network(image) if outputs > 1 else [network(image)]
-    assert [list(r.shape[2:]) for r in results] == [[round(n / 2 ** level) for n in image.shape[2:]] for level in range(outputs)]
-    predicting = AliceTrainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2, False).eval()
+    assert [list(r.shape[2:]) for r in results] == [
+        [round(n / 2**level) for n in image.shape[2:]] for level in range(outputs)
+    ]
+    predicting = AliceTrainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, 2, False
+    ).eval()
     predicting.load_state_dict(network.state_dict(), strict=True)
     assert torch.equal(predicting(image), results[0])
     trainer.set_deep_supervision_enabled(False)
@@ -258,9 +394,35 @@ def test_the_other_encoders_train_and_predict(trained, encoder):
     log = train(folder, "-tr", "AliceTrainer", "-p", encoder).stdout
     assert "Not loaded: none" in log and "Mean Validation Dice" in log
     (folder / f"{encoder}.pth").unlink()
-    write_case(folder / f"in_{encoder}" / "a_0000.nii.gz", np.random.default_rng(0).normal(0, 100, (20, 17, 16)).astype(np.float32))
-    run(folder, "nnUNetv2_predict", "-i", f"in_{encoder}", "-o", f"out_{encoder}", "-d", "7", "-c", "3d_fullres", "-tr", "AliceTrainer",
-        "-p", encoder, "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta")
+    write_case(
+        folder / f"in_{encoder}" / "a_0000.nii.gz",
+        np.random.default_rng(0).normal(0, 100, (20, 17, 16)).astype(np.float32),
+    )
+    run(
+        folder,
+        "nnUNetv2_predict",
+        "-i",
+        f"in_{encoder}",
+        "-o",
+        f"out_{encoder}",
+        "-d",
+        "7",
+        "-c",
+        "3d_fullres",
+        "-tr",
+        "AliceTrainer",
+        "-p",
+        encoder,
+        "-f",
+        "0",
+        "-device",
+        "cpu",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+        "--disable_tta",
+    )
     assert sitk.ReadImage(folder / f"out_{encoder}" / "a.nii.gz").GetSize() == (20, 17, 16)
 
 
@@ -269,16 +431,24 @@ def test_nnformers_recipe_and_deep_supervision(trained):
     plan_on_the_same_data(folder, "nnformer", "Deep", "-epochs", "100")
     trainer = make(folder, plans="Deep")
     trainer.initialize()
-    group, = trainer.optimizer.param_groups
-    assert isinstance(trainer.optimizer, torch.optim.SGD) and group["nesterov"] and group["momentum"] == 0.99
+    (group,) = trainer.optimizer.param_groups
+    assert (
+        isinstance(trainer.optimizer, torch.optim.SGD)
+        and group["nesterov"]
+        and group["momentum"] == 0.99
+    )
     assert (group["weight_decay"], trainer.warmup_epochs) == (3e-5, 4)
     rates = []
     for epoch in range(100):
         trainer.lr_scheduler.step(epoch)
         rates.append(group["lr"])
     np.testing.assert_allclose(rates[:5], [2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2])
-    np.testing.assert_allclose(rates[52], 1e-2 * 0.5 ** 0.9)
-    assert trainer.enable_deep_supervision and trainer.network.deep_supervision and not trainer._do_i_compile()
+    np.testing.assert_allclose(rates[52], 1e-2 * 0.5**0.9)
+    assert (
+        trainer.enable_deep_supervision
+        and trainer.network.deep_supervision
+        and not trainer._do_i_compile()
+    )
     assert trainer._get_deep_supervision_scales() == [[1, 1, 1], [0.5] * 3]
     np.testing.assert_allclose(trainer.loss.weight_factors, [2 / 3, 1 / 3])
     trainer.levels = 3

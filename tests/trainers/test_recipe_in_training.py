@@ -33,17 +33,34 @@ def folder(tmp_path_factory, real_ct):
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_scratch_sees_the_same_batches(folder, monkeypatch, workers):
     """Equal seeds: both trainers start with the same decoder and see the same crops, augmented alike."""
-    plan_on_the_same_data(folder, "vit", f"Seeded{workers}", "--set", "seed=7", "augmentation=nnunet")
+    plan_on_the_same_data(
+        folder, "vit", f"Seeded{workers}", "--set", "seed=7", "augmentation=nnunet"
+    )
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
     batches, weights = [], []
     for cls in (AliceTrainer, AliceScratchTrainer):
         trainer = make(folder, cls, f"Seeded{workers}")
         trainer.on_train_start()
         weights.append(trainer.network.state_dict())
-        batches.append([next(loader) for loader in (trainer.dataloader_train, trainer.dataloader_train, trainer.dataloader_val)])
+        batches.append(
+            [
+                next(loader)
+                for loader in (
+                    trainer.dataloader_train,
+                    trainer.dataloader_train,
+                    trainer.dataloader_val,
+                )
+            ]
+        )
         trainer.on_train_end()
-    assert [batch["keys"].tolist() for batch in batches[0]] == [batch["keys"].tolist() for batch in batches[1]]
-    assert all(torch.equal(ours[name], theirs[name]) for ours, theirs in zip(*batches) for name in ("data", "target"))
+    assert [batch["keys"].tolist() for batch in batches[0]] == [
+        batch["keys"].tolist() for batch in batches[1]
+    ]
+    assert all(
+        torch.equal(ours[name], theirs[name])
+        for ours, theirs in zip(*batches)
+        for name in ("data", "target")
+    )
     assert not torch.equal(batches[0][0]["data"], batches[0][1]["data"])
     different = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
     assert different and all(name.startswith("encoder.") for name in different)
@@ -61,11 +78,17 @@ def one_epoch(trainer: AliceTrainer, checkpoint: Path | None = None) -> dict:
 
 
 def unchanged(trainer: AliceTrainer, before: dict) -> set[str]:
-    return {name for name, tensor in trainer.network.state_dict().items() if torch.equal(tensor, before[name])}
+    return {
+        name
+        for name, tensor in trainer.network.state_dict().items()
+        if torch.equal(tensor, before[name])
+    }
 
 
 @pytest.mark.parametrize("encoder", ["vit", "nnformer"])  # AdamW and SGD
-def test_a_frozen_encoder_stays_and_then_learns_layer_by_layer_also_after_going_on(folder, encoder, capsys):
+def test_a_frozen_encoder_stays_and_then_learns_layer_by_layer_also_after_going_on(
+    folder, encoder, capsys
+):
     options = ["-epochs", "4", "--set", "warmup_epochs=0", "frozen_epochs=1", "layer_decay=0.5"]
     plan_on_the_same_data(folder, encoder, f"Frozen{encoder}", *options)
     trainer = make(folder, plans=f"Frozen{encoder}")
@@ -84,19 +107,35 @@ def test_a_frozen_encoder_stays_and_then_learns_layer_by_layer_also_after_going_
     layers = 4 if encoder == "vit" else 6
     np.testing.assert_allclose(rates[0], rates[0][0] * 0.5 ** np.arange(layers + 2))
     assert rates[0] == rates[1] and again.current_epoch == 1
-    plan_on_the_same_data(folder, encoder, f"Frozen{encoder}", *options[:-1], "layer_decay=0.9")  # not what the optimizer's state is for
+    plan_on_the_same_data(
+        folder, encoder, f"Frozen{encoder}", *options[:-1], "layer_decay=0.9"
+    )  # not what the optimizer's state is for
     other = make(folder, plans=f"Frozen{encoder}", going_on=True)
-    assert "layer_decay 0.5 there, 0.9 now" in refusal(capsys, lambda: other.load_checkpoint(str(folder / "frozen.pth")))
+    assert "layer_decay 0.5 there, 0.9 now" in refusal(
+        capsys, lambda: other.load_checkpoint(str(folder / "frozen.pth"))
+    )
 
 
 def test_augmentation_comes_from_the_plans(folder):
-    plan_on_the_same_data(folder, "vit", "Unmirrored", "--set", "augmentation.mirroring=0", "augmentation.gamma=0.125")
+    plan_on_the_same_data(
+        folder, "vit", "Unmirrored", "--set", "augmentation.mirroring=0", "augmentation.gamma=0.125"
+    )
     trainer = make(folder, plans="Unmirrored")
     trainer.initialize()
     transforms = trainer.get_dataloaders()[0].data_loader.transforms.transforms
-    probabilities = {type(t.transform).__name__: t.apply_probability for t in transforms if isinstance(t, RandomTransform)}
-    assert "MirrorTransform" not in probabilities and probabilities["GammaTransform"] == 0.125 and probabilities["IntensityShift"] == 0.5
-    assert trainer.inference_allowed_mirroring_axes is None  # what was not trained with is not predicted with
+    probabilities = {
+        type(t.transform).__name__: t.apply_probability
+        for t in transforms
+        if isinstance(t, RandomTransform)
+    }
+    assert (
+        "MirrorTransform" not in probabilities
+        and probabilities["GammaTransform"] == 0.125
+        and probabilities["IntensityShift"] == 0.5
+    )
+    assert (
+        trainer.inference_allowed_mirroring_axes is None
+    )  # what was not trained with is not predicted with
 
 
 def test_plans_of_an_older_version_go_on_working(folder):
@@ -108,15 +147,38 @@ def test_plans_of_an_older_version_go_on_working(folder):
     plans.write_text(json.dumps(content))
     trainer = make(folder, plans="Older")
     trainer.initialize()
-    assert len(trainer.optimizer.param_groups) == 1 and trainer.recipe["augmentation"] == NNUNET_AUGMENTATION
+    assert (
+        len(trainer.optimizer.param_groups) == 1
+        and trainer.recipe["augmentation"] == NNUNET_AUGMENTATION
+    )
 
 
-@pytest.mark.parametrize("plans, change, said", [
-    ("Deep", {}, "encoder vit instead of nnformer.*unset alice_weights.*alice-plan -d 7 -weights"),
-    ("nnUNetPlans", {"orientation": "LPS"}, "orientation 'LPS' instead of 'RAS'.*pretrain again"),
-    ("nnUNetPlans", {"spacing": [1.5, 0.76, 0.76]}, "3 x 3 x 3 mm and 1.5 x 0.76 x 0.76 mm.*alice-plan -d 7 -weights")])
-def test_weights_in_the_variable_that_do_not_belong_to_the_plans(folder, capsys, monkeypatch, plans, change, said):
+@pytest.mark.parametrize(
+    "plans, change, said",
+    [
+        (
+            "Deep",
+            {},
+            "encoder vit instead of nnformer.*unset alice_weights.*alice-plan -d 7 -weights",
+        ),
+        (
+            "nnUNetPlans",
+            {"orientation": "LPS"},
+            "orientation 'LPS' instead of 'RAS'.*pretrain again",
+        ),
+        (
+            "nnUNetPlans",
+            {"spacing": [1.5, 0.76, 0.76]},
+            "3 x 3 x 3 mm and 1.5 x 0.76 x 0.76 mm.*alice-plan -d 7 -weights",
+        ),
+    ],
+)
+def test_weights_in_the_variable_that_do_not_belong_to_the_plans(
+    folder, capsys, monkeypatch, plans, change, said
+):
     if plans == "Deep":
         plan_on_the_same_data(folder, "nnformer", "Deep")
-    monkeypatch.setenv("alice_weights", str(write_checkpoint(folder / "foreign.pth", seed=2, **change)))
+    monkeypatch.setenv(
+        "alice_weights", str(write_checkpoint(folder / "foreign.pth", seed=2, **change))
+    )
     assert re.search(said, refusal(capsys, lambda: make(folder, plans=plans).on_train_start()))

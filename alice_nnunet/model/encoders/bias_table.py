@@ -8,7 +8,6 @@ from torch import Tensor
 from alice_nnunet.geometry import Triple
 
 
-
 @dataclass(frozen=True)
 class BiasTable:
     """A row for each offset between two tokens of a window, z slowest; smaller windows use the rows of their offsets.
@@ -31,7 +30,11 @@ class BiasTable:
     def steps(self) -> Triple:
         """Rows between offsets that differ by one token along z, y and x."""
         _, y, x = self.window
-        return (3 * y - 1, 2 * y - 1, 1) if self.reading == "nnformer" else ((2 * y - 1) * (2 * x - 1), 2 * x - 1, 1)
+        return (
+            (3 * y - 1, 2 * y - 1, 1)
+            if self.reading == "nnformer"
+            else ((2 * y - 1) * (2 * x - 1), 2 * x - 1, 1)
+        )
 
     @property
     def zero(self) -> int:

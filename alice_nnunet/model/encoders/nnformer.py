@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from alice_nnunet.geometry import Triple, grid_of
 from alice_nnunet.model.encoders.bias_table import BiasTable
 from alice_nnunet.model.encoders.stage import Stage, init_weights
-from alice_nnunet.model.encoders.units import cut_blocks, neighbours, surround, unit_corners, volume_of
+from alice_nnunet.model.encoders.units import (
+    cut_blocks,
+    neighbours,
+    surround,
+    unit_corners,
+    volume_of,
+)
 
 TOKEN: Triple = (2, 4, 4)  # voxels
 
@@ -32,7 +38,9 @@ class Convolution(nn.Conv3d):
             volume, padding = blocks.squeeze(1), self.padding
         else:
             volume, padding = surround(blocks, sides, tuple(s == 1 for s in self.stride)), (0, 0, 0)
-        result = F.conv3d(volume.permute(0, 4, 1, 2, 3), self.weight, self.bias, self.stride, padding)
+        result = F.conv3d(
+            volume.permute(0, 4, 1, 2, 3), self.weight, self.bias, self.stride, padding
+        )
         return result.permute(0, 2, 3, 4, 1).unflatten(0, blocks.shape[:2])
 
 
@@ -42,10 +50,17 @@ class PatchEmbed(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
         half = width // 2
-        self.convolutions = nn.ModuleList([
-            Convolution(channels, half, (2, 2, 2)), Convolution(half, half, (1, 1, 1)),
-            Convolution(half, width, (1, 2, 2)), Convolution(width, width, (1, 1, 1))])
-        self.norms = nn.ModuleList([nn.LayerNorm(half), nn.LayerNorm(half), nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.convolutions = nn.ModuleList(
+            [
+                Convolution(channels, half, (2, 2, 2)),
+                Convolution(half, half, (1, 1, 1)),
+                Convolution(half, width, (1, 2, 2)),
+                Convolution(width, width, (1, 1, 1)),
+            ]
+        )
+        self.norms = nn.ModuleList(
+            [nn.LayerNorm(half), nn.LayerNorm(half), nn.LayerNorm(width), nn.LayerNorm(width)]
+        )
 
     def forward(self, blocks: Tensor, sides: Tensor | None) -> Tensor:
         """Voxels (B, V, z, y, x, C) -> tokens (B, V, z / 2, y / 4, x / 4, width)."""
@@ -79,22 +94,41 @@ class NnFormer(nn.Module):
     Raises ValueError for settings that do not fit each other.
     """
 
-    def __init__(self, in_channels: int, crop_size: Triple, embed_width: int, depths: tuple, heads: tuple, windows: tuple,
-                 bug_compatible: bool = False):
+    def __init__(
+        self,
+        in_channels: int,
+        crop_size: Triple,
+        embed_width: int,
+        depths: tuple,
+        heads: tuple,
+        windows: tuple,
+        bug_compatible: bool = False,
+    ):
         super().__init__()
         if not len(depths) == len(heads) == len(windows):
-            raise ValueError(f"depths, heads and windows need one value for each stage, got {depths}, {heads}, {windows}")
+            raise ValueError(
+                f"depths, heads and windows need one value for each stage, got {depths}, {heads}, {windows}"
+            )
         if embed_width % 2:
             raise ValueError(f"embed_width must be even, got {embed_width}")
         scale = 2 ** (len(depths) - 1)
-        self.unit: Triple = tuple(t * scale for t in TOKEN)  # voxels hidden or shown together: a token of the last stage
+        self.unit: Triple = tuple(
+            t * scale for t in TOKEN
+        )  # voxels hidden or shown together: a token of the last stage
         self.grid, self.width = grid_of(crop_size, self.unit), embed_width * scale
-        widths = [embed_width * 2 ** i for i in range(len(depths))]
+        widths = [embed_width * 2**i for i in range(len(depths))]
         self.patch_embed = PatchEmbed(in_channels, embed_width)
-        tables = [BiasTable(tuple(window), "nnformer" if bug_compatible else "right") for window in windows]
-        self.stages = nn.ModuleList(Stage(*settings) for settings in zip(widths, depths, heads, tables))
+        tables = [
+            BiasTable(tuple(window), "nnformer" if bug_compatible else "right")
+            for window in windows
+        ]
+        self.stages = nn.ModuleList(
+            Stage(*settings) for settings in zip(widths, depths, heads, tables)
+        )
         self.merges = nn.ModuleList(Merge(width) for width in widths[:-1])
-        self.norm = nn.LayerNorm(self.width)  # those of earlier stages serve the decoder alone and are with it
+        self.norm = nn.LayerNorm(
+            self.width
+        )  # those of earlier stages serve the decoder alone and are with it
         self.apply(init_weights)
 
     def stage_outputs(self, crop: Tensor, keep: Tensor | None) -> list[Tensor]:

@@ -20,16 +20,44 @@ PRESETS = {
         "paper": {"width": 768, "depth": 12, "heads": 12},
     },
     "swin": {
-        "tiny": {"embed_width": 16, "depths": (2, 2, 2), "heads": (1, 2, 4), "windows": 3 * ((4, 4, 4),)},
-        "small": {"embed_width": 24, "depths": (2, 2, 2, 2), "heads": (3, 6, 12, 24), "windows": 4 * ((7, 7, 7),)},
-        "paper": {"embed_width": 48, "depths": (2, 2, 2, 2), "heads": (3, 6, 12, 24), "windows": 4 * ((7, 7, 7),)},
+        "tiny": {
+            "embed_width": 16,
+            "depths": (2, 2, 2),
+            "heads": (1, 2, 4),
+            "windows": 3 * ((4, 4, 4),),
+        },
+        "small": {
+            "embed_width": 24,
+            "depths": (2, 2, 2, 2),
+            "heads": (3, 6, 12, 24),
+            "windows": 4 * ((7, 7, 7),),
+        },
+        "paper": {
+            "embed_width": 48,
+            "depths": (2, 2, 2, 2),
+            "heads": (3, 6, 12, 24),
+            "windows": 4 * ((7, 7, 7),),
+        },
     },
     "nnformer": {
-        "tiny": {"embed_width": 32, "depths": (2, 2, 2), "heads": (2, 4, 8), "windows": 3 * ((4, 4, 4),)},
-        "small": {"embed_width": 96, "depths": (2, 2, 2, 2), "heads": (3, 6, 12, 24),
-                  "windows": ((4, 4, 4), (4, 4, 4), (8, 8, 8), (4, 4, 4))},
-        "paper": {"embed_width": 192, "depths": (2, 2, 2, 2), "heads": (6, 12, 24, 48),
-                  "windows": ((4, 4, 4), (4, 4, 4), (8, 8, 8), (4, 4, 4))},
+        "tiny": {
+            "embed_width": 32,
+            "depths": (2, 2, 2),
+            "heads": (2, 4, 8),
+            "windows": 3 * ((4, 4, 4),),
+        },
+        "small": {
+            "embed_width": 96,
+            "depths": (2, 2, 2, 2),
+            "heads": (3, 6, 12, 24),
+            "windows": ((4, 4, 4), (4, 4, 4), (8, 8, 8), (4, 4, 4)),
+        },
+        "paper": {
+            "embed_width": 192,
+            "depths": (2, 2, 2, 2),
+            "heads": (6, 12, 24, 48),
+            "windows": ((4, 4, 4), (4, 4, 4), (8, 8, 8), (4, 4, 4)),
+        },
     },
 }
 

@@ -26,8 +26,11 @@ class Stage(nn.Module):
         """
         if corners is not None and self.table.reading != "right":
             raise ValueError("bug_compatible encoders take intact crops only")
-        x = blocks.flatten(0, 4)                                                                     # (R, C)
-        packings = [pack(self.table, blocks, corners, units, shifted) for shifted in (False, True)[:len(self.blocks)]]
+        x = blocks.flatten(0, 4)  # (R, C)
+        packings = [
+            pack(self.table, blocks, corners, units, shifted)
+            for shifted in (False, True)[: len(self.blocks)]
+        ]
         for index, block in enumerate(self.blocks):
             x = block(x, packings[index % 2])
         return x.view_as(blocks)
@@ -43,8 +46,11 @@ class CrossStage(nn.Module):
 
     def forward(self, blocks: Tensor, skip: Tensor) -> Tensor:
         """(B, 1, D, H, W, C), twice -> the same shape."""
-        packings = [pack(self.table, blocks, None, (1, 1, 1), shifted) for shifted in (False, True)[:1 + len(self.blocks)]]
-        x = self.cross(blocks.flatten(0, 4), skip.flatten(0, 4), packings[0])                        # (R, C)
+        packings = [
+            pack(self.table, blocks, None, (1, 1, 1), shifted)
+            for shifted in (False, True)[: 1 + len(self.blocks)]
+        ]
+        x = self.cross(blocks.flatten(0, 4), skip.flatten(0, 4), packings[0])  # (R, C)
         for index, block in enumerate(self.blocks, 1):
             x = block(x, packings[index % 2])
         return x.view_as(blocks)
@@ -60,13 +66,23 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def pack(table: BiasTable, blocks: Tensor, corners: Tensor | None, units: Triple, shifted: bool) -> Packing:
+def pack(
+    table: BiasTable, blocks: Tensor, corners: Tensor | None, units: Triple, shifted: bool
+) -> Packing:
     """The packing of a stage's tokens, which all blocks with the same shift share.
 
     blocks, corners, units: see Stage.
     """
     block = tuple(blocks.shape[2:5])
     if corners is None:
-        return pack_grid(len(blocks), block, fit_windows(table.window, block, shifted), table, blocks.device)
+        return pack_grid(
+            len(blocks), block, fit_windows(table.window, block, shifted), table, blocks.device
+        )
     grid = tuple(u * n for u, n in zip(units, block))
-    return pack_blocks(corners * corners.new_tensor(block), block, grid, fit_windows(table.window, grid, shifted), table)
+    return pack_blocks(
+        corners * corners.new_tensor(block),
+        block,
+        grid,
+        fit_windows(table.window, grid, shifted),
+        table,
+    )

@@ -28,7 +28,7 @@ class Merge(nn.Module):
 
     def forward(self, blocks: Tensor) -> Tensor:
         """(B, V, z, y, x, C) -> (B, V, z / 2, y / 2, x / 2, 2 C)."""
-        eight = merge_blocks(blocks, (2, 2, 2)).flatten(-3)[..., MERGED]                             # (..., C, 8)
+        eight = merge_blocks(blocks, (2, 2, 2)).flatten(-3)[..., MERGED]  # (..., C, 8)
         return self.reduction(self.norm(eight.transpose(-1, -2).flatten(-2)))
 
 
@@ -42,18 +42,35 @@ class Swin(nn.Module):
     Raises ValueError for settings that do not fit each other.
     """
 
-    def __init__(self, in_channels: int, crop_size: Triple, embed_width: int, depths: tuple, heads: tuple, windows: tuple,
-                 bug_compatible: bool = False):
+    def __init__(
+        self,
+        in_channels: int,
+        crop_size: Triple,
+        embed_width: int,
+        depths: tuple,
+        heads: tuple,
+        windows: tuple,
+        bug_compatible: bool = False,
+    ):
         super().__init__()
         if not len(depths) == len(heads) == len(windows):
-            raise ValueError(f"depths, heads and windows need one value for each stage, got {depths}, {heads}, {windows}")
+            raise ValueError(
+                f"depths, heads and windows need one value for each stage, got {depths}, {heads}, {windows}"
+            )
         scale = 2 ** len(depths)
-        self.unit: Triple = tuple(t * scale for t in TOKEN)  # voxels hidden or shown together: a token of the last stage
+        self.unit: Triple = tuple(
+            t * scale for t in TOKEN
+        )  # voxels hidden or shown together: a token of the last stage
         self.grid, self.width = grid_of(crop_size, self.unit), embed_width * scale
         self.patch_embed = nn.Conv3d(in_channels, embed_width, TOKEN, TOKEN)
-        tables = [BiasTable(tuple(window), "monai" if bug_compatible else "right") for window in windows]
-        self.stages = nn.ModuleList(Stage(embed_width * 2 ** i, *settings) for i, settings in enumerate(zip(depths, heads, tables)))
-        self.merges = nn.ModuleList(Merge(embed_width * 2 ** i) for i in range(len(depths)))
+        tables = [
+            BiasTable(tuple(window), "monai" if bug_compatible else "right") for window in windows
+        ]
+        self.stages = nn.ModuleList(
+            Stage(embed_width * 2**i, *settings)
+            for i, settings in enumerate(zip(depths, heads, tables))
+        )
+        self.merges = nn.ModuleList(Merge(embed_width * 2**i) for i in range(len(depths)))
         self.apply(init_weights)
         self.centre_input()
 
@@ -65,7 +82,7 @@ class Swin(nn.Module):
 
     def stage_outputs(self, crop: Tensor, keep: Tensor | None) -> list[Tensor]:
         """Embedded tokens, then the merged tokens of each stage: blocks (B, V, z, y, x, C), see units.py."""
-        voxels = merge_blocks(cut_blocks(crop, keep, self.unit), TOKEN).flatten(-4)                  # (..., C * 8)
+        voxels = merge_blocks(cut_blocks(crop, keep, self.unit), TOKEN).flatten(-4)  # (..., C * 8)
         x = F.linear(voxels, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
         units = grid_of(crop.shape[2:], self.unit)
         corners, outputs = None if keep is None else unit_corners(keep, units), [x]

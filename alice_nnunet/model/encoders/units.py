@@ -12,7 +12,9 @@ from torch import Tensor
 from alice_nnunet.geometry import Triple, grid_of
 from alice_nnunet.model.tokens import patchify, take_tokens
 
-SIDES = tuple(itertools.product((-1, 0, 1), repeat=3))  # the 27 sides of a unit, (0, 0, 0) is itself
+SIDES = tuple(
+    itertools.product((-1, 0, 1), repeat=3)
+)  # the 27 sides of a unit, (0, 0, 0) is itself
 
 
 def unit_corners(keep: Tensor, units: Triple) -> Tensor:
@@ -30,7 +32,7 @@ def cut_blocks(crop: Tensor, keep: Tensor | None, unit: Triple) -> Tensor:
     grid_of(crop.shape[2:], unit)
     if keep is None:
         return crop.permute(0, 2, 3, 4, 1).unsqueeze(1)
-    units = take_tokens(patchify(crop, unit), keep)                                                  # (B, V, C * voxels)
+    units = take_tokens(patchify(crop, unit), keep)  # (B, V, C * voxels)
     return units.view(*keep.shape, crop.shape[1], *unit).permute(0, 1, 3, 4, 5, 2)
 
 
@@ -40,7 +42,9 @@ def merge_blocks(blocks: Tensor, unit: Triple) -> Tensor:
     (B, V, z, y, x, C) -> (B, V, z / unit, y / unit, x / unit, C, *unit).
     """
     b, v, z, y, x, c = blocks.shape
-    cut = blocks.reshape(b, v, z // unit[0], unit[0], y // unit[1], unit[1], x // unit[2], unit[2], c)
+    cut = blocks.reshape(
+        b, v, z // unit[0], unit[0], y // unit[1], unit[1], x // unit[2], unit[2], c
+    )
     return cut.permute(0, 1, 2, 4, 6, 8, 3, 5, 7)
 
 
@@ -69,11 +73,13 @@ def surround(blocks: Tensor, sides: Tensor, after: tuple[bool, bool, bool]) -> T
     Returns (B * V, z + 1 or 2, y + 1 or 2, x + 1 or 2, C).
     """
     units = blocks.flatten(0, 1)
-    units = torch.cat([units, torch.zeros_like(units[:1])])                                          # (B * V + 1, z, y, x, C)
+    units = torch.cat([units, torch.zeros_like(units[:1])])  # (B * V + 1, z, y, x, C)
     steps = [(-1, 0, 1) if both else (-1, 0) for both in after]
 
     def cut(piece: Tensor, axis: int, side: int) -> Tensor:
-        return piece if side == 0 else piece.narrow(axis, 0 if side > 0 else piece.shape[axis] - 1, 1)
+        return (
+            piece if side == 0 else piece.narrow(axis, 0 if side > 0 else piece.shape[axis] - 1, 1)
+        )
 
     planes = []  # cut axis by axis, so that most gradients are of thin pieces
     for z in steps[0]:
@@ -82,7 +88,11 @@ def surround(blocks: Tensor, sides: Tensor, after: tuple[bool, bool, bool]) -> T
             line, pieces = cut(plane, 2, y), []
             for x in steps[2]:
                 piece = cut(line, 3, x)
-                pieces.append(piece[:-1] if (z, y, x) == (0, 0, 0) else piece.index_select(0, sides[SIDES.index((z, y, x))]))
+                pieces.append(
+                    piece[:-1]
+                    if (z, y, x) == (0, 0, 0)
+                    else piece.index_select(0, sides[SIDES.index((z, y, x))])
+                )
             lines.append(torch.cat(pieces, 3))
         planes.append(torch.cat(lines, 2))
     return torch.cat(planes, 1)

@@ -18,14 +18,18 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         if width % heads:
-            raise ValueError(f"width must be a multiple of heads, got width {width} and {heads} heads")
+            raise ValueError(
+                f"width must be a multiple of heads, got width {width} and {heads} heads"
+            )
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)  # UNETR's has no bias
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, e = x.shape
-        query, key, value = self.qkv(x).reshape(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            self.qkv(x).reshape(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
+        )
         mixed = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, E / heads)
         return self.out(mixed.transpose(1, 2).reshape(b, n, e))
 
@@ -37,8 +41,11 @@ class Block(Recomputable):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, int(width * mlp_ratio)), nn.GELU(),
-                                 nn.Linear(int(width * mlp_ratio), width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, int(width * mlp_ratio)),
+            nn.GELU(),
+            nn.Linear(int(width * mlp_ratio), width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -54,23 +61,34 @@ class ViT(nn.Module):
 
     unit: Triple = (16, 16, 16)  # voxels hidden or shown together; for the ViT one token
 
-    def __init__(self, in_channels: int, crop_size: Triple, width: int = 768, depth: int = 12, heads: int = 12):
+    def __init__(
+        self,
+        in_channels: int,
+        crop_size: Triple,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+    ):
         super().__init__()
         self.grid, self.width = grid_of(crop_size, self.unit), width
         self.patch_embed = nn.Conv3d(in_channels, width, self.unit, self.unit)
-        self.positions = nn.Parameter(sincos_positions(self.grid, width))  # (1, N, E), learned from there on
+        self.positions = nn.Parameter(
+            sincos_positions(self.grid, width)
+        )  # (1, N, E), learned from there on
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.apply(init_weights)
 
     def embed(self, crop: Tensor, keep: Tensor | None) -> Tensor:
         """Voxels and positions of the tokens in keep, or of all. Hidden voxels are left out before any arithmetic."""
-        patches = patchify(crop, self.unit)                                              # (B, N, C * 4096)
+        patches = patchify(crop, self.unit)  # (B, N, C * 4096)
         positions = resize_positions(self.positions, self.grid, grid_of(crop.shape[2:], self.unit))
         if keep is not None:
-            patches = take_tokens(patches, keep)                                         # (B, V, C * 4096)
-            positions = take_tokens(positions.expand(len(crop), -1, -1), keep)           # (B, V, E)
-        return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias) + positions
+            patches = take_tokens(patches, keep)  # (B, V, C * 4096)
+            positions = take_tokens(positions.expand(len(crop), -1, -1), keep)  # (B, V, E)
+        return (
+            F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias) + positions
+        )
 
     def forward(self, crop: Tensor, keep: Tensor | None = None) -> Tensor:
         """Encode the tokens listed in keep, or all of them (Alice, Sec. 3.1).
@@ -88,13 +106,19 @@ class ViT(nn.Module):
         crop: (B, C, D, H, W). Returns 4 tensors (B, E, D/16, H/16, W/16). With 12 blocks these are the outputs of
         blocks 4, 7, 10 and, after the last norm, 12: the ones MONAI's UNETR uses.
         """
-        x, depth, grid = self.embed(crop, None), len(self.blocks), grid_of(crop.shape[2:], self.unit)
+        x, depth, grid = (
+            self.embed(crop, None),
+            len(self.blocks),
+            grid_of(crop.shape[2:], self.unit),
+        )
         wanted, taken = {depth // 4, depth // 2, 3 * depth // 4}, []
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in wanted:
                 taken.append(x)
-        return [t.transpose(1, 2).reshape(len(crop), self.width, *grid) for t in (*taken, self.norm(x))]
+        return [
+            t.transpose(1, 2).reshape(len(crop), self.width, *grid) for t in (*taken, self.norm(x))
+        ]
 
 
 def init_weights(module: nn.Module) -> None:

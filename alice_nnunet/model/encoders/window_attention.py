@@ -13,7 +13,9 @@ from alice_nnunet.model.encoders.bias_table import BiasTable
 from alice_nnunet.model.transformer import Recomputable
 from alice_nnunet.model.encoders.windows import Batch, Packing
 
-CPU_SCORES = 2 ** 20  # scores that a CPU holds at a time: 4 MB stay in its cache from the product to the softmax and back
+CPU_SCORES = (
+    2**20
+)  # scores that a CPU holds at a time: 4 MB stay in its cache from the product to the softmax and back
 
 
 class Rearrange(torch.autograd.Function):
@@ -32,7 +34,12 @@ class Rearrange(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple:
         back, spare = ctx.saved_tensors
         grad = grad.index_select(0, back)
-        return (grad if spare is None else grad.masked_fill_(spare.unsqueeze(-1), 0)), None, None, None
+        return (
+            (grad if spare is None else grad.masked_fill_(spare.unsqueeze(-1), 0)),
+            None,
+            None,
+            None,
+        )
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -54,7 +61,9 @@ class WindowAttention(nn.Module):
     def __init__(self, width: int, heads: int, table: BiasTable):
         super().__init__()
         if width % heads:
-            raise ValueError(f"width must be a multiple of heads, got width {width} and {heads} heads")
+            raise ValueError(
+                f"width must be a multiple of heads, got width {width} and {heads} heads"
+            )
         self.heads = heads
         self.bias = nn.Parameter(torch.empty(table.rows, heads))
         self.out = nn.Linear(width, width)
@@ -62,19 +71,31 @@ class WindowAttention(nn.Module):
 
     def mix(self, qkv: Tensor, packing: Packing) -> Tensor:
         """Queries, keys and values side by side, (R + padding, 3E), -> what the queries found, (R, E)."""
-        slots = Rearrange.apply(qkv, packing.order, packing.place, None)                            # (S, 3E)
+        slots = Rearrange.apply(qkv, packing.order, packing.place, None)  # (S, 3E)
         forbidden = self.bias.new_full((1, self.heads), -torch.inf)
-        table = torch.cat([self.bias, forbidden]).to(slots.dtype).t().contiguous()                  # (heads, rows + 1)
+        table = (
+            torch.cat([self.bias, forbidden]).to(slots.dtype).t().contiguous()
+        )  # (heads, rows + 1)
         parts = slots.split([batch.groups * batch.slots for batch in packing.batches])
-        mixed = torch.cat([self.attend(part, table, batch) for part, batch in zip(parts, packing.batches)])
+        mixed = torch.cat(
+            [self.attend(part, table, batch) for part, batch in zip(parts, packing.batches)]
+        )
         rows = Rearrange.apply(mixed, packing.place, packing.order, packing.spare)
-        return self.out(rows[:len(rows) - packing.padding])
+        return self.out(rows[: len(rows) - packing.padding])
 
     def attend(self, slots: Tensor, table: Tensor, batch: Batch) -> Tensor:
         """Attention of one batch of groups, on a CPU a few groups at a time. slots: (G * T, 3E). Returns (G * T, E)."""
-        size = max(1, CPU_SCORES // (self.heads * batch.slots ** 2)) if slots.device.type == "cpu" else batch.groups
-        biases = itertools.cycle([self.offsets(table, pairs) for pairs in batch.pairs.split(size)])  # one for all, or one each
-        qkv = slots.view(batch.groups, batch.slots, 3, self.heads, -1).permute(2, 0, 3, 1, 4)        # (3, G, heads, T, E / heads)
+        size = (
+            max(1, CPU_SCORES // (self.heads * batch.slots**2))
+            if slots.device.type == "cpu"
+            else batch.groups
+        )
+        biases = itertools.cycle(
+            [self.offsets(table, pairs) for pairs in batch.pairs.split(size)]
+        )  # one for all, or one each
+        qkv = slots.view(batch.groups, batch.slots, 3, self.heads, -1).permute(
+            2, 0, 3, 1, 4
+        )  # (3, G, heads, T, E / heads)
         mixed = [attention(*part, next(biases)) for part in qkv.split(size, 1)]
         return torch.cat(mixed).transpose(1, 2).reshape(len(slots), -1)
 
@@ -104,7 +125,9 @@ class CrossAttention(WindowAttention):
 
     def forward(self, x: Tensor, skip: Tensor, packing: Packing) -> Tensor:
         keys_values = self.kv(with_padding(skip, packing))
-        return self.mix(torch.cat([with_padding(x, packing).to(keys_values.dtype), keys_values], -1), packing)
+        return self.mix(
+            torch.cat([with_padding(x, packing).to(keys_values.dtype), keys_values], -1), packing
+        )
 
 
 def with_padding(x: Tensor, packing: Packing) -> Tensor:

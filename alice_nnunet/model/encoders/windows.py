@@ -34,7 +34,7 @@ class Batch:
     """Groups of equal length, for one call of attention."""
 
     groups: int
-    slots: int     # T
+    slots: int  # T
     pairs: Tensor  # (G or 1, T, T): row of the bias table for each pair of slots, its rows where they must not attend
 
 
@@ -42,11 +42,11 @@ class Batch:
 class Packing:
     """The rows of all tokens, in an order in which windows lie together."""
 
-    order: Tensor          # (S,): row of each slot; spare slots repeat some row and nothing attends to them
-    place: Tensor          # (R + padding,): slot of each row
-    spare: Tensor | None   # (S,) bool, None where every slot is a token
+    order: Tensor  # (S,): row of each slot; spare slots repeat some row and nothing attends to them
+    place: Tensor  # (R + padding,): slot of each row
+    spare: Tensor | None  # (S,) bool, None where every slot is a token
     batches: list[Batch]
-    padding: int           # rows of zeros behind the tokens that take part; 0 but for weights published so
+    padding: int  # rows of zeros behind the tokens that take part; 0 but for weights published so
 
 
 def fit_windows(window: Triple, grid: Triple, shifted: bool) -> Windows:
@@ -69,7 +69,9 @@ def box_positions(shape: Triple, device: torch.device) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(n, device=device) for n in shape)).view(-1, 3)
 
 
-def pack_grid(batch: int, grid: Triple, windows: Windows, table: BiasTable, device: torch.device) -> Packing:
+def pack_grid(
+    batch: int, grid: Triple, windows: Windows, table: BiasTable, device: torch.device
+) -> Packing:
     """Pack every token of intact crops: windows of one shape are a batch and share one bias.
 
     batch: crops. Tables that are read as published networks do fill their windows up with padding, as these do.
@@ -77,36 +79,54 @@ def pack_grid(batch: int, grid: Triple, windows: Windows, table: BiasTable, devi
     count = batch * grid[0] * grid[1] * grid[2]
     full = grid if table.reading == "right" else ceil_to(grid, windows.size)
     rows = torch.full((batch, *full), -1, device=device)
-    rows[:, :grid[0], :grid[1], :grid[2]] = torch.arange(count, device=device).view(batch, *grid)
+    rows[:, : grid[0], : grid[1], : grid[2]] = torch.arange(count, device=device).view(batch, *grid)
     padding = rows.numel() - count
     rows[rows < 0] = torch.arange(count, count + padding, device=device)
     order, batches = [], []
-    for z, y, x in itertools.product(*(axis_pieces(*axis) for axis in zip(full, windows.size, windows.offset))):
+    for z, y, x in itertools.product(
+        *(axis_pieces(*axis) for axis in zip(full, windows.size, windows.offset))
+    ):
         (z0, nz, dz, az), (y0, ny, dy, ay), (x0, nx, dx, ax) = z, y, x
-        part = rows[:, z0:z0 + nz * dz, y0:y0 + ny * dy, x0:x0 + nx * dx]
-        order.append(part.reshape(batch, nz, dz, ny, dy, nx, dx).permute(0, 1, 3, 5, 2, 4, 6).flatten())
+        part = rows[:, z0 : z0 + nz * dz, y0 : y0 + ny * dy, x0 : x0 + nx * dx]
+        order.append(
+            part.reshape(batch, nz, dz, ny, dy, nx, dx).permute(0, 1, 3, 5, 2, 4, 6).flatten()
+        )
         places = box_positions((dz, dy, dx), device) + torch.tensor((az, ay, ax), device=device)
-        batches.append(Batch(batch * nz * ny * nx, dz * dy * dx, table.pairs(table.line(places, windows.size))[None]))
+        batches.append(
+            Batch(
+                batch * nz * ny * nx,
+                dz * dy * dx,
+                table.pairs(table.line(places, windows.size))[None],
+            )
+        )
     order = torch.cat(order)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
     return Packing(order, place, None, batches, padding)
 
 
-def pack_blocks(corners: Tensor, block: Triple, grid: Triple, windows: Windows, table: BiasTable,
-                smallest: int = SMALLEST_GROUP) -> Packing:
+def pack_blocks(
+    corners: Tensor,
+    block: Triple,
+    grid: Triple,
+    windows: Windows,
+    table: BiasTable,
+    smallest: int = SMALLEST_GROUP,
+) -> Packing:
     """Pack the tokens of visible units: groups of bounded size, whose tokens attend within their own window (GreenMIM).
 
     A group has smallest slots and several windows, or one window and smallest * 2, 4, ... slots, at most a whole window's.
 
     corners: (B, V, 3), first token of each unit. block: tokens of a unit. grid: of the whole crop.
     """
-    window, places = tokens_in_windows(corners, block, grid, windows)                                # (R,), (R, 3)
+    window, places = tokens_in_windows(corners, block, grid, windows)  # (R,), (R, 3)
     line = table.line(places, windows.size)
     by_window = window.argsort(stable=True)
-    _, lengths = window[by_window].unique_consecutive(return_counts=True)                            # (windows,)
+    _, lengths = window[by_window].unique_consecutive(return_counts=True)  # (windows,)
     starts, orders, spares, batches = lengths.cumsum(0) - lengths, [], [], []
     for length, chosen in by_length(lengths, smallest, windows.size):
-        slots, owner, spare = fill_groups(starts[chosen], lengths[chosen], length, max(1, smallest // length))  # (G, T)
+        slots, owner, spare = fill_groups(
+            starts[chosen], lengths[chosen], length, max(1, smallest // length)
+        )  # (G, T)
         rows = by_window[slots]
         allowed = (owner.unsqueeze(-1) == owner.unsqueeze(-2)) & ~spare.unsqueeze(-2)
         batches.append(Batch(*rows.shape, table.pairs(line[rows]).where(allowed, table.rows)))
@@ -114,14 +134,22 @@ def pack_blocks(corners: Tensor, block: Triple, grid: Triple, windows: Windows, 
         spares.append(spare.flatten())
     order, spare = torch.cat(orders), torch.cat(spares)
     real = spare.logical_not().nonzero().flatten()
-    return Packing(order, torch.empty_like(window).scatter_(0, order[real], real), spare, batches, padding=0)
+    return Packing(
+        order, torch.empty_like(window).scatter_(0, order[real], real), spare, batches, padding=0
+    )
 
 
-def tokens_in_windows(corners: Tensor, block: Triple, grid: Triple, windows: Windows) -> tuple[Tensor, Tensor]:
+def tokens_in_windows(
+    corners: Tensor, block: Triple, grid: Triple, windows: Windows
+) -> tuple[Tensor, Tensor]:
     """Number of each row's window, counted through all crops, and its position there. Returns (R,) and (R, 3)."""
-    tokens = corners.unsqueeze(-2) + box_positions(block, corners.device) + torch.tensor(windows.offset, device=corners.device)
+    tokens = (
+        corners.unsqueeze(-2)
+        + box_positions(block, corners.device)
+        + torch.tensor(windows.offset, device=corners.device)
+    )
     size = torch.tensor(windows.size, device=corners.device)
-    z, y, x = (tokens // size).unbind(-1)                                                            # (B, V, block)
+    z, y, x = (tokens // size).unbind(-1)  # (B, V, block)
     nz, ny, nx = ((g + o - 1) // w + 1 for g, o, w in zip(grid, windows.offset, windows.size))
     crop = torch.arange(len(corners), device=corners.device).view(-1, 1, 1)
     return (((crop * nz + z) * ny + y) * nx + x).flatten(), (tokens % size).view(-1, 3)
@@ -132,7 +160,12 @@ def by_length(lengths: Tensor, smallest: int, size: Triple) -> list[tuple[int, T
 
     Slots are smallest / 8 (for those with fewer tokens too), then twice that and so on, at most a whole window's.
     """
-    whole, slots, below, found = max(smallest, size[0] * size[1] * size[2]), max(1, smallest // 8), 0, []
+    whole, slots, below, found = (
+        max(smallest, size[0] * size[1] * size[2]),
+        max(1, smallest // 8),
+        0,
+        [],
+    )
     while below < whole:
         chosen = ((lengths > below) & (lengths <= slots)).nonzero().flatten()
         if len(chosen):
@@ -141,7 +174,9 @@ def by_length(lengths: Tensor, smallest: int, size: Triple) -> list[tuple[int, T
     return found
 
 
-def fill_groups(starts: Tensor, lengths: Tensor, length: int, share: int) -> tuple[Tensor, Tensor, Tensor]:
+def fill_groups(
+    starts: Tensor, lengths: Tensor, length: int, share: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Groups of share windows with length slots each.
 
     starts, lengths: (M,), of the windows' tokens in the order of windows. What is left over of a window's slots repeats its
@@ -156,4 +191,8 @@ def fill_groups(starts: Tensor, lengths: Tensor, length: int, share: int) -> tup
     slots = starts[owner].unsqueeze(-1) + torch.minimum(step, last)
     spare = (step > last) | filler.unsqueeze(-1)
     shape = (-1, share * length)
-    return slots.view(shape), owner.unsqueeze(-1).expand(-1, length).reshape(shape), spare.view(shape)
+    return (
+        slots.view(shape),
+        owner.unsqueeze(-1).expand(-1, length).reshape(shape),
+        spare.view(shape),
+    )

@@ -10,13 +10,35 @@ from alice_nnunet.model.encoders.bias_table import BiasTable
 from alice_nnunet.model.encoders.windows import box_positions
 
 # (our name, MONAI's), with what follows or stands between taken over; {} is a number, MONAI counts stages from 1
-BLOCK = (("norm1.", "norm1."), ("norm2.", "norm2."), ("attention.bias", "attn.relative_position_bias_table"),
-         ("attention.qkv.", "attn.qkv."), ("attention.out.", "attn.proj."), ("mlp.0.", "mlp.linear1."), ("mlp.2.", "mlp.linear2."))
-PARTS = (("encoder.patch_embed.", "swinViT.patch_embed.proj."), ("stem.", "encoder1."), ("skips.0.", "encoder2."),
-         ("skips.1.", "encoder3."), ("skips.2.", "encoder4."), ("bottom.", "encoder10."), ("rises.0.", "decoder5."),
-         ("rises.1.", "decoder4."), ("rises.2.", "decoder3."), ("rises.3.", "decoder2."), ("rises.4.", "decoder1."), ("out.", "out."))
-OURS = re.compile(r"encoder\.stages\.(\d+)\.(blocks\.\d+)\.(.+)|encoder\.merges\.(\d+)\.((?:norm|reduction)\..+)")
-MONAIS = re.compile(r"swinViT\.layers(\d+)\.0\.(?:(blocks\.\d+)\.(.+)|downsample\.((?:norm|reduction)\..+))")
+BLOCK = (
+    ("norm1.", "norm1."),
+    ("norm2.", "norm2."),
+    ("attention.bias", "attn.relative_position_bias_table"),
+    ("attention.qkv.", "attn.qkv."),
+    ("attention.out.", "attn.proj."),
+    ("mlp.0.", "mlp.linear1."),
+    ("mlp.2.", "mlp.linear2."),
+)
+PARTS = (
+    ("encoder.patch_embed.", "swinViT.patch_embed.proj."),
+    ("stem.", "encoder1."),
+    ("skips.0.", "encoder2."),
+    ("skips.1.", "encoder3."),
+    ("skips.2.", "encoder4."),
+    ("bottom.", "encoder10."),
+    ("rises.0.", "decoder5."),
+    ("rises.1.", "decoder4."),
+    ("rises.2.", "decoder3."),
+    ("rises.3.", "decoder2."),
+    ("rises.4.", "decoder1."),
+    ("out.", "out."),
+)
+OURS = re.compile(
+    r"encoder\.stages\.(\d+)\.(blocks\.\d+)\.(.+)|encoder\.merges\.(\d+)\.((?:norm|reduction)\..+)"
+)
+MONAIS = re.compile(
+    r"swinViT\.layers(\d+)\.0\.(?:(blocks\.\d+)\.(.+)|downsample\.((?:norm|reduction)\..+))"
+)
 INDEX = "attn.relative_position_index"  # MONAI keeps it, we compute it
 
 
@@ -24,7 +46,7 @@ def rename(key: str, rules: tuple, ours: int) -> str:
     """key with its beginning replaced by the rule that fits. ours: 0 from our names, 1 from MONAI's. Raises ValueError."""
     for rule in rules:
         if key.startswith(rule[ours]):
-            return rule[1 - ours] + key[len(rule[ours]):]
+            return rule[1 - ours] + key[len(rule[ours]) :]
     raise ValueError(f"{key} is not a tensor of Swin UNETR")
 
 
@@ -58,5 +80,7 @@ def from_monai(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         elif match[4]:
             converted[f"encoder.merges.{int(match[1]) - 1}.{match[4]}"] = value
         else:
-            converted[f"encoder.stages.{int(match[1]) - 1}.{match[2]}.{rename(match[3], BLOCK, 1)}"] = value
+            converted[
+                f"encoder.stages.{int(match[1]) - 1}.{match[2]}.{rename(match[3], BLOCK, 1)}"
+            ] = value
     return converted

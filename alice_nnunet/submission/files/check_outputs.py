@@ -20,7 +20,10 @@ def known_labels(dataset_json: dict) -> set[int]:
     """The values that a segmentation may have. Regions are written as the values of regions_class_order; ignore never is."""
     if any(isinstance(label, list) and len(label) > 1 for label in dataset_json["labels"].values()):
         return {0, *dataset_json["regions_class_order"]}
-    labels = {name: label[0] if isinstance(label, list) else label for name, label in dataset_json["labels"].items()}
+    labels = {
+        name: label[0] if isinstance(label, list) else label
+        for name, label in dataset_json["labels"].items()
+    }
     return {label for name, label in labels.items() if name != "ignore"}
 
 
@@ -41,15 +44,33 @@ def problems_of(image_file: Path, result_file: Path, labels: set[int]) -> Iterat
 
 
 def main(arguments: list[str]) -> int:
-    inputs, outputs = (Path(a) for a in (*arguments, *("/workspace/inputs", "/workspace/outputs")[len(arguments):]))
-    labels = known_labels(json.loads((Path(__file__).resolve().parent / "model" / "dataset.json").read_text()))
-    images = {path.name[:-len("_0000" + ENDING)]: path for path in sorted(inputs.glob("*_0000" + ENDING))}
-    results = {path.name[:-len(ENDING)]: path for path in sorted(outputs.glob("*" + ENDING))}
+    inputs, outputs = (
+        Path(a)
+        for a in (*arguments, *("/workspace/inputs", "/workspace/outputs")[len(arguments) :])
+    )
+    labels = known_labels(
+        json.loads((Path(__file__).resolve().parent / "model" / "dataset.json").read_text())
+    )
+    images = {
+        path.name[: -len("_0000" + ENDING)]: path for path in sorted(inputs.glob("*_0000" + ENDING))
+    }
+    results = {path.name[: -len(ENDING)]: path for path in sorted(outputs.glob("*" + ENDING))}
     found = [] if images else [f"{inputs} has no CASE_0000{ENDING}"]
     found += [f"{case}{ENDING} is missing in {outputs}" for case in images if case not in results]
-    found += [f"{case}{ENDING} in {outputs} belongs to no case" for case in results if case not in images]
-    found += [f"{case}{ENDING} {text}" for case in images if case in results for text in problems_of(images[case], results[case], labels)]
-    print("\n".join(found) if found else f"{len(images)} cases: all there, geometry as the images', labels among {sorted(labels)}")
+    found += [
+        f"{case}{ENDING} in {outputs} belongs to no case" for case in results if case not in images
+    ]
+    found += [
+        f"{case}{ENDING} {text}"
+        for case in images
+        if case in results
+        for text in problems_of(images[case], results[case], labels)
+    ]
+    print(
+        "\n".join(found)
+        if found
+        else f"{len(images)} cases: all there, geometry as the images', labels among {sorted(labels)}"
+    )
     return 1 if found else 0
 
 

@@ -14,22 +14,44 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 HERE = Path(__file__).resolve().parent
-MIB = 2 ** 20
+MIB = 2**20
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="predict.sh", description="Segment INPUTS/CASE_0000.nii.gz into OUTPUTS/CASE.nii.gz.")
-    parser.add_argument("inputs", nargs="?", type=Path, default=Path("/workspace/inputs"), help="default: %(default)s")
-    parser.add_argument("outputs", nargs="?", type=Path, default=Path("/workspace/outputs"), help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        prog="predict.sh", description="Segment INPUTS/CASE_0000.nii.gz into OUTPUTS/CASE.nii.gz."
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="?",
+        type=Path,
+        default=Path("/workspace/inputs"),
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "outputs",
+        nargs="?",
+        type=Path,
+        default=Path("/workspace/outputs"),
+        help="default: %(default)s",
+    )
     parser.add_argument("--load", action="store_true", help="load the model and end")
     arguments = parser.parse_args()
     channels = len(json.loads((HERE / "model" / "dataset.json").read_text())["channel_names"])
     cases = {} if arguments.load else find_cases(arguments.inputs, channels)
     started = time.perf_counter()
     predictor = load_model()
-    report = {"device": str(predictor.device), "torch": torch.__version__, "load_seconds": round(time.perf_counter() - started, 2),
-              "peak_rss_of": "case" if forget_peaks(predictor.device) else "the process so far", "cases": []}
-    print(f"Model loaded in {report['load_seconds']} s, folds: {len(predictor.list_of_parameters)}, device {report['device']}", flush=True)
+    report = {
+        "device": str(predictor.device),
+        "torch": torch.__version__,
+        "load_seconds": round(time.perf_counter() - started, 2),
+        "peak_rss_of": "case" if forget_peaks(predictor.device) else "the process so far",
+        "cases": [],
+    }
+    print(
+        f"Model loaded in {report['load_seconds']} s, folds: {len(predictor.list_of_parameters)}, device {report['device']}",
+        flush=True,
+    )
     if arguments.load:
         return 0
     arguments.outputs.mkdir(parents=True, exist_ok=True)
@@ -37,7 +59,10 @@ def main() -> int:
         report["cases"].append(predict(predictor, case, files, arguments.outputs))
         (arguments.outputs / "resources.json").write_text(json.dumps(report, indent=4) + "\n")
     failed = [row["case"] for row in report["cases"] if "error" in row]
-    print(f"{len(cases) - len(failed)} of {len(cases)} cases are in {arguments.outputs}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    print(
+        f"{len(cases) - len(failed)} of {len(cases)} cases are in {arguments.outputs}"
+        + (f"; failed: {', '.join(failed)}" if failed else "")
+    )
     return 1 if failed else 0
 
 
@@ -48,11 +73,18 @@ def find_cases(folder: Path, channels: int) -> dict[str, list[str]]:
     names = sorted(path.name for path in folder.glob("*.nii.gz"))
     strange = [name for name in names if not re.fullmatch(r".+_\d{4}\.nii\.gz", name)]
     if strange or not names:
-        sys.exit(f"predict.sh: {folder} must hold CASE_0000.nii.gz; it has {', '.join(strange) or 'no .nii.gz files'}")
-    cases = {name[:-12]: [f"{name[:-12]}_{channel:04d}.nii.gz" for channel in range(channels)] for name in names}
+        sys.exit(
+            f"predict.sh: {folder} must hold CASE_0000.nii.gz; it has {', '.join(strange) or 'no .nii.gz files'}"
+        )
+    cases = {
+        name[:-12]: [f"{name[:-12]}_{channel:04d}.nii.gz" for channel in range(channels)]
+        for name in names
+    }
     wanted = {file for files in cases.values() for file in files}
     if wrong := sorted(wanted ^ set(names)):
-        sys.exit(f"predict.sh: the model takes {channels} channels, so in {folder} these are missing or too many: {', '.join(wrong)}")
+        sys.exit(
+            f"predict.sh: the model takes {channels} channels, so in {folder} these are missing or too many: {', '.join(wrong)}"
+        )
     return {case: [str(folder / file) for file in files] for case, files in cases.items()}
 
 
@@ -60,8 +92,15 @@ def load_model() -> nnUNetPredictor:
     """nnU-Net's predictor with the folds and settings of settings.json, on a GPU where there is one."""
     settings = json.loads((HERE / "settings.json").read_text())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = nnUNetPredictor(tile_step_size=settings["step_size"], use_mirroring=settings["mirroring"], device=device, allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(HERE / "model"), tuple(settings["folds"]), settings["checkpoint"])
+    predictor = nnUNetPredictor(
+        tile_step_size=settings["step_size"],
+        use_mirroring=settings["mirroring"],
+        device=device,
+        allow_tqdm=False,
+    )
+    predictor.initialize_from_trained_model_folder(
+        str(HERE / "model"), tuple(settings["folds"]), settings["checkpoint"]
+    )
     return predictor
 
 
@@ -69,7 +108,9 @@ def predict(predictor: nnUNetPredictor, case: str, files: list[str], outputs: Pa
     """Segment one case; the result appears whole in outputs. Returns its row of the report; a failure is in it as error."""
     started, row = time.perf_counter(), {"case": case}
     forget_peaks(predictor.device)
-    with tempfile.TemporaryDirectory(dir=outputs, prefix=".") as folder:  # nnU-Net leaves copies of its settings there
+    with tempfile.TemporaryDirectory(
+        dir=outputs, prefix="."
+    ) as folder:  # nnU-Net leaves copies of its settings there
         try:
             predictor.predict_from_files_sequential([files], [str(Path(folder) / case)])
             os.replace(Path(folder) / f"{case}.nii.gz", outputs / f"{case}.nii.gz")
@@ -78,7 +119,9 @@ def predict(predictor: nnUNetPredictor, case: str, files: list[str], outputs: Pa
             row["error"] = f"{type(error).__name__}: {error}"
     row |= {"seconds": round(time.perf_counter() - started, 2), "peak_rss_mib": peak_rss()}
     if predictor.device.type == "cuda":
-        row["peak_gpu_mib"] = round(torch.cuda.max_memory_reserved() / MIB)  # torch's; the CUDA context comes on top
+        row["peak_gpu_mib"] = round(
+            torch.cuda.max_memory_reserved() / MIB
+        )  # torch's; the CUDA context comes on top
     print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     return row
 

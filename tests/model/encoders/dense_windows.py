@@ -27,21 +27,27 @@ def dense_attention(attention, qkv, hidden, window, shifted):
     together = torch.einsum("ij,kl,mn->ikmjln", *(a.double() for a in axes)).reshape(n, n).bool()
     coordinates = torch.tensor(list(itertools.product(*map(range, grid))))
     offset = coordinates[:, None] - coordinates[None]
-    numbers = torch.arange((2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)).view([2 * s - 1 for s in window])
+    numbers = torch.arange((2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)).view(
+        [2 * s - 1 for s in window]
+    )
     middle = [s - 1 for s in window]  # where the offset 0 is
     place = [(offset[..., axis] + middle[axis]).clamp(0, 2 * middle[axis]) for axis in range(3)]
-    bias = attention.bias[numbers[place[0], place[1], place[2]]].permute(2, 0, 1)                      # (heads, N, N)
+    bias = attention.bias[numbers[place[0], place[1], place[2]]].permute(2, 0, 1)  # (heads, N, N)
     query, key, value = qkv.reshape(b, n, 3, heads, e // heads).permute(2, 0, 3, 1, 4)
     scores = query @ key.transpose(-1, -2) / (e // heads) ** 0.5 + bias
     forbidden = ~together[None, None] | hidden.view(b, 1, 1, n)
-    scores = scores.masked_fill(forbidden, -1e30)  # a hidden token may have no one to attend to; no one looks at it
+    scores = scores.masked_fill(
+        forbidden, -1e30
+    )  # a hidden token may have no one to attend to; no one looks at it
     mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(b, d, h, w, e)
     return attention.out(mixed)
 
 
 def dense_block(block, x, hidden, window, shifted):
     """A transformer block over a grid. x: (B, D, H, W, E); hidden: (B, D, H, W) bool. Returns x's shape."""
-    x = x + dense_attention(block.attention, block.attention.qkv(block.norm1(x)), hidden, window, shifted)
+    x = x + dense_attention(
+        block.attention, block.attention.qkv(block.norm1(x)), hidden, window, shifted
+    )
     return x + block.mlp(block.norm2(x))
 
 
@@ -64,9 +70,22 @@ def dense_swin(encoder, crop, masked):
     units = [size // unit for size, unit in zip(crop.shape[2:], encoder.unit)]
     x = encoder.patch_embed(crop).permute(0, 2, 3, 4, 1)
     for stage, merge in zip(encoder.stages, encoder.merges):
-        x = dense_stage(stage, x, hidden_grid(masked, units, [n // u for n, u in zip(x.shape[1:4], units)]))
-        corners = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)]  # MONAI's order
-        x = merge.reduction(merge.norm(torch.cat([x[:, z::2, y::2, w::2] for z, y, w in corners], -1)))
+        x = dense_stage(
+            stage, x, hidden_grid(masked, units, [n // u for n, u in zip(x.shape[1:4], units)])
+        )
+        corners = [
+            (0, 0, 0),
+            (1, 0, 0),
+            (0, 1, 0),
+            (0, 0, 1),
+            (1, 1, 0),
+            (1, 0, 1),
+            (0, 1, 1),
+            (1, 1, 1),
+        ]  # MONAI's order
+        x = merge.reduction(
+            merge.norm(torch.cat([x[:, z::2, y::2, w::2] for z, y, w in corners], -1))
+        )
     return F.layer_norm(x, x.shape[-1:]).flatten(1, 3)
 
 
@@ -79,7 +98,9 @@ def dense_nnformer(encoder, crop, masked):
 
     def convolve(convolution, x):
         x = x.masked_fill(hidden(x)[..., None], 0).permute(0, 4, 1, 2, 3)
-        return F.conv3d(x, convolution.weight, convolution.bias, convolution.stride, 1).permute(0, 2, 3, 4, 1)
+        return F.conv3d(x, convolution.weight, convolution.bias, convolution.stride, 1).permute(
+            0, 2, 3, 4, 1
+        )
 
     x, embed = crop.permute(0, 2, 3, 4, 1), encoder.patch_embed
     for convolution, norm in list(zip(embed.convolutions, embed.norms))[:3]:

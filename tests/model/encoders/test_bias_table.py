@@ -26,10 +26,15 @@ def test_a_shrunken_window_reads_the_rows_of_its_offsets(window, size):
 def test_monai_reads_two_per_cent_of_a_shrunken_window_right():
     """The figure counted in MONAI 1.6.1 for a window of 7 on a grid of 6."""
     places = tokens((6, 6, 6))
-    right, monai = (table.pairs(table.line(places, (6, 6, 6))) for table in (BiasTable((7, 7, 7)), BiasTable((7, 7, 7), "monai")))
+    right, monai = (
+        table.pairs(table.line(places, (6, 6, 6)))
+        for table in (BiasTable((7, 7, 7)), BiasTable((7, 7, 7), "monai"))
+    )
     assert round((right == monai).double().mean().item() * 100, 2) == 2.03
     full = tokens((7, 7, 7))
-    assert torch.equal(*(BiasTable((7, 7, 7), reading).line(full, (7, 7, 7)) for reading in ("right", "monai")))
+    assert torch.equal(
+        *(BiasTable((7, 7, 7), reading).line(full, (7, 7, 7)) for reading in ("right", "monai"))
+    )
 
 
 @pytest.mark.parametrize("window, rows", [(4, 115), (8, 547)])

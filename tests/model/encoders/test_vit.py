@@ -41,8 +41,12 @@ def test_visible_only_equals_dense_attention_restricted_to_visible_tokens(encode
     x, hidden = encoder.embed(crop, None), masked_from(keep, N)
     for block in encoder.blocks:  # the dense network, with hidden tokens taken out of every softmax
         b, n, e = x.shape
-        query, key, value = block.attention.qkv(block.norm1(x)).reshape(b, n, 3, 4, e // 4).permute(2, 0, 3, 1, 4)
-        scores = (query @ key.transpose(-1, -2) / (e // 4) ** 0.5).masked_fill(hidden[:, None, None], -torch.inf)
+        query, key, value = (
+            block.attention.qkv(block.norm1(x)).reshape(b, n, 3, 4, e // 4).permute(2, 0, 3, 1, 4)
+        )
+        scores = (query @ key.transpose(-1, -2) / (e // 4) ** 0.5).masked_fill(
+            hidden[:, None, None], -torch.inf
+        )
         x = x + block.attention.out((scores.softmax(-1) @ value).transpose(1, 2).reshape(b, n, e))
         x = x + block.mlp(block.norm2(x))
     assert torch.allclose(encoder(crop, keep), take_tokens(encoder.norm(x), keep), atol=1e-5)
@@ -51,7 +55,7 @@ def test_visible_only_equals_dense_attention_restricted_to_visible_tokens(encode
 def test_nothing_hidden_reaches_a_visible_output(encoder):
     crop = torch.rand(2, 2, *CROP)
     keep = random_keep(2, N, 0.75, torch.Generator().manual_seed(2))
-    hidden = masked_from(keep, N)[..., None].expand(-1, -1, 2 * 16 ** 3).float()
+    hidden = masked_from(keep, N)[..., None].expand(-1, -1, 2 * 16**3).float()
     noise = unpatchify(hidden, (2, 3, 4), (16, 16, 16)) * torch.randn(2, 2, *CROP) * 100
     assert noise.abs().max() > 100
     assert torch.equal(encoder(crop, keep), encoder(crop + noise, keep))
@@ -72,7 +76,9 @@ def test_features_are_the_outputs_of_the_blocks(encoder):
     features = encoder.features(crop)
     for feature, tokens in zip(features, [*outputs[1:], encoder.norm(outputs[-1])]):
         assert feature.shape == (1, 48, 2, 3, 4)
-        assert torch.equal(feature[0, :, 1, 2, 3], tokens[0, -1]) and torch.equal(feature[0, :, 0, 1, 0], tokens[0, 4])
+        assert torch.equal(feature[0, :, 1, 2, 3], tokens[0, -1]) and torch.equal(
+            feature[0, :, 0, 1, 0], tokens[0, 4]
+        )
 
 
 def test_another_crop_interpolates_the_positions(encoder):
@@ -90,6 +96,12 @@ def test_wrong_sizes_are_refused(encoder):
 
 def test_the_paper_preset_is_vit_base():
     with torch.device("meta"):
-        encoder = build_encoder("vit", {"in_channels": 1, "crop_size": (64, 192, 192), **PRESETS["vit"]["paper"]})
-    assert len(encoder.blocks) == 12 and encoder.width == 768 and encoder.positions.shape == (1, 576, 768)
+        encoder = build_encoder(
+            "vit", {"in_channels": 1, "crop_size": (64, 192, 192), **PRESETS["vit"]["paper"]}
+        )
+    assert (
+        len(encoder.blocks) == 12
+        and encoder.width == 768
+        and encoder.positions.shape == (1, 576, 768)
+    )
     assert sum(p.numel() for p in encoder.parameters()) == 88_617_216

@@ -22,9 +22,14 @@ BOTH = pytest.mark.parametrize("cls", [Swin, NnFormer])
 def build(cls, units, windows=((3, 4, 5), (3, 2, 4)), in_channels: int = 1, **arguments):
     """A small encoder in double precision with all weights random, and the voxels of a crop of units."""
     torch.manual_seed(0)
-    unit = [t * 2 ** (len(windows) - (cls is NnFormer)) for t in ((2, 2, 2) if cls is Swin else (2, 4, 4))]
+    unit = [
+        t * 2 ** (len(windows) - (cls is NnFormer))
+        for t in ((2, 2, 2) if cls is Swin else (2, 4, 4))
+    ]
     crop = tuple(u * n for u, n in zip(unit, units))
-    encoder = cls(in_channels, crop, 4, (2,) * len(windows), (2, 1, 2)[:len(windows)], windows, **arguments).double()
+    encoder = cls(
+        in_channels, crop, 4, (2,) * len(windows), (2, 1, 2)[: len(windows)], windows, **arguments
+    ).double()
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -34,7 +39,9 @@ def build(cls, units, windows=((3, 4, 5), (3, 2, 4)), in_channels: int = 1, **ar
 def noise_in(masked, encoder, channels: int = 1):
     """Random voxels where units are hidden, 0 elsewhere."""
     voxels = channels * encoder.unit[0] * encoder.unit[1] * encoder.unit[2]
-    inside = unpatchify(masked[..., None].double().expand(-1, -1, voxels), encoder.grid, encoder.unit)
+    inside = unpatchify(
+        masked[..., None].double().expand(-1, -1, voxels), encoder.grid, encoder.unit
+    )
     return inside * torch.randn_like(inside) * 100
 
 
@@ -50,7 +57,9 @@ def check(cls, units, windows, ratio, seed: int = 0):
     torch.testing.assert_close(sparse, dense, rtol=1e-8, atol=1e-8)
     weight = torch.randn_like(sparse)
     inputs = [crop, *encoder.parameters()]
-    for ours, expected in zip(*(torch.autograd.grad((x * weight).sum(), inputs) for x in (sparse, dense))):
+    for ours, expected in zip(
+        *(torch.autograd.grad((x * weight).sum(), inputs) for x in (sparse, dense))
+    ):
         torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-7)
     with torch.no_grad():
         assert torch.equal(encoder(crop, keep), encoder(crop + noise_in(masked, encoder), keep))
@@ -58,27 +67,39 @@ def check(cls, units, windows, ratio, seed: int = 0):
 
 @BOTH
 @pytest.mark.parametrize("ratio", [0, 0.25, 0.75, 0.95])
-@pytest.mark.parametrize("windows", [((3, 3, 3), (3, 3, 3)), ((4, 4, 4), (2, 2, 2)), ((7, 5, 9), (8, 8, 8))], ids=str)
+@pytest.mark.parametrize(
+    "windows", [((3, 3, 3), (3, 3, 3)), ((4, 4, 4), (2, 2, 2)), ((7, 5, 9), (8, 8, 8))], ids=str
+)
 def test_visible_only_equals_dense_attention_restricted_to_visible_tokens(cls, windows, ratio):
-    check(cls, (1, 2, 3) if ratio < 0.9 else (2, 3, 5), windows, ratio)  # of 6 units 6, 4 or 2 are visible, of 30 two
+    check(
+        cls, (1, 2, 3) if ratio < 0.9 else (2, 3, 5), windows, ratio
+    )  # of 6 units 6, 4 or 2 are visible, of 30 two
 
 
 @BOTH
 @pytest.mark.parametrize("groups", [1, 3])
 def test_a_cpu_attends_to_a_few_groups_at_a_time(cls, groups, monkeypatch):
     """Pieces of groups, for windows that share their biases (intact crops) and for those that do not."""
-    monkeypatch.setattr(window_attention, "CPU_SCORES", groups * 2 * 32 ** 2)  # two heads, 32 slots
+    monkeypatch.setattr(window_attention, "CPU_SCORES", groups * 2 * 32**2)  # two heads, 32 slots
     check(cls, (2, 2, 3), ((3, 4, 5), (2, 3, 2)), 0.25)
     encoder, size = build(cls, (2, 2, 3))
     crop = torch.randn(2, 1, *size, dtype=torch.double)
-    torch.testing.assert_close(encoder(crop), DENSE[cls](encoder, crop, torch.zeros(2, 12, dtype=torch.bool)), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        encoder(crop),
+        DENSE[cls](encoder, crop, torch.zeros(2, 12, dtype=torch.bool)),
+        rtol=1e-8,
+        atol=1e-8,
+    )
 
 
 @BOTH
 @settings(max_examples=10, deadline=None, derandomize=True)
-@given(units=st.tuples(*[st.integers(1, 3)] * 3),
-       windows=st.lists(st.tuples(*[st.integers(1, 6)] * 3), min_size=1, max_size=2).map(tuple),
-       ratio=st.floats(0, 0.95), seed=st.integers(0, 99))
+@given(
+    units=st.tuples(*[st.integers(1, 3)] * 3),
+    windows=st.lists(st.tuples(*[st.integers(1, 6)] * 3), min_size=1, max_size=2).map(tuple),
+    ratio=st.floats(0, 0.95),
+    seed=st.integers(0, 99),
+)
 def test_random_geometries(cls, units, windows, ratio, seed):
     check(cls, units, windows, ratio, seed)
 
@@ -89,7 +110,12 @@ def test_all_units_visible_is_the_dense_encoder(cls):
     crop = torch.randn(2, 1, *size, dtype=torch.double)
     everything = torch.arange(12).expand(2, -1)
     torch.testing.assert_close(encoder(crop), encoder(crop, everything), rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(encoder(crop), DENSE[cls](encoder, crop, torch.zeros(2, 12, dtype=torch.bool)), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        encoder(crop),
+        DENSE[cls](encoder, crop, torch.zeros(2, 12, dtype=torch.bool)),
+        rtol=1e-8,
+        atol=1e-8,
+    )
 
 
 @BOTH
@@ -99,15 +125,25 @@ def test_hidden_voxels_leave_visible_outputs_as_they_are_to_the_bit(cls):
     keep = random_keep(2, 12, 0.75, torch.Generator().manual_seed(1))
     crop, masked = torch.randn(2, 2, *size), masked_from(keep, 12)
     hidden = noise_in(masked, encoder, 2).float()
-    assert hidden.abs().max() > 100 and torch.equal(encoder(crop, keep), encoder(crop + hidden, keep))
-    assert not torch.allclose(encoder(crop, keep), encoder(crop + noise_in(~masked, encoder, 2).float(), keep))
+    assert hidden.abs().max() > 100 and torch.equal(
+        encoder(crop, keep), encoder(crop + hidden, keep)
+    )
+    assert not torch.allclose(
+        encoder(crop, keep), encoder(crop + noise_in(~masked, encoder, 2).float(), keep)
+    )
 
 
 @BOTH
 def test_the_order_of_keep_does_not_matter(cls):
     encoder, size = build(cls, (2, 3, 2))
-    crop, keep, order = torch.randn(1, 1, *size, dtype=torch.double), torch.tensor([[3, 10, 11, 7]]), [2, 0, 3, 1]
-    torch.testing.assert_close(encoder(crop, keep)[:, order], encoder(crop, keep[:, order]), rtol=1e-8, atol=1e-8)
+    crop, keep, order = (
+        torch.randn(1, 1, *size, dtype=torch.double),
+        torch.tensor([[3, 10, 11, 7]]),
+        [2, 0, 3, 1],
+    )
+    torch.testing.assert_close(
+        encoder(crop, keep)[:, order], encoder(crop, keep[:, order]), rtol=1e-8, atol=1e-8
+    )
 
 
 @BOTH
@@ -125,7 +161,9 @@ def test_features_of_swin_are_normalised_volumes_at_every_scale():
     features = encoder.features(crop)
     assert [tuple(f.shape[1:]) for f in features] == [(4, 8, 12, 8), (8, 4, 6, 4), (16, 2, 3, 2)]
     for feature in features:
-        torch.testing.assert_close(feature.mean(1), torch.zeros_like(feature[:, 0]), rtol=0, atol=1e-8)
+        torch.testing.assert_close(
+            feature.mean(1), torch.zeros_like(feature[:, 0]), rtol=0, atol=1e-8
+        )
     torch.testing.assert_close(features[-1].flatten(2).transpose(1, 2), encoder(crop))
 
 
@@ -142,7 +180,10 @@ def test_features_of_nnformer_are_the_outputs_of_the_stages():
 
 @BOTH
 def test_wrong_settings_are_refused(cls):
-    for arguments, text in (((4, (2, 2), (1, 1), ((3, 3, 3),)), "one value for each stage"), ((5, (2,), (2,), ((3, 3, 3),)), "multiple|even")):
+    for arguments, text in (
+        ((4, (2, 2), (1, 1), ((3, 3, 3),)), "one value for each stage"),
+        ((5, (2,), (2,), ((3, 3, 3),)), "multiple|even"),
+    ):
         with pytest.raises(ValueError, match=text):
             cls(1, (32, 32, 32), *arguments)
     encoder, size = build(cls, (1, 1, 2), bug_compatible=True)
@@ -150,27 +191,44 @@ def test_wrong_settings_are_refused(cls):
         encoder(torch.rand(1, 1, *size).double(), torch.tensor([[0]]))
 
 
-@pytest.mark.parametrize("name, unit, units, width, parameters", [
-    ("swin", (32, 32, 32), (2, 6, 6), 768, 8_062_002), ("nnformer", (16, 32, 32), (4, 6, 6), 1536, 119_043_084)])
+@pytest.mark.parametrize(
+    "name, unit, units, width, parameters",
+    [
+        ("swin", (32, 32, 32), (2, 6, 6), 768, 8_062_002),
+        ("nnformer", (16, 32, 32), (4, 6, 6), 1536, 119_043_084),
+    ],
+)
 def test_the_paper_presets(name, unit, units, width, parameters):
     with torch.device("meta"):
-        encoder = build_encoder(name, {"in_channels": 1, "crop_size": (64, 192, 192), **PRESETS[name]["paper"]})
+        encoder = build_encoder(
+            name, {"in_channels": 1, "crop_size": (64, 192, 192), **PRESETS[name]["paper"]}
+        )
     assert (encoder.unit, encoder.grid, encoder.width) == (unit, units, width)
     assert sum(p.numel() for p in encoder.parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", ["swin", "nnformer"])
 def test_the_tiny_presets_leave_a_choice_of_what_to_hide(name):
-    encoder = build_encoder(name, {"in_channels": 1, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"]})
+    encoder = build_encoder(
+        name, {"in_channels": 1, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"]}
+    )
     assert encoder.grid[0] * encoder.grid[1] * encoder.grid[2] >= 32
 
 
 @pytest.fixture(scope="module")
 def real_crops(shipped_ct):
     """(6, 1, 32, 64, 64): crops of one person's CT at 3 mm, as the pretraining shows them."""
-    voxels = np.asarray(nibabel.load(shipped_ct["lidc0001"]).dataobj, np.float32).T                  # (111, 92, 120) HU
+    voxels = np.asarray(
+        nibabel.load(shipped_ct["lidc0001"]).dataobj, np.float32
+    ).T  # (111, 92, 120) HU
     window = torch.from_numpy(voxels).add(125).div(380).clamp(0, 1)
-    return torch.stack([window[None, z:z + 32, y:y + 64, x:x + 64] for z in (0, 79) for y, x in ((0, 0), (14, 28), (28, 56))])
+    return torch.stack(
+        [
+            window[None, z : z + 32, y : y + 64, x : x + 64]
+            for z in (0, 79)
+            for y, x in ((0, 0), (14, 28), (28, 56))
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", ["swin", "nnformer"])
@@ -178,7 +236,9 @@ def real_crops(shipped_ct):
 def test_new_encoders_tell_places_of_a_body_apart(name, seed, real_crops):
     """Before the first step: a swin whose first bias is drawn at random begins with 0.24 to 0.55 (six seeds), and one nearly collapsed."""
     torch.manual_seed(seed)
-    encoder = build_encoder(name, {"in_channels": 1, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"]})
+    encoder = build_encoder(
+        name, {"in_channels": 1, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"]}
+    )
     with torch.no_grad():
         tokens = encoder(real_crops)
     assert spread(moments(tokens), tokens.shape[:-1].numel()) > 0.55

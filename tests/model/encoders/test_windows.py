@@ -6,12 +6,22 @@ import pytest
 import torch
 
 from alice_nnunet.model.encoders.bias_table import BiasTable
-from alice_nnunet.model.encoders.windows import Windows, axis_pieces, box_positions, fit_windows, pack_blocks, pack_grid
+from alice_nnunet.model.encoders.windows import (
+    Windows,
+    axis_pieces,
+    box_positions,
+    fit_windows,
+    pack_blocks,
+    pack_grid,
+)
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("length, size, offset", [(5, 2, 0), (5, 2, 1), (4, 4, 0), (7, 3, 2), (3, 5, 0), (8, 4, 2), (2, 1, 0)])
+@pytest.mark.parametrize(
+    "length, size, offset",
+    [(5, 2, 0), (5, 2, 1), (4, 4, 0), (7, 3, 2), (3, 5, 0), (8, 4, 2), (2, 1, 0)],
+)
 def test_pieces_of_an_axis_are_its_windows(length, size, offset):
     numbers = [(token + offset) // size for token in range(length)]
     found = [None] * length
@@ -19,7 +29,9 @@ def test_pieces_of_an_axis_are_its_windows(length, size, offset):
         for token in range(start, start + count * tokens):
             found[token] = start, (token - start) // tokens
             assert (token + offset) % size == place + (token - start) % tokens
-    assert [a == b for a, b in zip(found, found[1:])] == [a == b for a, b in zip(numbers, numbers[1:])]
+    assert [a == b for a, b in zip(found, found[1:])] == [
+        a == b for a, b in zip(numbers, numbers[1:])
+    ]
 
 
 def test_short_axes_are_one_window_and_not_shifted():
@@ -55,8 +67,14 @@ def test_groups_are_bounded_and_hold_every_token_once(smallest, shifted):
 
 
 def test_an_intact_grid_has_no_spare_slots():
-    packing = pack_grid(2, (5, 4, 7), fit_windows((3, 4, 4), (5, 4, 7), True), BiasTable((3, 4, 4)), CPU)
-    assert packing.spare is None and packing.padding == 0 and sorted(packing.order.tolist()) == list(range(2 * 5 * 4 * 7))
+    packing = pack_grid(
+        2, (5, 4, 7), fit_windows((3, 4, 4), (5, 4, 7), True), BiasTable((3, 4, 4)), CPU
+    )
+    assert (
+        packing.spare is None
+        and packing.padding == 0
+        and sorted(packing.order.tolist()) == list(range(2 * 5 * 4 * 7))
+    )
     assert torch.equal(packing.order[packing.place], torch.arange(len(packing.order)))
 
 

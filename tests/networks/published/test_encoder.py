@@ -11,9 +11,22 @@ from alice_nnunet.networks.published.nnformer import from_published
 from tests.networks.test_nnformer import published_names
 
 VIT = {"in_channels": 1, "crop_size": [32, 48, 64], "width": 48, "depth": 12, "heads": 3}
-SWIN = {"in_channels": 1, "crop_size": [32, 32, 32], "embed_width": 12, "depths": [2] * 4, "heads": [3, 6, 12, 24], "windows": [[2, 2, 2]] * 4}
-NNFORMER = {"in_channels": 1, "crop_size": [32, 64, 64], "embed_width": 48, "depths": [2] * 4, "heads": [3, 6, 12, 24],
-            "windows": [[4] * 3, [4] * 3, [8] * 3, [4] * 3]}
+SWIN = {
+    "in_channels": 1,
+    "crop_size": [32, 32, 32],
+    "embed_width": 12,
+    "depths": [2] * 4,
+    "heads": [3, 6, 12, 24],
+    "windows": [[2, 2, 2]] * 4,
+}
+NNFORMER = {
+    "in_channels": 1,
+    "crop_size": [32, 64, 64],
+    "embed_width": 48,
+    "depths": [2] * 4,
+    "heads": [3, 6, 12, 24],
+    "windows": [[4] * 3, [4] * 3, [8] * 3, [4] * 3],
+}
 
 
 def encoder_of(name: str, arguments: dict) -> torch.nn.Module:
@@ -39,9 +52,13 @@ def run_the_cards_code(name: str, arguments: dict, folder, monkeypatch) -> tuple
 @torch.no_grad()
 @pytest.mark.parametrize("depth, whole", [(12, True), (4, False)])
 def test_vit_in_monais_unetr_or_vit(tmp_path, monkeypatch, depth, whole):
-    encoder, network, published = run_the_cards_code("vit", {**VIT, "depth": depth}, tmp_path, monkeypatch)
+    encoder, network, published = run_the_cards_code(
+        "vit", {**VIT, "depth": depth}, tmp_path, monkeypatch
+    )
     vit = network.vit if whole else network
-    vit.load_state_dict({n.removeprefix("vit."): t for n, t in published.weights.items()}, strict=True)
+    vit.load_state_dict(
+        {n.removeprefix("vit."): t for n, t in published.weights.items()}, strict=True
+    )
     image = torch.rand(1, 1, 32, 48, 64)
     torch.testing.assert_close(encoder(image), vit(image)[0], rtol=1e-4, atol=1e-4)
 
@@ -50,32 +67,60 @@ def test_vit_in_monais_unetr_or_vit(tmp_path, monkeypatch, depth, whole):
 def test_swin_in_monais_swin_unetr(tmp_path, monkeypatch):
     """Windows of 2 on grids of 32 to 4 tokens: neither padded nor shrunk, so that MONAI's numbers are right."""
     encoder, network, published = run_the_cards_code("swin", SWIN, tmp_path, monkeypatch)
-    network.swinViT.load_state_dict({n.removeprefix("swinViT."): t for n, t in published.weights.items()}, strict=True)
+    network.swinViT.load_state_dict(
+        {n.removeprefix("swinViT."): t for n, t in published.weights.items()}, strict=True
+    )
     image = torch.rand(1, 1, 64, 64, 64)
     for ours, theirs in zip(encoder.features(image), network.swinViT(image), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bug_compatible", [False, True])
-def test_nnformer_has_the_authors_names_and_an_index_that_reads_biases_as_they_were_trained(bug_compatible):
+def test_nnformer_has_the_authors_names_and_an_index_that_reads_biases_as_they_were_trained(
+    bug_compatible,
+):
     encoder = encoder_of("nnformer", {**NNFORMER, "bug_compatible": bug_compatible})
-    published, _ = published_encoder("nnformer", {**NNFORMER, "bug_compatible": bug_compatible}, encoder.state_dict())
-    of_the_decoder = {f"model_down.norm{stage}.{kind}" for stage in range(3) for kind in ("weight", "bias")}
-    assert set(published.weights) == {name for name in published_names() if name.startswith("model_down.")} - of_the_decoder
-    again = {n.removeprefix("encoder."): t for n, t in from_published(published.weights, (2, 2, 2, 2)).items()}
+    published, _ = published_encoder(
+        "nnformer", {**NNFORMER, "bug_compatible": bug_compatible}, encoder.state_dict()
+    )
+    of_the_decoder = {
+        f"model_down.norm{stage}.{kind}" for stage in range(3) for kind in ("weight", "bias")
+    }
+    assert (
+        set(published.weights)
+        == {name for name in published_names() if name.startswith("model_down.")} - of_the_decoder
+    )
+    again = {
+        n.removeprefix("encoder."): t
+        for n, t in from_published(published.weights, (2, 2, 2, 2)).items()
+    }
     weights = encoder.state_dict()
-    assert again.keys() == weights.keys() and all(torch.equal(again[n], weights[n]) for n in weights)
+    assert again.keys() == weights.keys() and all(
+        torch.equal(again[n], weights[n]) for n in weights
+    )
     index = published.weights["model_down.layers.2.blocks.0.attn.relative_position_index"]
     places = torch.cartesian_prod(*3 * [torch.arange(8)])
-    right = ((places[:, None] - places[None] + 7) * torch.tensor([225, 15, 1])).sum(-1)  # Liu et al. 2021
-    assert torch.equal(index, right) is not bug_compatible and len(index.unique()) == (547 if bug_compatible else 15 ** 3)
+    right = ((places[:, None] - places[None] + 7) * torch.tensor([225, 15, 1])).sum(
+        -1
+    )  # Liu et al. 2021
+    assert torch.equal(index, right) is not bug_compatible and len(index.unique()) == (
+        547 if bug_compatible else 15**3
+    )
 
 
-@pytest.mark.parametrize("change", [{"depths": [2] * 3, "heads": [3, 6, 12], "windows": [[2] * 3] * 3}, {"embed_width": 16, "heads": [1, 2, 4, 8]},
-                                    {"windows": [[2] * 3] * 3 + [[4] * 3]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depths": [2] * 3, "heads": [3, 6, 12], "windows": [[2] * 3] * 3},
+        {"embed_width": 16, "heads": [1, 2, 4, 8]},
+        {"windows": [[2] * 3] * 3 + [[4] * 3]},
+    ],
+)
 def test_swin_that_monai_cannot_build_has_no_file(change):
     arguments = {**SWIN, **change}
-    published, reason = published_encoder("swin", arguments, build_encoder("swin", arguments).state_dict())
+    published, reason = published_encoder(
+        "swin", arguments, build_encoder("swin", arguments).state_dict()
+    )
     assert published is None and "MONAI's SwinUNETR has four stages" in reason
 
 

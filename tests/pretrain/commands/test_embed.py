@@ -31,9 +31,24 @@ from alice_nnunet.pretrain.commands.pretrain import main as pretrain
 
 BIN = Path(sys.executable).parent
 CASES = ("crlm1004", "cptacpda_c3l00189", "lidc0314")
-SMALL = ["-preset", "tiny", "-device", "cpu", "-np", "1"] + [f"--set={s}" for s in (
-    "features=sam", "iterations=8", "batch_size=2", "points=64", "widths=4,4,8,8", "channels=4", "patch_size=16,32,32", "crop_size=20,40,40", "voxel=8",
-    "step=16", "save_every=2", "log_every=2", "validate_every=4")]
+SMALL = ["-preset", "tiny", "-device", "cpu", "-np", "1"] + [
+    f"--set={s}"
+    for s in (
+        "features=sam",
+        "iterations=8",
+        "batch_size=2",
+        "points=64",
+        "widths=4,4,8,8",
+        "channels=4",
+        "patch_size=16,32,32",
+        "crop_size=20,40,40",
+        "voxel=8",
+        "step=16",
+        "save_every=2",
+        "log_every=2",
+        "validate_every=4",
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +59,16 @@ def folders(tmp_path_factory, shipped_ct) -> dict:
     (raw / "imagesTr").mkdir(parents=True)
     for case in CASES:
         (raw / "imagesTr" / f"{case}_0000.nii.gz").symlink_to(shipped_ct[case])
-    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
-    return {**os.environ, "nnUNet_raw": str(root / "raw"), "nnUNet_preprocessed": str(root / "preprocessed"),
-            "nnUNet_results": str(root / "results"), "OMP_NUM_THREADS": "1"}
+    (raw / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
+    )
+    return {
+        **os.environ,
+        "nnUNet_raw": str(root / "raw"),
+        "nnUNet_preprocessed": str(root / "preprocessed"),
+        "nnUNet_results": str(root / "results"),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def anatomy(folders: dict) -> Path:
@@ -68,7 +90,9 @@ def run(folders: dict, command: Callable, *words: str) -> str:
 @pytest.fixture(scope="module")
 def embedded(folders) -> str:
     """What a first alice-embed prints; it is killed once and started again."""
-    first = subprocess.Popen([BIN / "alice-embed", "-d", "32", *SMALL], env=folders, stdout=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [BIN / "alice-embed", "-d", "32", *SMALL], env=folders, stdout=subprocess.DEVNULL
+    )
     while not (anatomy(folders) / "checkpoint_latest.pth").exists():
         assert first.poll() is None
         time.sleep(0.005)
@@ -78,9 +102,19 @@ def embedded(folders) -> str:
 
 
 def test_it_goes_on_where_it_was_killed_and_leaves_what_is_promised(folders, embedded):
-    assert "going on from step" in embedded and "step 8/8 | fine" in embedded and "3 of 3 volumes are indexed, 3 of them now" in embedded
+    assert (
+        "going on from step" in embedded
+        and "step 8/8 | fine" in embedded
+        and "3 of 3 volumes are indexed, 3 of them now" in embedded
+    )
     names = {p.name for p in anatomy(folders).iterdir()}
-    assert {"config.json", "training_log.txt", "progress.png", "patches.png", "checkpoint_final.pth"} <= names
+    assert {
+        "config.json",
+        "training_log.txt",
+        "progress.png",
+        "patches.png",
+        "checkpoint_final.pth",
+    } <= names
     assert {f"{case}.{ending}" for case in CASES for ending in ("npy", "json")} <= names
 
 
@@ -91,7 +125,10 @@ def test_killed_or_not_the_weights_are_the_same(folders, embedded, tmp_path):
         if path.name != anatomy(folders).name:
             (tmp_path / "Dataset032_Torso" / path.name).symlink_to(path)
     run(other, main, *SMALL)
-    ours, theirs = (load_checkpoint(anatomy(f) / "checkpoint_final.pth")["network_weights"] for f in (folders, other))
+    ours, theirs = (
+        load_checkpoint(anatomy(f) / "checkpoint_final.pth")["network_weights"]
+        for f in (folders, other)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -115,16 +152,34 @@ def test_it_draws_matches(folders, embedded):
 
 
 def test_pretraining_on_its_matches(folders, embedded, capsys):
-    words = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] + [f"--set={s}" for s in (
-        "iterations=2", "batch_size=2", "width=24", "depth=2", "heads=2", "decoder_width=24", "decoder_depth=1", "decoder_heads=2",
-        "head_hidden=32", "log_every=1", "validation_share=0", "crop_size=16,32,32")]
+    words = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] + [
+        f"--set={s}"
+        for s in (
+            "iterations=2",
+            "batch_size=2",
+            "width=24",
+            "depth=2",
+            "heads=2",
+            "decoder_width=24",
+            "decoder_depth=1",
+            "decoder_heads=2",
+            "head_hidden=32",
+            "log_every=1",
+            "validation_share=0",
+            "crop_size=16,32,32",
+        )
+    ]
     output = run(folders, pretrain, *words, "--set=min_score=0")
     assert "step 2/2" in output and "doing that first" not in output
     assert "rejected" in output
     with pytest.raises(SystemExit) as left:
         run(folders, pretrain, *words, "--set=min_score=1")
     error = capsys.readouterr().err
-    assert left.value.code == 2 and "100 pairs in a row were rejected" in error and error.count("\n") == 1
+    assert (
+        left.value.code == 2
+        and "100 pairs in a row were rejected" in error
+        and error.count("\n") == 1
+    )
     weights = anatomy(folders) / "checkpoint_final.pth"
     before = weights.read_bytes()
     run(folders, pretrain, *words, "--set=min_score=0")
@@ -141,10 +196,19 @@ def test_pretraining_on_its_matches(folders, embedded, capsys):
     weights.write_bytes(before)
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--set=lr=0.5"], "lr is 0.001 there and 0.5 now"), (["--set=speed=1"], "unknown setting"), (["-preset", "huge"], "invalid choice"),
-    (["--show", "crlm1004", "nobody"], "no case nobody"), (["--set=patch_size=15,32,32"], "multiple of"),
-    (["--set=crop_size=64,64,64"], "may not overlap"), (["--set=features=deep"], "must be one of sam, context"), (["-d", "78"], "no dataset with the ID 78")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--set=lr=0.5"], "lr is 0.001 there and 0.5 now"),
+        (["--set=speed=1"], "unknown setting"),
+        (["-preset", "huge"], "invalid choice"),
+        (["--show", "crlm1004", "nobody"], "no case nobody"),
+        (["--set=patch_size=15,32,32"], "multiple of"),
+        (["--set=crop_size=64,64,64"], "may not overlap"),
+        (["--set=features=deep"], "must be one of sam, context"),
+        (["-d", "78"], "no dataset with the ID 78"),
+    ],
+)
 def test_wrong_use_is_one_line_and_code_2(folders, embedded, words, message, monkeypatch, capsys):
     for name, value in folders.items():
         monkeypatch.setenv(name, value)
@@ -155,21 +219,50 @@ def test_wrong_use_is_one_line_and_code_2(folders, embedded, words, message, mon
 
 
 def test_held_out_volumes_that_match_nobody_are_named_and_do_not_stop_the_run(folders, embedded):
-    words = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] + [f"--set={s}" for s in (
-        "iterations=2", "batch_size=2", "width=24", "depth=2", "heads=2", "decoder_width=24", "decoder_depth=1", "decoder_heads=2",
-        "head_hidden=32", "crop_size=16,32,32")]
+    words = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] + [
+        f"--set={s}"
+        for s in (
+            "iterations=2",
+            "batch_size=2",
+            "width=24",
+            "depth=2",
+            "heads=2",
+            "decoder_width=24",
+            "decoder_depth=1",
+            "decoder_heads=2",
+            "head_hidden=32",
+            "crop_size=16,32,32",
+        )
+    ]
     training = split(sorted(CASES), 0.1, 0)[0]
-    by_name = lambda config, volumes: lambda point, query, key: Match((5, 30, 30), 1.0 if query.name in training else 0.3)
+    by_name = lambda config, volumes: (
+        lambda point, query, key: Match((5, 30, 30), 1.0 if query.name in training else 0.3)
+    )
     with patch.object(loop, "make_matcher", by_name):
         output = run(folders, pretrain, *words)
-    assert "match no other with a score of 0.65" in output and "step 2/2" in output and "validation | l_r" in output
+    assert (
+        "match no other with a score of 0.65" in output
+        and "step 2/2" in output
+        and "validation | l_r" in output
+    )
 
 
 def test_contexts_are_learned_in_closed_form_and_resumed(folders, embedded, tmp_path):
     """The tiny preset as it is but for its size: half the steps and the rest later, or all at once."""
-    few = ["-preset", "tiny", "-device", "cpu", "-np", "1"] + [f"--set={s}" for s in (
-        "iterations=4", "batch_size=2", "points=200", "patch_size=16,32,32", "crop_size=20,40,40", "voxel=8", "step=16", "save_every=2",
-        "log_every=1")]
+    few = ["-preset", "tiny", "-device", "cpu", "-np", "1"] + [
+        f"--set={s}"
+        for s in (
+            "iterations=4",
+            "batch_size=2",
+            "points=200",
+            "patch_size=16,32,32",
+            "crop_size=20,40,40",
+            "voxel=8",
+            "step=16",
+            "save_every=2",
+            "log_every=1",
+        )
+    ]
     weights = []
     for interrupted in (True, False):
         other = {**folders, "nnUNet_preprocessed": str(tmp_path / str(interrupted))}
@@ -187,27 +280,44 @@ def test_contexts_are_learned_in_closed_form_and_resumed(folders, embedded, tmp_
         weights.append(load_checkpoint(anatomy(other) / "checkpoint_final.pth")["network_weights"])
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
     network = load_network(anatomy(other))[0]
-    assert isinstance(network, ContextNet) and not torch.equal(network.fine.weight, ContextNet(16).fine.weight)
+    assert isinstance(network, ContextNet) and not torch.equal(
+        network.fine.weight, ContextNet(16).fine.weight
+    )
 
 
 def test_released_weights_become_the_finished_training(tmp_path):
-    weights = {released_name(name): value for name, value in AnatomyNet(**PRESETS["paper"]).state_dict().items()}
+    weights = {
+        released_name(name): value
+        for name, value in AnatomyNet(**PRESETS["paper"]).state_dict().items()
+    }
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "SAM.pth")
     folder, config = tmp_path / "anatomy", embed_config("Dataset001_X", "paper", ["step=6"])
     put_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=False)
     network, saved = load_network(folder)
-    assert saved["step"] == 6 and torch.equal(network.state_dict()["stages.0.0.conv1.conv.weight"],
-                                              weights["backbone.layer1.0.conv1.conv.weight"].flip(3, 4))
+    assert saved["step"] == 6 and torch.equal(
+        network.state_dict()["stages.0.0.conv1.conv.weight"],
+        weights["backbone.layer1.0.conv1.conv.weight"].flip(3, 4),
+    )
     with pytest.raises(UserError, match="--overwrite"):
         put_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=False)
     put_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=True)
     with pytest.raises(UserError, match="-preset paper"):
-        put_released(tmp_path / "SAM.pth", embed_config("Dataset001_X", "tiny", []), {}, folder, overwrite=True)
+        put_released(
+            tmp_path / "SAM.pth",
+            embed_config("Dataset001_X", "tiny", []),
+            {},
+            folder,
+            overwrite=True,
+        )
 
 
 def test_the_config_survives_a_checkpoint():
     config = embed_config("Dataset001_X", "paper", ["iterations=100"])
-    assert config.network["widths"] == (64, 128, 256, 512) and config.iterations == 100 and config.warmup_iterations == 2
+    assert (
+        config.network["widths"] == (64, 128, 256, 512)
+        and config.iterations == 100
+        and config.warmup_iterations == 2
+    )
     assert embed_config_from_dict(config.as_dict()) == config
     with pytest.raises(ValueError, match="temperature must be positive"):
         EmbedConfig("Dataset001_X", temperature=0.0)

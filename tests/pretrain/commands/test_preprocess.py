@@ -69,12 +69,23 @@ def test_one_scan_in_any_orientation_gives_one_volume(raw_dataset, real_ct, case
     oblique = nibabel.Nifti1Image(np.asarray(real_ct.dataobj), tilt @ real_ct.affine)
 
     def stored_as(image, codes):
-        return image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
+        return image.as_reoriented(
+            ornt_transform(io_orientation(image.affine), axcodes2ornt(codes))
+        )
 
-    raw_dataset({"as_is": real_ct, "ras": stored_as(real_ct, "RAS"), "lps": stored_as(real_ct, "LPS"),
-                 "sagittal": stored_as(real_ct, "PIR"), "oblique": oblique,
-                 "oblique_sagittal": stored_as(oblique, "ASL")})
-    preprocess_dataset(22, 1, spacing=tuple(1.3 * edge for edge in native(nibabel.as_closest_canonical(real_ct))))
+    raw_dataset(
+        {
+            "as_is": real_ct,
+            "ras": stored_as(real_ct, "RAS"),
+            "lps": stored_as(real_ct, "LPS"),
+            "sagittal": stored_as(real_ct, "PIR"),
+            "oblique": oblique,
+            "oblique_sagittal": stored_as(oblique, "ASL"),
+        }
+    )
+    preprocess_dataset(
+        22, 1, spacing=tuple(1.3 * edge for edge in native(nibabel.as_closest_canonical(real_ct)))
+    )
     volumes = [open_volume(cases_folder, case) for case in case_names(cases_folder)]
     assert len(volumes) == 6
     for volume in volumes[1:]:
@@ -91,26 +102,44 @@ def test_size_after_resampling(raw_dataset, cases_folder):
     assert image.min() == 0 and image.max() <= 1  # the window holds after cubic resampling
 
 
-def test_spoiled_inputs_are_listed_and_the_rest_go_on(raw_dataset, dataset_folder, cases_folder, tmp_path, capsys):
+def test_spoiled_inputs_are_listed_and_the_rest_go_on(
+    raw_dataset, dataset_folder, cases_folder, tmp_path, capsys
+):
     nibabel.save(thing(), tmp_path / "whole.nii.gz")
     whole = (tmp_path / "whole.nii.gz").read_bytes()
     hollow = np.full((30, 28, 20), -1000, np.int16)
     hollow[4, 4, 4] = 50
     nan = thing(dtype=np.float32).get_fdata(dtype=np.float32)
     nan[3, :, :] = np.nan
-    raw_dataset({
-        "good": thing(), "small": thing((8, 9, 10)), "truncated": whole[:len(whole) // 2], "text": b"hello\n" * 99,
-        "nothing": b"", "four_d": nibabel.Nifti1Image(np.ones((9, 9, 9, 2), np.int16), RAS),
-        "two_d": nibabel.Nifti1Image(np.ones((9, 9), np.int16), RAS),
-        "slice": nibabel.Nifti1Image(np.ones((9, 9, 1), np.int16), RAS), "nan": nibabel.Nifti1Image(nan, RAS),
-        "air": nibabel.Nifti1Image(np.full((9, 9, 9), -1024, np.int16), RAS),
-        "speck": nibabel.Nifti1Image(hollow, RAS)})
+    raw_dataset(
+        {
+            "good": thing(),
+            "small": thing((8, 9, 10)),
+            "truncated": whole[: len(whole) // 2],
+            "text": b"hello\n" * 99,
+            "nothing": b"",
+            "four_d": nibabel.Nifti1Image(np.ones((9, 9, 9, 2), np.int16), RAS),
+            "two_d": nibabel.Nifti1Image(np.ones((9, 9), np.int16), RAS),
+            "slice": nibabel.Nifti1Image(np.ones((9, 9, 1), np.int16), RAS),
+            "nan": nibabel.Nifti1Image(nan, RAS),
+            "air": nibabel.Nifti1Image(np.full((9, 9, 9), -1024, np.int16), RAS),
+            "speck": nibabel.Nifti1Image(hollow, RAS),
+        }
+    )
     main(["-d", "22", "-np", "1", "-spacing", "4", "3", "3"])
     report = read_report(dataset_folder)
     assert report["ok"] == ["good", "small"] == case_names(cases_folder)
-    expected = {"truncated": "cannot be read", "text": "cannot be read", "nothing": "cannot be read",
-                "four_d": "shape is (9, 9, 9, 2)", "two_d": "shape is (9, 9)", "slice": "only one slice",
-                "nan": "560 of 16800 voxels are not finite", "air": "only air", "speck": "no body in it"}
+    expected = {
+        "truncated": "cannot be read",
+        "text": "cannot be read",
+        "nothing": "cannot be read",
+        "four_d": "shape is (9, 9, 9, 2)",
+        "two_d": "shape is (9, 9)",
+        "slice": "only one slice",
+        "nan": "560 of 16800 voxels are not finite",
+        "air": "only air",
+        "speck": "no body in it",
+    }
     assert report["failed"].keys() == expected.keys()
     shown = capsys.readouterr().out
     for case, words in expected.items():
@@ -125,7 +154,9 @@ def test_no_good_case_is_an_error_after_the_report(raw_dataset, dataset_folder, 
         main(["-d", "22", "-np", "1"])
     assert end.value.code == 2
     assert "alice-preprocess: none of 2 cases" in capsys.readouterr().err
-    assert read_report(dataset_folder)["ok"] == [] and set(read_report(dataset_folder)["failed"]) == {"a", "b"}
+    assert read_report(dataset_folder)["ok"] == [] and set(
+        read_report(dataset_folder)["failed"]
+    ) == {"a", "b"}
 
 
 def test_done_cases_are_skipped_and_leftovers_go(raw_dataset, cases_folder, capsys):
@@ -148,7 +179,9 @@ def test_images_that_are_gone_do_not_take_their_case_along(raw_dataset, cases_fo
     preprocess_dataset(22, 1, spacing=(4, 3, 3))
     (folder / "imagesTr" / "b_0000.nii.gz").unlink()
     assert preprocess_dataset(22, 1)["ok"] == ["a"]
-    assert "1 preprocessed cases have no images" in capsys.readouterr().out and case_names(cases_folder) == ["a", "b"]
+    assert "1 preprocessed cases have no images" in capsys.readouterr().out and case_names(
+        cases_folder
+    ) == ["a", "b"]
     (cases_folder / "b.b2nd").write_bytes(b"")
     assert "has no images of it" in preprocess_dataset(22, 1, verify=True)["failed"]["b"]
     assert case_names(cases_folder) == ["a"]
@@ -159,7 +192,9 @@ def test_changed_plans_need_overwrite(raw_dataset, dataset_folder, cases_folder)
     preprocess_dataset(22, 1, spacing=(4, 3, 3), patch_size=(16, 16, 16))
     before, plans_file = stamps(cases_folder), dataset_folder / "AlicePretrainPlans.json"
     for numbers in ({"spacing": (4, 4, 4)}, {"patch_size": (16, 16, 32)}):
-        with pytest.raises(UserError, match=r"AlicePretrainPlans.json says .*, asked for .*--overwrite"):
+        with pytest.raises(
+            UserError, match=r"AlicePretrainPlans.json says .*, asked for .*--overwrite"
+        ):
             preprocess_dataset(22, 1, **numbers)
     preprocess_dataset(22, 1, spacing=(4, 3, 3), patch_size=(16, 16, 16))
     plans = json.loads(plans_file.read_text())
@@ -167,18 +202,27 @@ def test_changed_plans_need_overwrite(raw_dataset, dataset_folder, cases_folder)
     plans_file.write_text(json.dumps(plans))
     with pytest.raises(UserError, match="has changed since a was preprocessed.*--overwrite"):
         preprocess_dataset(22, 1)
-    assert stamps(cases_folder) == before and read_report(dataset_folder)["ok"] == ["a"]  # nothing was lost
+    assert stamps(cases_folder) == before and read_report(dataset_folder)["ok"] == [
+        "a"
+    ]  # nothing was lost
     preprocess_dataset(22, 1, overwrite=True)
     assert open_volume(cases_folder, "a").spacing == (5, 5, 5)  # what was edited by hand stays
     preprocess_dataset(22, 1, overwrite=True, spacing=(4.0, 4.0, 4.0))
     assert open_volume(cases_folder, "a").image.shape == (1, 20, 21, 22)
-    assert json.loads(plans_file.read_text())["configurations"]["3d_fullres"]["patch_size"] == [16, 16, 16]
+    assert json.loads(plans_file.read_text())["configurations"]["3d_fullres"]["patch_size"] == [
+        16,
+        16,
+        16,
+    ]
 
 
 def test_verify_does_damaged_cases_again(raw_dataset, cases_folder, capsys):
     raw_dataset({"a": thing(seed=1), "b": thing(seed=2), "c": thing(seed=3)})
     preprocess_dataset(22, 1, spacing=(4, 3, 3))
-    expected, before = {case: open_volume(cases_folder, case).image[:] for case in "abc"}, stamps(cases_folder)
+    expected, before = (
+        {case: open_volume(cases_folder, case).image[:] for case in "abc"},
+        stamps(cases_folder),
+    )
     content = bytearray((cases_folder / "a.b2nd").read_bytes())
     content[len(content) // 2] ^= 0xFF
     (cases_folder / "a.b2nd").write_bytes(content)
@@ -194,7 +238,9 @@ def test_verify_does_damaged_cases_again(raw_dataset, cases_folder, capsys):
 
 def test_two_channels(raw_dataset, cases_folder):
     ct = thing()
-    mr = nibabel.Nifti1Image(np.random.default_rng(1).integers(1, 500, ct.shape).astype(np.int16), RAS)
+    mr = nibabel.Nifti1Image(
+        np.random.default_rng(1).integers(1, 500, ct.shape).astype(np.int16), RAS
+    )
     elsewhere = nibabel.Nifti1Image(np.asarray(mr.dataobj), np.diag([3.0, 3.0, 4.5, 1.0]))
     raw_dataset({"a": [ct, mr], "no_mr": [ct], "other_grid": [ct, elsewhere]}, ("CT", "T1"))
     report = preprocess_dataset(22, 1, spacing=(4, 3, 3))
@@ -204,7 +250,9 @@ def test_two_channels(raw_dataset, cases_folder):
     image = open_volume(cases_folder, "a").image[:]
     np.testing.assert_allclose(image[0], np.clip((ct.get_fdata().T + 125) / 380, 0, 1), atol=1e-6)
     raw = mr.get_fdata().T
-    np.testing.assert_allclose(image[1], (raw - raw.mean()) / raw.std(), atol=1e-4)  # nnU-Net's own scheme
+    np.testing.assert_allclose(
+        image[1], (raw - raw.mean()) / raw.std(), atol=1e-4
+    )  # nnU-Net's own scheme
 
 
 def test_body_of_a_dataset_without_ct_is_its_nonzero_region(raw_dataset, cases_folder):
@@ -217,11 +265,17 @@ def test_body_of_a_dataset_without_ct_is_its_nonzero_region(raw_dataset, cases_f
     assert volume.body.box == ((0, 0, 0), (24, 18, 18)) and volume.body.cells.all()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["-d", "23"], "no dataset with the ID 23"), (["-d", "22", "-np", "0"], "-np must be at least 1"),
-    (["-d", "22", "-spacing", "1", "0", "1"], "-spacing must be"),
-    (["-d", "22", "-patch", "1", "0", "1"], "-patch must be"),
-    ([], "required: -d"), (["-d", "22", "-spacing", "1"], "expected 3 arguments")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["-d", "23"], "no dataset with the ID 23"),
+        (["-d", "22", "-np", "0"], "-np must be at least 1"),
+        (["-d", "22", "-spacing", "1", "0", "1"], "-spacing must be"),
+        (["-d", "22", "-patch", "1", "0", "1"], "-patch must be"),
+        ([], "required: -d"),
+        (["-d", "22", "-spacing", "1"], "expected 3 arguments"),
+    ],
+)
 def test_wrong_use_is_one_line_and_exit_code_2(raw_dataset, capsys, arguments, message):
     raw_dataset({"a": thing()})
     with pytest.raises(SystemExit) as end:
@@ -230,10 +284,15 @@ def test_wrong_use_is_one_line_and_exit_code_2(raw_dataset, capsys, arguments, m
     assert end.value.code == 2 and message in shown and shown.count("\n") == 1
 
 
-def test_folder_that_cannot_be_written_or_is_in_use(raw_dataset, dataset_folder, monkeypatch, tmp_path):
+def test_folder_that_cannot_be_written_or_is_in_use(
+    raw_dataset, dataset_folder, monkeypatch, tmp_path
+):
     raw_dataset({"a": thing()})
     dataset_folder.mkdir()
-    with locked(dataset_folder / "AlicePretrainPlans.lock"), pytest.raises(UserError, match="another process"):
+    with (
+        locked(dataset_folder / "AlicePretrainPlans.lock"),
+        pytest.raises(UserError, match="another process"),
+    ):
         preprocess_dataset(22, 1)
     (tmp_path / "a_file").touch()
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "a_file"))
@@ -243,8 +302,16 @@ def test_folder_that_cannot_be_written_or_is_in_use(raw_dataset, dataset_folder,
 
 def start(folder, processes: int) -> subprocess.Popen:
     """The command as a user starts it, from another folder."""
-    command = [Path(sys.executable).with_name("alice-preprocess"), "-d", "22", "-np", str(processes)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        Path(sys.executable).with_name("alice-preprocess"),
+        "-d",
+        "22",
+        "-np",
+        str(processes),
+    ]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_killed_command_goes_on_where_it_was(raw_dataset, dataset_folder, cases_folder, tmp_path):
@@ -262,7 +329,10 @@ def test_killed_command_goes_on_where_it_was(raw_dataset, dataset_folder, cases_
     command = start(tmp_path, processes=1)
     out, err = command.communicate(timeout=120)
     assert command.returncode == 0, err
-    assert f"{len(done)} of 8 cases are already preprocessed" in out and "8 cases good, 0 failed" in out
+    assert (
+        f"{len(done)} of 8 cases are already preprocessed" in out
+        and "8 cases good, 0 failed" in out
+    )
     assert err == ""  # nothing of nnU-Net's, and no bar where there is no terminal
     assert stamps(cases_folder).items() >= before.items()
     assert {path.suffix for path in cases_folder.iterdir()} == {".b2nd", ".pkl"}

@@ -22,8 +22,24 @@ from alice_nnunet.pretrain.commands.pretrain import main
 
 COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
 STEPS = 24
-SETTINGS = [f"--set={s}" for s in (f"iterations={STEPS}", "batch_size=2", "width=48", "depth=2", "heads=2", "decoder_width=48",
-                                   "decoder_depth=1", "head_hidden=64", "save_every=4", "log_every=4", "validate_every=12", "probe_every=12", "probe_pairs=4")]
+SETTINGS = [
+    f"--set={s}"
+    for s in (
+        f"iterations={STEPS}",
+        "batch_size=2",
+        "width=48",
+        "depth=2",
+        "heads=2",
+        "decoder_width=48",
+        "decoder_depth=1",
+        "head_hidden=64",
+        "save_every=4",
+        "log_every=4",
+        "validate_every=12",
+        "probe_every=12",
+        "probe_pairs=4",
+    )
+]
 RUN = "AlicePretrain__AlicePretrainPlans__3d_fullres"
 
 
@@ -35,16 +51,45 @@ def folders(tmp_path_factory, shipped_ct) -> dict:
     (raw / "imagesTr").mkdir(parents=True)
     for case in ("crlm1004", "cptacpda_c3l00189", "ts_dicomslab"):
         (raw / "imagesTr" / f"{case}_0000.nii.gz").symlink_to(shipped_ct[case])
-    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
-    return {**os.environ, "nnUNet_raw": str(root / "raw"), "nnUNet_preprocessed": str(root / "preprocessed"), "OMP_NUM_THREADS": "2"}
+    (raw / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
+    )
+    return {
+        **os.environ,
+        "nnUNet_raw": str(root / "raw"),
+        "nnUNet_preprocessed": str(root / "preprocessed"),
+        "OMP_NUM_THREADS": "2",
+    }
 
 
 def words(*more: str) -> list[str]:
-    return [COMMAND, "-d", "31", "-encoder", "vit", "-preset", "tiny", "-matcher", "body", "-device", "cpu", "-np", "1", *SETTINGS, *more]
+    return [
+        COMMAND,
+        "-d",
+        "31",
+        "-encoder",
+        "vit",
+        "-preset",
+        "tiny",
+        "-matcher",
+        "body",
+        "-device",
+        "cpu",
+        "-np",
+        "1",
+        *SETTINGS,
+        *more,
+    ]
 
 
 def start(folders: dict, results: Path, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(words(*more), env={**folders, "nnUNet_results": str(results)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        words(*more),
+        env={**folders, "nnUNet_results": str(results)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(folders: dict, results: Path, *more: str) -> str:
@@ -63,40 +108,97 @@ def unbroken(folders, tmp_path_factory) -> tuple[Path, str]:
 def test_the_first_run_preprocesses_and_leaves_what_the_design_lists(unbroken):
     results, output = unbroken
     folder = results / "Dataset031_Torso" / RUN / "vit"
-    assert "of held-out crops find their match among 4, chance 25.0%" in output and " GB | left" in output and " ema 0.9" in output
-    assert "doing that first" in output and f"step {STEPS}/{STEPS} | loss" in output and "left 0:00:00" in output
+    assert (
+        "of held-out crops find their match among 4, chance 25.0%" in output
+        and " GB | left" in output
+        and " ema 0.9" in output
+    )
+    assert (
+        "doing that first" in output
+        and f"step {STEPS}/{STEPS} | loss" in output
+        and "left 0:00:00" in output
+    )
     names = {p.name for p in folder.iterdir()}
-    assert {"config.json", "training_log.txt", "progress.png", "pair.png", "reconstruction.png", "checkpoint_latest.pth",
-            "checkpoint_final.pth"} <= names and any(n.startswith("events.out.tfevents") for n in names)
+    assert {
+        "config.json",
+        "training_log.txt",
+        "progress.png",
+        "pair.png",
+        "reconstruction.png",
+        "checkpoint_latest.pth",
+        "checkpoint_final.pth",
+    } <= names and any(n.startswith("events.out.tfevents") for n in names)
     assert json.loads((folder / "config.json").read_text())["iterations"] == STEPS
     for picture in folder.glob("*.png"):
         assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 5000
 
 
 def test_the_checkpoint_is_what_others_need(unbroken):
-    checkpoint = load_pretraining(unbroken[0] / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth")  # weights_only=True
+    checkpoint = load_pretraining(
+        unbroken[0] / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth"
+    )  # weights_only=True
     encoder = build_encoder("vit", checkpoint["config"]["encoder_arguments"])
     encoder.load_state_dict(checkpoint["network_weights"], strict=True)
-    assert checkpoint["step"] == STEPS and checkpoint["data"]["spacing"] == [3, 3, 3] and checkpoint["data"]["orientation"] == "RAS"
-    assert checkpoint["data"]["channels"] == [{"name": "CT", "scheme": "CTNormalization", "window": [-125, 255]}]
+    assert (
+        checkpoint["step"] == STEPS
+        and checkpoint["data"]["spacing"] == [3, 3, 3]
+        and checkpoint["data"]["orientation"] == "RAS"
+    )
+    assert checkpoint["data"]["channels"] == [
+        {"name": "CT", "scheme": "CTNormalization", "window": [-125, 255]}
+    ]
     plan = checkpoint["nnssl_adaptation_plan"]
-    assert {"architecture_plans", "pretrain_plan", "pretrain_num_input_channels", "recommended_downstream_patchsize", "key_to_encoder",
-            "key_to_stem", "keys_to_in_proj", "key_to_lpe"} == set(plan)
+    assert {
+        "architecture_plans",
+        "pretrain_plan",
+        "pretrain_num_input_channels",
+        "recommended_downstream_patchsize",
+        "key_to_encoder",
+        "key_to_stem",
+        "keys_to_in_proj",
+        "key_to_lpe",
+    } == set(plan)
     names = checkpoint["network_weights"]
     assert plan["key_to_lpe"] in names and plan["keys_to_in_proj"][0] + ".weight" in names
     assert any(n.startswith(plan["key_to_encoder"] + ".") for n in names)
     parts = {name.split(".")[0] for name in checkpoint["model"]}
-    assert parts == {"encoder", "decoder", "phi", "casa", "predictors", "target_encoder", "psi", "target_casa", "center_st"}
-    assert {"l_r", "l_dv", "l_st", "spread cls", "spread S", "spread T", "validation l_r", "rejection rate", "ema", "memory"} <= set(checkpoint["history"])
+    assert parts == {
+        "encoder",
+        "decoder",
+        "phi",
+        "casa",
+        "predictors",
+        "target_encoder",
+        "psi",
+        "target_casa",
+        "center_st",
+    }
+    assert {
+        "l_r",
+        "l_dv",
+        "l_st",
+        "spread cls",
+        "spread S",
+        "spread T",
+        "validation l_r",
+        "rejection rate",
+        "ema",
+        "memory",
+    } <= set(checkpoint["history"])
     assert [step for step, _ in checkpoint["history"]["retrieval"]] == [0, 12, STEPS]
 
 
 def assert_same_end(results: Path, others: Path) -> None:
     """Both runs ended with the same weights and the same optimizer, bit for bit."""
-    ours, theirs = (load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth") for root in (results, others))
+    ours, theirs = (
+        load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth")
+        for root in (results, others)
+    )
     assert ours["model"].keys() == theirs["model"].keys()
     assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
-    for state, other in zip(ours["optimizer"]["state"].values(), theirs["optimizer"]["state"].values()):
+    for state, other in zip(
+        ours["optimizer"]["state"].values(), theirs["optimizer"]["state"].values()
+    ):
         assert all(torch.equal(state[k], other[k]) for k in state)
 
 
@@ -122,15 +224,25 @@ def test_asked_to_end_it_saves_and_goes_on_with_the_same_weights(folders, unbrok
 def test_two_processes_stop_together_and_one_goes_on(folders, unbroken, tmp_path):
     """-num_gpus 2 with half the batch, SIGTERM, then one process with the whole batch: the end of the unbroken run, but for rounding."""
     latest = tmp_path / "Dataset031_Torso" / RUN / "vit" / "checkpoint_latest.pth"
-    assert stop(start(folders, tmp_path, "-num_gpus", "2", "--set=batch_size=1"), signal.SIGTERM, latest) == 75
+    assert (
+        stop(
+            start(folders, tmp_path, "-num_gpus", "2", "--set=batch_size=1"), signal.SIGTERM, latest
+        )
+        == 75
+    )
     saved = load_checkpoint(latest)
     assert saved["processes"] == 2 and saved["config"]["batch_size"] == 1
     finish(folders, tmp_path, "--c")
-    ours, theirs = (load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth")["model"] for root in (tmp_path, unbroken[0]))
+    ours, theirs = (
+        load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth")["model"]
+        for root in (tmp_path, unbroken[0])
+    )
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
 
 
-def test_a_full_disk_ends_a_run_with_one_line_and_the_last_checkpoint_intact(folders, unbroken, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_ends_a_run_with_one_line_and_the_last_checkpoint_intact(
+    folders, unbroken, tmp_path, monkeypatch, capsys
+):
     latest = tmp_path / "Dataset031_Torso" / RUN / "vit" / "checkpoint_latest.pth"
     latest.parent.mkdir(parents=True)
     shutil.copy(unbroken[0] / latest.relative_to(tmp_path), latest)
@@ -144,8 +256,14 @@ def test_a_full_disk_ends_a_run_with_one_line_and_the_last_checkpoint_intact(fol
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     error = capsys.readouterr().err
-    assert left.value.code == 2 and "checkpoint_final.pth could not be written" in error and error.count("\n") == 1
-    assert load_checkpoint(latest)["step"] == STEPS - 4 and not list(latest.parent.glob("*.partial"))
+    assert (
+        left.value.code == 2
+        and "checkpoint_final.pth could not be written" in error
+        and error.count("\n") == 1
+    )
+    assert load_checkpoint(latest)["step"] == STEPS - 4 and not list(
+        latest.parent.glob("*.partial")
+    )
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -156,21 +274,32 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.001)
 
 
-def test_a_dry_run_says_what_would_be_done_and_touches_nothing(folders, unbroken, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_says_what_would_be_done_and_touches_nothing(
+    folders, unbroken, tmp_path, monkeypatch, capsys
+):
     folder = unbroken[0] / "Dataset031_Torso" / RUN / "vit"
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     for name, value in {**folders, "nnUNet_results": str(unbroken[0])}.items():
         monkeypatch.setenv(name, value)
     main([*words()[1:], "--dry-run", "-num_gpus", "4"])
     plan = capsys.readouterr().out
-    assert "2 training and 1 held-out volumes" in plan and "2 pairs x 4 processes = 8 pairs in a step" in plan and "is kept beside it" in plan
-    assert re.search(rf"time +0:\d\d:\d\d for {STEPS} steps of [0-9.]+ s, by the fastest of two steps with 2 pairs", plan)
+    assert (
+        "2 training and 1 held-out volumes" in plan
+        and "2 pairs x 4 processes = 8 pairs in a step" in plan
+        and "is kept beside it" in plan
+    )
+    assert re.search(
+        rf"time +0:\d\d:\d\d for {STEPS} steps of [0-9.]+ s, by the fastest of two steps with 2 pairs",
+        plan,
+    )
     assert folder.with_name("vit_dry_run.png").read_bytes()[:4] == b"\x89PNG"
     main([*words()[1:], "--dry-run", "--c"])
     assert f"goes on from step {STEPS}" in capsys.readouterr().out
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "none"))
     main([*words()[1:], "--dry-run"])
-    assert "3 cases, not (completely) preprocessed yet" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert "3 cases, not (completely) preprocessed yet" in capsys.readouterr().out and not list(
+        tmp_path.iterdir()
+    )
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -183,11 +312,20 @@ def test_another_run_keeps_the_earlier_one(folders, unbroken):
     assert load_checkpoint(folder / "checkpoint_final.pth")["step"] == 4
 
 
-@pytest.mark.parametrize("change, message", [(["--c", "--set=lr=0.1"], "lr is 0.0003 in the run and 0.1 in the command"),
-                                             (["--set=width=50", "--set=heads=4"], "multiple of heads"), (["--set=speed=3"], "unknown setting"),
-                                             (["-preset", "huge"], "invalid choice"), (["-num_gpus", "0"], "-num_gpus must be at least 1"), (["-num_gpus", "2", "--set=lr=-1"], "lr must be positive"),
-                                             (["-d", "77"], "no dataset with the ID 77"),
-                                             (["-encoder", "resnet"], "invalid choice"), (["-config", "none.json"], "not a readable JSON")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--c", "--set=lr=0.1"], "lr is 0.0003 in the run and 0.1 in the command"),
+        (["--set=width=50", "--set=heads=4"], "multiple of heads"),
+        (["--set=speed=3"], "unknown setting"),
+        (["-preset", "huge"], "invalid choice"),
+        (["-num_gpus", "0"], "-num_gpus must be at least 1"),
+        (["-num_gpus", "2", "--set=lr=-1"], "lr must be positive"),
+        (["-d", "77"], "no dataset with the ID 77"),
+        (["-encoder", "resnet"], "invalid choice"),
+        (["-config", "none.json"], "not a readable JSON"),
+    ],
+)
 def test_wrong_use_is_one_line_and_code_2(folders, unbroken, change, message, monkeypatch, capsys):
     for name, value in {**folders, "nnUNet_results": str(unbroken[0])}.items():
         monkeypatch.setenv(name, value)
@@ -201,14 +339,24 @@ def test_wrong_use_is_one_line_and_code_2(folders, unbroken, change, message, mo
 def test_cuda_where_there_is_none_is_refused_by_the_real_command(folders, unbroken):
     process = start(folders, unbroken[0], "-device", "cuda")
     output = process.communicate()[0]
-    assert process.returncode == 2 and output.count("\n") == 1 and output.strip().endswith("use -device cpu")
+    assert (
+        process.returncode == 2
+        and output.count("\n") == 1
+        and output.strip().endswith("use -device cpu")
+    )
 
 
 def test_split_holds_out_a_tenth():
     cases = [f"c{i}" for i in range(50)]
     training, held_out = split(cases, 0.1, 0)
-    assert len(held_out) == 5 and sorted(training + held_out) == sorted(cases) and split(cases, 0.1, 0) == (training, held_out)
-    assert [len(part) for part in split(cases[:3], 0.1, 0)] == [2, 1] and [len(part) for part in split(cases[:2], 0.1, 0)] == [2, 0]
+    assert (
+        len(held_out) == 5
+        and sorted(training + held_out) == sorted(cases)
+        and split(cases, 0.1, 0) == (training, held_out)
+    )
+    assert [len(part) for part in split(cases[:3], 0.1, 0)] == [2, 1] and [
+        len(part) for part in split(cases[:2], 0.1, 0)
+    ] == [2, 0]
     assert split(cases, 0.0, 0)[1] == []
     with pytest.raises(UserError, match="at least two"):
         split(cases[:1], 0.1, 0)

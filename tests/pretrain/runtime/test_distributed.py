@@ -14,8 +14,18 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.pretrain.runtime.distributed import launch, launched, own_share, wait_for
 from tests.pretrain.runtime.part_of_a_batch import two_steps
 
-METHODS = [[], ["similarity=infonce"], ["similarity=dino"], ["head=byol"], ["accumulate=2", "checkpoint_blocks=true"], ["weight_r=0"], ["weight_dv=0"], ["weight_st=0"],
-           ["weight_dv=0", "weight_st=0", "center_teacher=false"], ["ema_casa=false", "target_mask_ratio=0.5", "online_flips=true"]]
+METHODS = [
+    [],
+    ["similarity=infonce"],
+    ["similarity=dino"],
+    ["head=byol"],
+    ["accumulate=2", "checkpoint_blocks=true"],
+    ["weight_r=0"],
+    ["weight_dv=0"],
+    ["weight_st=0"],
+    ["weight_dv=0", "weight_st=0", "center_teacher=false"],
+    ["ema_casa=false", "target_mask_ratio=0.5", "online_flips=true"],
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +33,21 @@ def divided(tmp_path_factory) -> list[dict]:
     """two_steps() of each method in two processes under torchrun."""
     out = tmp_path_factory.mktemp("divided") / "results.pth"
     script = Path(__file__).with_name("part_of_a_batch.py")
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(out), json.dumps(METHODS)],
-                   check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            str(script),
+            str(out),
+            json.dumps(METHODS),
+        ],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     return torch.load(out, weights_only=True)
 
 
@@ -32,9 +55,13 @@ def divided(tmp_path_factory) -> list[dict]:
 def test_two_processes_with_half_the_batch_are_one_with_the_whole(divided, number, method):
     ours, whole = divided[number], two_steps(method)
     assert ours["gradients"].keys() == whole["gradients"].keys()
-    rounding = 1e-5 * max(gradient.abs().max() for gradient in whole["gradients"].values())  # for those that batch norm makes 0
+    rounding = 1e-5 * max(
+        gradient.abs().max() for gradient in whole["gradients"].values()
+    )  # for those that batch norm makes 0
     for name, gradient in whole["gradients"].items():
-        assert torch.allclose(ours["gradients"][name], gradient, atol=1e-3 * gradient.abs().max() + rounding), name
+        assert torch.allclose(
+            ours["gradients"][name], gradient, atol=1e-3 * gradient.abs().max() + rounding
+        ), name
     for name, value in whole["numbers"].items():
         assert ours["numbers"][name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
     for name, value in whole["model"].items():
@@ -59,7 +86,10 @@ def child(code: str) -> subprocess.Popen:
 def test_the_code_of_a_run_is_that_of_the_process_that_failed():
     assert wait_for([child("pass"), child("pass")]) == 0
     assert wait_for([child("pass"), child("raise SystemExit(3)")]) == 3
-    assert wait_for([child("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), child("pass")]) == 128 + signal.SIGKILL
+    assert (
+        wait_for([child("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), child("pass")])
+        == 128 + signal.SIGKILL
+    )
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

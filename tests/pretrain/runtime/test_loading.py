@@ -96,7 +96,10 @@ def test_a_process_that_ends_disturbs_nothing_but_the_next_batch():
 
 
 def test_one_who_stops_early_leaves_no_process():
-    with pytest.raises(ZeroDivisionError), closing(batches(Numbers(), [[n] for n in range(1000)], 2)) as read:
+    with (
+        pytest.raises(ZeroDivisionError),
+        closing(batches(Numbers(), [[n] for n in range(1000)], 2)) as read,
+    ):
         next(read)
         assert len(multiprocessing.active_children()) == 2
         1 / 0
@@ -104,7 +107,11 @@ def test_one_who_stops_early_leaves_no_process():
 
 def test_a_fault_is_an_item_and_the_others_come():
     items = Batches(Numbers(missing), SHARES)
-    assert len(items) == 3 and isinstance(items[1], UserError) and items[2]["numbers"].tolist() == [2, 3, 4]
+    assert (
+        len(items) == 3
+        and isinstance(items[1], UserError)
+        and items[2]["numbers"].tolist() == [2, 3, 4]
+    )
 
 
 def test_a_death_that_comes_with_an_empty_error_is_told_too():

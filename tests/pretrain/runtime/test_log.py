@@ -17,7 +17,9 @@ def test_numbers_go_to_tensorboard_and_history(tmp_path):
     assert history == {"spread cls": [[3, 0.5], [5, 0.25]]}
     board = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in board.Scalars("spread/cls")] == [(3, 0.5), (5, 0.25)]
-    assert (tmp_path / "training_log.txt").read_text().endswith(": hello\n") and (tmp_path / "progress.png").stat().st_size > 5000
+    assert (tmp_path / "training_log.txt").read_text().endswith(": hello\n") and (
+        tmp_path / "progress.png"
+    ).stat().st_size > 5000
 
 
 def test_weights_and_biases_where_it_is_asked_for_and_missing(tmp_path, monkeypatch):

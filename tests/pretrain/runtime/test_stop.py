@@ -8,7 +8,9 @@ import pytest
 from alice_nnunet.pretrain.runtime.stop import StopRequest, exit_code, ignore_signals
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
 def test_a_signal_is_noted_and_the_handlers_come_back(number, code):
     before = signal.getsignal(number)
     with StopRequest() as stop:
