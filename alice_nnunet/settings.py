@@ -1,72 +1,123 @@
-"""Settings of a run from a JSON file and --set name=value, checked by name and kind."""
+"""Settings of a run, from a JSON file and from `--set name=value`, checked by name and by kind."""
 
+import argparse
+import difflib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from alice_nnunet.errors import UserError
 
 
+@dataclass(frozen=True)
+class OptionalValue:
+    """An entry in the table of known settings whose value may also be null (None)."""
+
+    example: object
+
+
+def add_set_option(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add the option `--set NAME=VALUE ...`, which may be repeated, as `arguments.assignments`."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="assignments",
+        help=help,
+    )
+
+
 def given_settings(
     file: Path | None, assignments: list[str], known: dict, left_out: tuple[str, ...]
 ) -> dict:
-    """Flat names and values: those of the JSON file, then name=value.
+    """Read the settings of a JSON file, then those of the command line, which win.
 
-    known: {name: an example of the kind of value}. left_out: names in the file that the command line decides.
-    Raises UserError for a name that does not exist, a value of the wrong kind, an unreadable file.
+    Args:
+        file: JSON file of settings, nested or flat, such as the config.json of a run.
+        assignments: words `name=value`.
+        known: name of every setting, with an example of its kind of value.
+        left_out: names in the file that are ignored, because the command line decides them.
+
+    Returns:
+        Flat names and values, only those that were given.
+
+    Raises:
+        UserError: a name does not exist, a value is of the wrong kind, the file cannot be read.
     """
     given = {}
+
     if file is not None:
         try:
             given |= flatten(json.loads(Path(file).read_text()), left_out)
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{file} is not a readable JSON file of settings ({error})") from None
+
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"--set expects name=value, got {assignment!r}")
         given[name] = parse(text)
-    for name, value in given.items():
+
+    for name in given:
         if name not in known:
-            raise UserError(f"unknown setting {name!r}; known: {', '.join(sorted(known))}")
-        given[name] = check_kind(name, value, known[name])
-    return given
+            raise UserError(unknown_setting(name, known))
+
+    return {name: check_kind(name, value, known[name]) for name, value in given.items()}
+
+
+def unknown_setting(name: str, known: dict) -> str:
+    """Text for a name that is not in known, with the nearest one that is."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    question = f" (did you mean {nearest[0]}?)" if nearest else ""
+    return f"unknown setting {name!r}{question}; known settings: {', '.join(sorted(known))}"
 
 
 def flatten(settings: dict, left_out: tuple[str, ...]) -> dict:
-    """A saved config.json is nested; its groups hold no name twice. left_out: what the command line decides."""
+    """Flat names and values of a nested config.json, whose groups hold no name twice."""
     flat = {}
     for name, value in settings.items():
         flat |= value if isinstance(value, dict) else {name: value}
     return {name: value for name, value in flat.items() if name not in left_out}
 
 
-def parse(text: str):
-    """JSON where it is JSON, else 64,192,192 as a list, else the text."""
+def parse(text: str) -> object:
+    """Read text as JSON, `64,192,192` as a list, Python's True, False and None; else as it is."""
     for attempt in (text, f"[{text}]"):
         try:
             return json.loads(attempt)
         except ValueError:
             continue
-    return {"True": True, "False": False}.get(text, text)
+    return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-def check_kind(name: str, value, example):
-    """value as the kind of example. Raises UserError where it is of another kind."""
+def check_kind(name: str, value: object, example: object) -> object:
+    """Convert value to the kind of example, such as list to tuple, or raise UserError."""
+    if isinstance(example, OptionalValue):
+        if value is None:
+            return None
+        example = example.example
+
     if (
         isinstance(example, tuple)
         and isinstance(value, (list, tuple))
         and len(value) == len(example)
     ):
         return tuple(check_kind(name, v, e) for v, e in zip(value, example))
+
     if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is type(example):
         return value
-    kind = type(example).__name__
-    if isinstance(example, tuple):
-        kind = (
-            f"{len(example)} values such as {json.dumps(example)}"
-            if isinstance(example[0], tuple)
-            else f"{len(example)} numbers such as 64,192,192"
-        )
-    raise UserError(f"setting {name} must be {kind}, got {value!r}")
+
+    raise UserError(f"setting {name} must be {kind_of(example)}, got {value!r}")
+
+
+def kind_of(example: object) -> str:
+    """The kind of value that example stands for, in words."""
+    if not isinstance(example, tuple):
+        return type(example).__name__
+    if isinstance(example[0], tuple):
+        return f"{len(example)} values such as {json.dumps(example)}"
+    return f"{len(example)} numbers such as 64,192,192"

@@ -1,0 +1,87 @@
+"""Settings from --set and from a JSON file."""
+
+import json
+
+import pytest
+
+from alice_nnunet.errors import CommandParser, UserError
+from alice_nnunet.settings import OptionalValue, add_set_option, given_settings
+
+KNOWN = {
+    "iterations": 100,
+    "lr": 1e-3,
+    "encoder": "vit",
+    "crop_size": (64, 192, 192),
+    "heads": ((1, 2), (3, 4)),
+    "warmup": OptionalValue(10),
+}
+
+
+def given(*assignments: str, file=None) -> dict:
+    return given_settings(file, list(assignments), KNOWN, ("dataset",))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--set", "iterations=5", "lr=1"],
+        ["--set", "iterations=5", "--set", "lr=1"],
+        ["--set=iterations=5", "--set=lr=1"],
+    ],
+)
+def test_set_takes_several_words_and_may_be_repeated(words):
+    parser = CommandParser("alice-x")
+    add_set_option(parser, "change settings")
+
+    arguments = parser.parse_args(words)
+
+    assert arguments.assignments == ["iterations=5", "lr=1"]
+    assert parser.parse_args([]).assignments == []
+
+
+def test_values_get_the_kind_of_the_setting():
+    settings = given("lr=1", "crop_size=32,64,64", "heads=[[1,2],[3,4]]", "encoder=swin")
+    assert settings == {
+        "lr": 1.0,
+        "crop_size": (32, 64, 64),
+        "heads": ((1, 2), (3, 4)),
+        "encoder": "swin",
+    }
+    assert type(settings["lr"]) is float
+
+
+def test_an_optional_setting_takes_null_or_a_value_of_its_kind():
+    assert given("warmup=null") == {"warmup": None}
+    assert given("warmup=3") == {"warmup": 3}
+    with pytest.raises(UserError, match="warmup must be int"):
+        given("warmup=soon")
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"dataset": "D", "lr": 0.5, "group": {"iterations": 7}}))
+    assert given("lr=0.25", file=file) == {"lr": 0.25, "iterations": 7}
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("iteratoins=5", "did you mean iterations?"),
+        ("speed=5", "unknown setting 'speed'; known settings: crop_size, encoder"),
+        ("iterations", "expects name=value, got 'iterations'"),
+        ("iterations=many", "iterations must be int, got 'many'"),
+        ("crop_size=1,2", "must be 3 numbers such as 64,192,192"),
+        ("heads=1", "must be 2 values such as"),
+    ],
+)
+def test_wrong_settings_are_user_errors(word, message):
+    with pytest.raises(UserError) as error:
+        given(word)
+    assert message in str(error.value)
+
+
+def test_an_unreadable_file_is_a_user_error(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text("[1]")
+    with pytest.raises(UserError, match="not a readable JSON file of settings"):
+        given(file=file)
