@@ -17,6 +17,8 @@ from tests.helpers.finetuning import write_case
 from tests.helpers.warm_commands import warm_commands
 
 REPOSITORY = Path(__file__).parents[1]
+DOCS = REPOSITORY / "docs"
+HOW_TO = DOCS / "how-to"
 PAGES = (
     "pretrain",
     "fine-tune",
@@ -116,7 +118,7 @@ def place(tmp_path_factory, real_ct, shipped_ct):
     write_people(root / "raw", real_ct, shipped_ct)
     (root / "IN").symlink_to(root / "raw" / "Dataset007_NAME" / "imagesTs")
     (root / "organs.json").write_text(
-        (REPOSITORY / "docs" / "compare.md").read_text().split("```json\n")[1].split("```")[0]
+        (HOW_TO / "compare.md").read_text().split("```json\n")[1].split("```")[0]
     )
     with warm_commands(root, SHORT) as programs:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "alice"))}
@@ -156,7 +158,7 @@ def walked(place) -> dict[str, str]:
     root, variables = place
     printed = {}
     for page in PAGES:
-        script = "\n".join(["set -euo pipefail", *fences(REPOSITORY / "docs" / f"{page}.md", "sh")])
+        script = "\n".join(["set -euo pipefail", *fences(HOW_TO / f"{page}.md", "sh")])
         for whole, part in TWO_FOLDS.items():
             script = script.replace(whole, part)
         done = subprocess.run(
@@ -174,7 +176,7 @@ def walked(place) -> dict[str, str]:
 
 def test_every_page_is_walked_and_every_other_block_is_known():
     """Commands that cannot run here (Docker, SLURM, the hub) are indented."""
-    for path in (REPOSITORY / "docs").glob("*.md"):
+    for path in DOCS.rglob("*.md"):
         kinds = {block.split("\n")[0] for block in path.read_text().split("\n```")[1::2]}
         assert kinds <= {"sh", "json", "text"} and (path.stem in PAGES or "sh" not in kinds), (
             path.stem
@@ -263,7 +265,7 @@ def test_every_message_that_is_quoted_is_in_the_code():
     others = {"torch._dynamo ...", "CUDA out of memory"}  # torch's
     quoted = [
         line
-        for block in fences(REPOSITORY / "docs" / "troubleshooting.md", "text")
+        for block in fences(HOW_TO / "troubleshooting.md", "text")
         for line in block.splitlines()
     ]
     assert len(quoted) > 15 and others <= set(quoted)
@@ -273,8 +275,8 @@ def test_every_message_that_is_quoted_is_in_the_code():
 
 
 def test_links_lead_somewhere():
-    for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
+    for page in (REPOSITORY / "README.md", *DOCS.rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
     for page in PAGES:
-        assert f"docs/{page}.md" in (REPOSITORY / "README.md").read_text(), page
+        assert f"docs/how-to/{page}.md" in (REPOSITORY / "README.md").read_text(), page

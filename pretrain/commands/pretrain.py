@@ -85,7 +85,7 @@ def parser() -> CommandParser:
         default=1,
         metavar="N",
         help="GPUs of this machine that train together, with batch_size pairs each; "
-        "with -device cpu so many processes (default: 1; more machines: docs/cluster.md)",
+        "with -device cpu so many processes (default: 1; more machines: docs/how-to/cluster.md)",
     )
     p.add_argument(
         "-config",

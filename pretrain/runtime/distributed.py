@@ -28,7 +28,7 @@ ORPHANS_STOP = "ALICE_STOP_WITH_STDIN"
 
 
 def launched() -> bool:
-    """Whether torchrun, SLURM with its variables translated (docs/cluster.md), or launch() started this process."""
+    """Whether torchrun, SLURM with its variables translated (docs/how-to/cluster.md), or launch() started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
