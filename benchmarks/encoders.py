@@ -16,16 +16,12 @@ import time
 import torch
 from torch import nn
 
-from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
+from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.model.presets import CROPS, PRESETS
 from alice_nnunet.model.tokens import random_keep
 from alice_nnunet.networks.published.swin_unetr import from_monai
 from alice_nnunet.networks.swin_unetr import SwinUNETR
 
-CROPS = {
-    "tiny": (32, 64, 64),
-    "small": (64, 128, 128),
-    "paper": (64, 192, 192),
-}  # voxels, (z, y, x)
 IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip_axes": []}
 
 
@@ -96,9 +92,9 @@ def main() -> None:
 
 def encoder_row(name: str, preset: str, device: torch.device, batch: int, repeats: int) -> dict:
     """Forward and backward of an encoder over whole crops and over a quarter of their units; fp32 on CPU, bf16 on CUDA."""
-    crop_size = CROPS[preset]
+    crop_size = CROPS[preset].size
     encoder = build_encoder(
-        name, {"in_channels": 1, "crop_size": crop_size, **PRESETS[name][preset]}
+        name, {"in_channels": 1, "crop_size": crop_size, **PRESETS[name][preset].encoder}
     ).to(device)
     crop = torch.rand(batch, 1, *crop_size, device=device)
     units = encoder.grid[0] * encoder.grid[1] * encoder.grid[2]
@@ -141,7 +137,7 @@ def network_row(
     arguments = {
         "in_channels": 1,
         "crop_size": (64, 192, 192),
-        **PRESETS["swin"]["paper"],
+        **PRESETS["swin"]["paper"].encoder,
         "embed_width": feature_size,
         "bug_compatible": True,
     }

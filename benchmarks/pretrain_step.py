@@ -25,8 +25,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from alice_nnunet.model.encoders.registry import PRESETS
-from alice_nnunet.pretrain.training.config import RUNS, PretrainConfig, make_config, read_settings
+from alice_nnunet.model.presets import CROPS, PRESETS
+from alice_nnunet.pretrain.training.config import PretrainConfig, make_config, read_settings
 from alice_nnunet.pretrain.training.state import State, build_state
 from alice_nnunet.pretrain.training.step import autocast, train_step
 
@@ -42,7 +42,7 @@ def main() -> None:
         "-presets",
         nargs="+",
         default=["tiny", "small", "paper"],
-        choices=sorted(RUNS),
+        choices=sorted(CROPS),
         metavar="NAME",
     )
     p.add_argument("-device", choices=("cuda", "cpu"), help="default: cuda where there is one")
@@ -108,11 +108,11 @@ def main() -> None:
 
 def prepare(dataset: str | None, preset: str, folder: Path, processes: int) -> Path:
     """Folder of the preprocessed volumes. dataset: of nnUNet_raw, or None for the CT that ships with the package, in folder."""
+    from alice_nnunet.datasets.raw_dataset import dataset_name
+    from alice_nnunet.demo.datasets import UNLABELED, write_datasets
     from alice_nnunet.pretrain.datasets.preprocessed import (
         preprocessed_volumes,
     )  # here, so that a machine without nnU-Net can measure the rest
-    from alice_nnunet.demo.datasets import UNLABELED, write_datasets
-    from alice_nnunet.datasets.raw_dataset import dataset_name
 
     if dataset is None:
         for name in ("raw", "preprocessed", "results"):
@@ -122,8 +122,8 @@ def prepare(dataset: str | None, preset: str, folder: Path, processes: int) -> P
     return preprocessed_volumes(
         dataset_name(dataset or UNLABELED),
         processes,
-        RUNS[preset]["spacing"],
-        RUNS[preset]["crop_size"],
+        CROPS[preset].spacing,
+        CROPS[preset].size,
     )[1]
 
 
@@ -132,7 +132,7 @@ def row(
 ) -> dict:
     """All that is measured of one encoder and preset."""
     state, batch = build_state(config, device), random_batch(config, device)
-    spacing = RUNS[config.preset]["spacing"]
+    spacing = CROPS[config.preset].spacing
     step_s = seconds(lambda: train_step(state, batch, config, spacing), device, repeats)
     with_data_s = (
         time_with_data(config, state, volumes, device, repeats, workers) if volumes else None
@@ -177,7 +177,7 @@ def step_flops(config: PretrainConfig, device: torch.device) -> int:
     plain = dataclasses.replace(config, compile="off", checkpoint_blocks=False)
     state = build_state(plain, device)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        train_step(state, random_batch(plain, device), plain, RUNS[config.preset]["spacing"])
+        train_step(state, random_batch(plain, device), plain, CROPS[config.preset].spacing)
     return counter.get_total_flops()
 
 
@@ -199,7 +199,7 @@ def time_with_data(
         state,
         volumes,
         folder=volumes,
-        spacing=RUNS[config.preset]["spacing"],
+        spacing=CROPS[config.preset].spacing,
         data={},
         adaptation_plan={},
         training=cases,

@@ -1,7 +1,6 @@
 """alice-demo: from unlabeled scans to a segmentation of a new person, by the real commands, on a CPU."""
 
 import html
-import json
 import os
 import shutil
 import subprocess
@@ -11,10 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alice_nnunet.errors import CommandParser, UserError, command
-from alice_nnunet.files import write_json_atomically
-from alice_nnunet.model.encoders.registry import PRESETS
-from alice_nnunet.pictures import prediction_figure, save_figure
+from alice_nnunet.commands.env import with_trainers
 from alice_nnunet.demo.datasets import (
     LABELED,
     LABELS,
@@ -25,8 +21,11 @@ from alice_nnunet.demo.datasets import (
     volumes,
     write_datasets,
 )
-from alice_nnunet.commands.env import with_trainers
+from alice_nnunet.errors import CommandParser, UserError, command
+from alice_nnunet.files import write_json_atomically
+from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.names import ANATOMY
+from alice_nnunet.pictures import prediction_figure, save_figure
 
 SHOWN = ("cptacpda_c3l00189", "crlm1004")  # two abdomens
 PICTURES = {

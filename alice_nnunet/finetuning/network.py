@@ -19,8 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from alice_nnunet.finetuning.compatibility import other_channels, pretraining_channel
 from alice_nnunet.errors import UserError
+from alice_nnunet.finetuning.compatibility import other_channels, pretraining_channel
+from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.networks.nnformer import NnFormerNet
 from alice_nnunet.networks.swin_unetr import SwinUNETR
 from alice_nnunet.networks.unetr import UNETR
@@ -30,15 +31,6 @@ NETWORKS = {
     "swin": SwinUNETR,
     "nnformer": NnFormerNet,
 }  # the segmentation network around each encoder
-NETWORK_ARGUMENTS = {  # for each preset of an encoder: a narrow decoder around one that is meant for CPUs
-    "vit": {
-        "tiny": {"feature_size": 8},
-        "small": {"feature_size": 16},
-        "paper": {"feature_size": 16},
-    },
-    "swin": {"tiny": {}, "small": {}, "paper": {}},  # their decoders are as wide as their encoders
-    "nnformer": {"tiny": {}, "small": {}, "paper": {}},
-}
 # the first layer of each encoder, (E, C, z, y, x)
 STEM = {
     "vit": "patch_embed.weight",
@@ -102,7 +94,7 @@ def alice_block(
     block = {
         "encoder": encoder,
         "encoder_arguments": checkpoint["config"]["encoder_arguments"],
-        "network_arguments": NETWORK_ARGUMENTS[encoder][preset],
+        "network_arguments": PRESETS[encoder][preset].network,
         "weights": path,
         "weights_sha256": sha256,
         "input": input_values(checkpoint["data"], plans, configuration, flip_axes, path),

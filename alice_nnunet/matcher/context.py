@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple
-from alice_nnunet.matcher.network import FINE_STRIDE
+from alice_nnunet.matcher.presets import FINE_STRIDE
 
 SCALES = (
     (1, 2),

@@ -15,7 +15,8 @@ from torch import Tensor
 from alice_nnunet.data.body import tight_box
 from alice_nnunet.data.volumes import Volume
 from alice_nnunet.geometry import Triple, ceil_to
-from alice_nnunet.matcher.network import FINE_STRIDE, AnatomyNet
+from alice_nnunet.matcher.network import AnatomyNet
+from alice_nnunet.matcher.presets import FINE_STRIDE
 
 BLOCK = 3  # nodes along each edge of a block
 SEARCHED = 8  # blocks that are searched node by node

@@ -8,18 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple
-
-FINE_STRIDE: Triple = (2, 2, 2)  # voxels from one fine vector to the next
-COARSE_STRIDE: Triple = (4, 16, 16)
-PRESETS = {
-    "tiny": {"widths": (8, 16, 32, 64), "channels": 16, "stem": (3, 5, 5)},
-    "small": {"widths": (32, 64, 128, 256), "channels": 32, "stem": (3, 7, 7)},
-    "paper": {
-        "widths": (64, 128, 256, 512),
-        "channels": 128,
-        "stem": (3, 7, 7),
-    },  # SAM's: the released weights fit it
-}
+from alice_nnunet.matcher.presets import COARSE_STRIDE
 
 
 class ConvNorm(nn.Sequential):

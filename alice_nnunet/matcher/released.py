@@ -15,7 +15,8 @@ from torch import Tensor
 
 from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.errors import UserError
-from alice_nnunet.matcher.network import PRESETS, AnatomyNet
+from alice_nnunet.matcher.network import AnatomyNet
+from alice_nnunet.matcher.presets import PRESETS
 
 WINDOW = (-125.0, 255.0)  # HU that are 0 and 1 for us
 RELEASED_HU = (
@@ -41,7 +42,7 @@ LISTED = 20  # tensors that an error names at most
 
 
 def from_released(path: Path) -> dict[str, Tensor]:
-    """Weights for AnatomyNet(**PRESETS["paper"]) from a released checkpoint of SAM, or of UAE without its semantic head.
+    """Weights for AnatomyNet(**PRESETS["paper"].network) from a released checkpoint of SAM, or of UAE without its semantic head.
 
     Raises UserError where the file cannot be read, or where a tensor is missing, unexpected or of another shape.
     """
@@ -61,7 +62,7 @@ def from_released(path: Path) -> dict[str, Tensor]:
 def expected_shapes() -> dict[str, tuple[str, tuple[int, ...]]]:
     """Our name of each tensor -> its name in the release, and its shape."""
     with torch.device("meta"):
-        state = AnatomyNet(**PRESETS["paper"]).state_dict()
+        state = AnatomyNet(**PRESETS["paper"].network).state_dict()
     return {name: (released_name(name), tuple(value.shape)) for name, value in state.items()}
 
 

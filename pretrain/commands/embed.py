@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.data.volumes import case_names, case_properties, open_volume
+from alice_nnunet.datasets.raw_dataset import dataset_name
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import file_sha256, locked, write_json_atomically
 from alice_nnunet.geometry import crop_around
@@ -17,19 +18,17 @@ from alice_nnunet.matcher.index import is_whole, save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.matcher.released import from_released
 from alice_nnunet.matcher.weights import FINAL, load_network
+from alice_nnunet.model.presets import CROPS
 from alice_nnunet.pictures import matches_figure, pair_figure, save_figure
-from alice_nnunet.pretrain.embedding import training as embed_loop
-from alice_nnunet.pretrain.training.config import RUNS as PRETRAIN_RUNS
+from alice_nnunet.pretrain.datasets.plans import ANATOMY, data_description
 from alice_nnunet.pretrain.datasets.preprocessed import choose_device, preprocessed_volumes, split
+from alice_nnunet.pretrain.embedding import training as embed_loop
 from alice_nnunet.pretrain.embedding.config import (
-    RUNS,
     EmbedConfig,
     embed_config,
     embed_config_from_dict,
 )
 from alice_nnunet.pretrain.training.step import NonFiniteLoss
-from alice_nnunet.pretrain.datasets.plans import ANATOMY, data_description
-from alice_nnunet.datasets.raw_dataset import dataset_name
 
 LATEST = "checkpoint_latest.pth"
 SHOWN_POINTS = 6
@@ -47,7 +46,7 @@ def parser() -> CommandParser:
         metavar="ID",
         help="dataset ID or name; its volumes are preprocessed if they are not yet",
     )
-    p.add_argument("-preset", default="paper", choices=sorted(RUNS), help="default: paper")
+    p.add_argument("-preset", default="paper", choices=sorted(CROPS), help="default: paper")
     p.add_argument("-device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     p.add_argument(
         "-config",
@@ -96,8 +95,8 @@ def main(argv: list[str] | None) -> None:
     device = choose_device(arguments.device)
     name = dataset_name(arguments.d)
     spacing, patch = (
-        PRETRAIN_RUNS[arguments.preset]["spacing"],
-        PRETRAIN_RUNS[arguments.preset]["crop_size"],
+        CROPS[arguments.preset].spacing,
+        CROPS[arguments.preset].size,
     )
     plans, volumes = preprocessed_volumes(name, arguments.np, spacing, patch)
     folder = volumes.parent / ANATOMY

@@ -12,19 +12,13 @@ import torch
 from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.data.pairs import NoMatch
 from alice_nnunet.data.volumes import case_names
+from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import file_sha256, write_json_atomically
 from alice_nnunet.matcher.weights import FINAL as EMBEDDING
-from alice_nnunet.model.encoders.registry import PRESETS
-from alice_nnunet.pretrain.training.adaptation import adaptation_plan
-from alice_nnunet.pretrain.training.config import (
-    MATCHERS,
-    RUNS,
-    PretrainConfig,
-    config_from_dict,
-    make_config,
-    read_settings,
-)
+from alice_nnunet.model.presets import CROPS, PRESETS
+from alice_nnunet.pretrain.commands.embed import ensure_index
+from alice_nnunet.pretrain.datasets.plans import ANATOMY, CONFIGURATION, PLANS, data_description
 from alice_nnunet.pretrain.datasets.preprocessed import (
     choose_device,
     is_preprocessed,
@@ -32,14 +26,19 @@ from alice_nnunet.pretrain.datasets.preprocessed import (
     split,
 )
 from alice_nnunet.pretrain.runtime.distributed import Team, launch, launched, team
+from alice_nnunet.pretrain.runtime.stop import exit_code
+from alice_nnunet.pretrain.training.adaptation import adaptation_plan
+from alice_nnunet.pretrain.training.config import (
+    MATCHERS,
+    PretrainConfig,
+    config_from_dict,
+    make_config,
+    read_settings,
+)
 from alice_nnunet.pretrain.training.dry_run import draw_first_pair, print_plan
-from alice_nnunet.pretrain.commands.embed import ensure_index
 from alice_nnunet.pretrain.training.loop import Run, train
-from alice_nnunet.pretrain.datasets.plans import ANATOMY, CONFIGURATION, PLANS, data_description
-from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
 from alice_nnunet.pretrain.training.state import build_state, load_state
 from alice_nnunet.pretrain.training.step import NonFiniteLoss
-from alice_nnunet.pretrain.runtime.stop import exit_code
 from alice_nnunet.ranks import rank, world
 
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
@@ -71,7 +70,7 @@ def parser() -> CommandParser:
     p.add_argument(
         "-encoder", default="nnformer", choices=sorted(PRESETS), help="default: nnformer"
     )
-    p.add_argument("-preset", default="paper", choices=sorted(RUNS), help="default: paper")
+    p.add_argument("-preset", default="paper", choices=sorted(CROPS), help="default: paper")
     p.add_argument(
         "-matcher",
         choices=MATCHERS,
@@ -173,7 +172,7 @@ def pretrain(arguments, processes: Team) -> int:
     name, (settings, given) = dataset_name(arguments.d), settings_of(arguments)
     plans, volumes = processes.first(
         lambda: preprocessed_volumes(
-            name, arguments.np, RUNS[arguments.preset]["spacing"], settings["crop_size"]
+            name, arguments.np, CROPS[arguments.preset].spacing, settings["crop_size"]
         )
     )
     job = make_job(arguments, name, settings, given, plans, volumes, world())
@@ -219,7 +218,7 @@ def dry_run(arguments, device: torch.device) -> None:
         )
         return
     plans, volumes = preprocessed_volumes(
-        name, arguments.np, RUNS[arguments.preset]["spacing"], settings["crop_size"]
+        name, arguments.np, CROPS[arguments.preset].spacing, settings["crop_size"]
     )
     job = make_job(arguments, name, settings, given, plans, volumes, arguments.num_gpus)
     config, step = job.config, load_checkpoint(job.checkpoint)["step"] if job.checkpoint else 0

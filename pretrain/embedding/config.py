@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Triple
-from alice_nnunet.matcher.network import COARSE_STRIDE, PRESETS
+from alice_nnunet.matcher.presets import COARSE_STRIDE, PRESETS
 from alice_nnunet.settings import given_settings
 
 
@@ -91,27 +91,6 @@ class EmbedConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-RUNS = {
-    "tiny": {
-        "voxel": 5.0,
-        "patch_size": (24, 64, 64),
-        "crop_size": (32, 80, 80),
-        "step": 10.0,
-        "batch_size": 4,
-        "points": 512,
-        "hardest": 200,
-        "ignore_fine": 16.0,
-        "features": "context",
-        "iterations": 40,
-        "log_every": 10,
-        "validate_every": 20,
-        "save_every": 10,
-    },
-    "small": {"voxel": 3.0, "batch_size": 4, "iterations": 10_000, "step": 6.0},
-    "paper": {},
-}
-
-
 def embed_config(
     dataset: str, preset: str, assignments: list[str], file: Path | None = None
 ) -> EmbedConfig:
@@ -121,10 +100,10 @@ def embed_config(
         for f in fields(EmbedConfig)
         if f.name not in ("dataset", "preset", "network")
     }
-    known |= PRESETS["paper"]
+    known |= PRESETS["paper"].network
     given = given_settings(file, assignments, known, ("dataset", "preset"))
-    settings = {**RUNS[preset], **given}
-    network = {name: settings.pop(name, value) for name, value in PRESETS[preset].items()}
+    settings = {**PRESETS[preset].run, **given}
+    network = {name: settings.pop(name, value) for name, value in PRESETS[preset].network.items()}
     try:
         return EmbedConfig(dataset, preset, network, **settings)
     except ValueError as error:

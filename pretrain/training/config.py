@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
+from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.method import Method
+from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.settings import given_settings
-
 
 MATCHERS = ("embedding", "body", "same")
 
@@ -118,44 +118,6 @@ class PretrainConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-# What a preset changes. spacing (z, y, x) mm is for preprocessing, where no plans exist yet.
-RUNS = {
-    "tiny": {
-        "crop_size": (32, 64, 64),
-        "spacing": (3.0, 3.0, 3.0),
-        "batch_size": 4,
-        "lr": 3e-4,
-        "iterations": 2000,
-        "min_score": 0.65,
-        "ema": 0.99,
-        "head_hidden": 512,
-        "decoder_width": 192,
-        "decoder_depth": 2,
-        "decoder_heads": 6,
-        "log_every": 20,
-        "validate_every": 200,
-        "probe_every": 200,
-        "probe_pairs": 32,
-        "save_every": 200,
-    },
-    "small": {
-        "crop_size": (64, 128, 128),
-        "spacing": (1.5, 0.76, 0.76),
-        "batch_size": 4,
-        "lr": 1e-4,
-        "iterations": 20_000,
-        "head_hidden": 1024,
-        "decoder_width": 256,
-        "decoder_depth": 2,
-        "decoder_heads": 8,
-    },
-    "paper": {"crop_size": (64, 192, 192), "spacing": (1.5, 0.76, 0.76)},
-}
-
-# What an encoder changes: after stages of windows a decoder of one block is enough (GreenMIM).
-DECODERS = {"vit": {}, "swin": {"decoder_depth": 1}, "nnformer": {"decoder_depth": 1}}
-
-
 def read_settings(
     preset: str, encoder: str, file: Path | None, assignments: list[str]
 ) -> tuple[dict, dict]:
@@ -163,7 +125,8 @@ def read_settings(
 
     Raises UserError for a name that does not exist, a value of the wrong kind, an unreadable file.
     """
-    defaults = {**PRESETS[encoder][preset], **RUNS[preset], **DECODERS[encoder]}
+    chosen = PRESETS[encoder][preset]
+    defaults = {**chosen.encoder, "crop_size": chosen.crops.size, **chosen.method, **chosen.run}
     given = given_settings(
         file,
         assignments,
@@ -183,7 +146,7 @@ def known_settings(encoder: str, preset: str) -> dict:
     return {
         **run,
         **dataclasses.asdict(Method()),
-        **PRESETS[encoder][preset],
+        **PRESETS[encoder][preset].encoder,
         "crop_size": (0, 0, 0),
     }
 
@@ -199,7 +162,10 @@ def make_config(
     """The config of a run from flat settings. Raises UserError where a value is out of range."""
     names = lambda cls: {f.name for f in fields(cls)}
     pick = lambda wanted: {name: value for name, value in settings.items() if name in wanted}
-    arguments = {"in_channels": in_channels, **pick({"crop_size", *PRESETS[encoder]["paper"]})}
+    arguments = {
+        "in_channels": in_channels,
+        **pick({"crop_size", *PRESETS[encoder]["paper"].encoder}),
+    }
     try:
         with torch.device("meta"):
             build_encoder(

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from alice_nnunet.finetuning.network import NETWORK_ARGUMENTS, NETWORKS
-from alice_nnunet.model.encoders.registry import PRESETS
+from alice_nnunet.finetuning.network import NETWORKS
 from alice_nnunet.finetuning.optimizers import (
     build_optimizer,
     encoder_depths,
@@ -12,6 +11,7 @@ from alice_nnunet.finetuning.optimizers import (
     parameter_groups,
 )
 from alice_nnunet.finetuning.recipes import RECIPES, training_recipe
+from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.schedules import EpochSchedule
 
 INPUT = {"scale": [1.0], "shift": [0.0], "low": [0.0], "high": [1.0], "flip_axes": []}
@@ -51,10 +51,10 @@ FACTORS = {
 
 
 def network_of(encoder: str):
-    arguments = {"in_channels": 1, "crop_size": [16, 32, 32], **PRESETS[encoder]["tiny"]}
+    arguments = {"in_channels": 1, "crop_size": [16, 32, 32], **PRESETS[encoder]["tiny"].encoder}
     with torch.device("meta"):
         return NETWORKS[encoder](
-            1, 2, arguments, INPUT, **NETWORK_ARGUMENTS[encoder]["tiny"]
+            1, 2, arguments, INPUT, **PRESETS[encoder]["tiny"].network
         ), encoder_depths(arguments)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
+from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.pretrain.datasets.plans import resampling
 
 SPACING = [3.0, 3.0, 3.0]  # mm
@@ -61,7 +62,7 @@ def pretraining_checkpoint(
 ) -> dict:
     """What load_pretraining gives, with random weights of a real encoder, the tiny one whatever preset it is called."""
     torch.manual_seed(seed)
-    arguments = {"in_channels": 1, "crop_size": CROP, **PRESETS[encoder]["tiny"]}
+    arguments = {"in_channels": 1, "crop_size": CROP, **PRESETS[encoder]["tiny"].encoder}
     return {
         "network_weights": build_encoder(encoder, arguments).state_dict(),
         "step": 7,

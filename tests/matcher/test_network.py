@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alice_nnunet.matcher.network import COARSE_STRIDE, FINE_STRIDE, PRESETS, AnatomyNet
+from alice_nnunet.matcher.network import AnatomyNet
+from alice_nnunet.matcher.presets import COARSE_STRIDE, FINE_STRIDE, PRESETS
 
 NARROW = {"widths": (4, 6, 8, 10), "channels": 5, "stem": (3, 5, 5)}
 
@@ -108,7 +109,7 @@ def test_slices_do_not_mix_before_the_third_stage():
 
 
 def test_the_paper_preset_is_sam():
-    net = AnatomyNet(**PRESETS["paper"])
+    net = AnatomyNet(**PRESETS["paper"].network)
     assert net.stem.conv.weight.shape == (64, 1, 3, 7, 7)
     assert [stage[1].conv2.conv.out_channels for stage in net.stages] == [64, 128, 256, 512]
     blocks = sum(
@@ -125,5 +126,5 @@ def test_the_paper_preset_is_sam():
 @torch.no_grad()
 @pytest.mark.parametrize("preset, channels", [("tiny", 16), ("small", 32), ("paper", 128)])
 def test_presets_have_vectors_of_their_width(preset, channels):
-    fine, coarse = AnatomyNet(**PRESETS[preset]).eval()(torch.rand(1, 1, 4, 16, 16))
+    fine, coarse = AnatomyNet(**PRESETS[preset].network).eval()(torch.rand(1, 1, 4, 16, 16))
     assert fine.shape == (1, channels, 2, 8, 8) and coarse.shape == (1, channels, 1, 1, 1)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.matcher.network import PRESETS, AnatomyNet
+from alice_nnunet.matcher.network import AnatomyNet
+from alice_nnunet.matcher.presets import PRESETS
 from alice_nnunet.matcher.released import LISTED, PADDED_HU, WINDOW, from_released
 from alice_nnunet.pretrain.datasets import plans as pretrain_plans
 
@@ -101,7 +102,7 @@ def weights(released) -> dict:
 @pytest.fixture(scope="module")
 def network(weights) -> AnatomyNet:
     with torch.device("meta"):
-        network = AnatomyNet(**PRESETS["paper"])
+        network = AnatomyNet(**PRESETS["paper"].network)
     network.load_state_dict(weights, strict=True, assign=True)
     return network.eval()
 
@@ -249,7 +250,7 @@ def saved(tmp_path, changes: dict, without: tuple[str, ...] = ()):
 
 def test_the_semantic_head_of_uae_is_left_out(weights):
     with torch.device("meta"):
-        expected = AnatomyNet(**PRESETS["paper"]).state_dict()
+        expected = AnatomyNet(**PRESETS["paper"].network).state_dict()
     assert {name: value.shape for name, value in weights.items()} == {
         name: value.shape for name, value in expected.items()
     }

@@ -3,12 +3,13 @@ import copy
 import pytest
 import torch
 
-from alice_nnunet.model.views import make_views
-from alice_nnunet.model.losses import cosine_loss, moments, reconstruction_loss, spread
 from alice_nnunet.model.alice import Alice
-from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
-from alice_nnunet.model.method import Method
+from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.encoders.vit import ViT
+from alice_nnunet.model.losses import cosine_loss, moments, reconstruction_loss, spread
+from alice_nnunet.model.method import Method
+from alice_nnunet.model.presets import PRESETS
+from alice_nnunet.model.views import make_views
 
 CROP, SPACING = (32, 32, 48), (3.0, 3.0, 3.0)
 SMALL = dict(
@@ -102,7 +103,7 @@ def test_every_trained_parameter_and_no_target_gets_a_gradient(options):
 def test_every_parameter_of_a_windowed_encoder_is_trained(name):
     torch.manual_seed(0)
     encoder = build_encoder(
-        name, {"in_channels": 2, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"]}
+        name, {"in_channels": 2, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"].encoder}
     )
     model, generator = Alice(encoder, 2, Method(**SMALL)), torch.Generator().manual_seed(0)
     query, key = (

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from alice_nnunet.model.views import make_views
 from alice_nnunet.model.alice import Alice
-from alice_nnunet.model.transformer import Recomputable, compile_blocks, recompute_blocks
-from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
-from alice_nnunet.model.method import Method
+from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.encoders.vit import Block
+from alice_nnunet.model.method import Method
+from alice_nnunet.model.presets import PRESETS
+from alice_nnunet.model.transformer import Recomputable, compile_blocks, recompute_blocks
+from alice_nnunet.model.views import make_views
 
 CROP = (32, 64, 64)
 METHOD = Method(
@@ -22,7 +23,7 @@ METHOD = Method(
 def model_and_views(name: str):
     torch.manual_seed(0)
     model = Alice(
-        build_encoder(name, {"in_channels": 1, "crop_size": CROP, **PRESETS[name]["tiny"]}),
+        build_encoder(name, {"in_channels": 1, "crop_size": CROP, **PRESETS[name]["tiny"].encoder}),
         1,
         METHOD,
     )

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from alice_nnunet.finetuning.network import NETWORK_ARGUMENTS, build_network
-from alice_nnunet.planning.step_memory import CudaSizes, Ledger, training_memory, training_step
-from alice_nnunet.model.encoders import window_attention
-from alice_nnunet.model.encoders.registry import PRESETS
-from alice_nnunet.networks.fast_layers import PointwiseConv
+from alice_nnunet.finetuning.network import build_network
 from alice_nnunet.finetuning.optimizers import build_optimizer, encoder_depths, parameter_groups
 from alice_nnunet.finetuning.recipes import RECIPES, training_recipe
+from alice_nnunet.model.encoders import window_attention
+from alice_nnunet.model.presets import PRESETS
+from alice_nnunet.networks.fast_layers import PointwiseConv
+from alice_nnunet.planning.step_memory import CudaSizes, Ledger, training_memory, training_step
 
 PATCH, BATCH, CLASSES = [32, 64, 64], 2, 5
 
@@ -41,11 +41,11 @@ def as_on_a_gpu(monkeypatch):
 
 
 def block_of(encoder: str) -> dict:
-    arguments = {"in_channels": 1, "crop_size": [32, 64, 64], **PRESETS[encoder]["tiny"]}
+    arguments = {"in_channels": 1, "crop_size": [32, 64, 64], **PRESETS[encoder]["tiny"].encoder}
     return {
         "encoder": encoder,
         "encoder_arguments": arguments,
-        "network_arguments": NETWORK_ARGUMENTS[encoder]["tiny"],
+        "network_arguments": PRESETS[encoder]["tiny"].network,
         "input": {"scale": [1.0], "shift": [0.0], "low": [0.0], "high": [1.0], "flip_axes": []},
         "recipe": training_recipe(RECIPES[encoder]),
     }

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
-from alice_nnunet.model.tokens import masked_from, random_keep, take_tokens, unpatchify
+from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.encoders.vit import Attention, ViT
+from alice_nnunet.model.presets import PRESETS
+from alice_nnunet.model.tokens import masked_from, random_keep, take_tokens, unpatchify
 
 CROP = (32, 48, 64)
 N = 2 * 3 * 4
@@ -97,7 +98,8 @@ def test_wrong_sizes_are_refused(encoder):
 def test_the_paper_preset_is_vit_base():
     with torch.device("meta"):
         encoder = build_encoder(
-            "vit", {"in_channels": 1, "crop_size": (64, 192, 192), **PRESETS["vit"]["paper"]}
+            "vit",
+            {"in_channels": 1, "crop_size": (64, 192, 192), **PRESETS["vit"]["paper"].encoder},
         )
     assert (
         len(encoder.blocks) == 12

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alice_nnunet.model.losses import moments, spread
 from alice_nnunet.model.encoders import window_attention
-from alice_nnunet.model.encoders.registry import PRESETS, build_encoder
 from alice_nnunet.model.encoders.nnformer import NnFormer
+from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.encoders.swin import Swin
+from alice_nnunet.model.losses import moments, spread
+from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.model.tokens import masked_from, random_keep, take_tokens, unpatchify
 from tests.model.encoders.dense_windows import dense_nnformer, dense_swin
 
@@ -201,7 +202,7 @@ def test_wrong_settings_are_refused(cls):
 def test_the_paper_presets(name, unit, units, width, parameters):
     with torch.device("meta"):
         encoder = build_encoder(
-            name, {"in_channels": 1, "crop_size": (64, 192, 192), **PRESETS[name]["paper"]}
+            name, {"in_channels": 1, "crop_size": (64, 192, 192), **PRESETS[name]["paper"].encoder}
         )
     assert (encoder.unit, encoder.grid, encoder.width) == (unit, units, width)
     assert sum(p.numel() for p in encoder.parameters()) == parameters
@@ -210,7 +211,7 @@ def test_the_paper_presets(name, unit, units, width, parameters):
 @pytest.mark.parametrize("name", ["swin", "nnformer"])
 def test_the_tiny_presets_leave_a_choice_of_what_to_hide(name):
     encoder = build_encoder(
-        name, {"in_channels": 1, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"]}
+        name, {"in_channels": 1, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"].encoder}
     )
     assert encoder.grid[0] * encoder.grid[1] * encoder.grid[2] >= 32
 
@@ -237,7 +238,7 @@ def test_new_encoders_tell_places_of_a_body_apart(name, seed, real_crops):
     """Before the first step: a swin whose first bias is drawn at random begins with 0.24 to 0.55 (six seeds), and one nearly collapsed."""
     torch.manual_seed(seed)
     encoder = build_encoder(
-        name, {"in_channels": 1, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"]}
+        name, {"in_channels": 1, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"].encoder}
     )
     with torch.no_grad():
         tokens = encoder(real_crops)

@@ -16,18 +16,19 @@ import pytest
 import torch
 
 from alice_nnunet.checkpoint import load_checkpoint
+from alice_nnunet.data.match import Match
 from alice_nnunet.errors import UserError
 from alice_nnunet.matcher.context import ContextNet
 from alice_nnunet.matcher.index import open_embedding
-from alice_nnunet.data.match import Match
-from alice_nnunet.matcher.network import PRESETS, AnatomyNet
+from alice_nnunet.matcher.network import AnatomyNet
+from alice_nnunet.matcher.presets import PRESETS
 from alice_nnunet.matcher.released import released_name
 from alice_nnunet.matcher.weights import load_network
-from alice_nnunet.pretrain.training import loop
-from alice_nnunet.pretrain.datasets.preprocessed import split
 from alice_nnunet.pretrain.commands.embed import main, put_released
-from alice_nnunet.pretrain.embedding.config import EmbedConfig, embed_config, embed_config_from_dict
 from alice_nnunet.pretrain.commands.pretrain import main as pretrain
+from alice_nnunet.pretrain.datasets.preprocessed import split
+from alice_nnunet.pretrain.embedding.config import EmbedConfig, embed_config, embed_config_from_dict
+from alice_nnunet.pretrain.training import loop
 
 BIN = Path(sys.executable).parent
 CASES = ("crlm1004", "cptacpda_c3l00189", "lidc0314")
@@ -288,7 +289,7 @@ def test_contexts_are_learned_in_closed_form_and_resumed(folders, embedded, tmp_
 def test_released_weights_become_the_finished_training(tmp_path):
     weights = {
         released_name(name): value
-        for name, value in AnatomyNet(**PRESETS["paper"]).state_dict().items()
+        for name, value in AnatomyNet(**PRESETS["paper"].network).state_dict().items()
     }
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "SAM.pth")
     folder, config = tmp_path / "anatomy", embed_config("Dataset001_X", "paper", ["step=6"])

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from alice_nnunet.model.encoders.registry import ENCODERS, PRESETS, build_encoder
-from alice_nnunet.sharing.nnssl_schema import check_adaptation_plan
+from alice_nnunet.model.encoders.registry import ENCODERS, build_encoder
+from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
 from alice_nnunet.pretrain.training.config import make_config, read_settings
+from alice_nnunet.sharing.nnssl_schema import check_adaptation_plan
 
 CONFIGURATION = {
     "data_identifier": "a",

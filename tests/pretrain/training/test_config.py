@@ -3,9 +3,8 @@ import json
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.encoders.registry import PRESETS
+from alice_nnunet.model.presets import CROPS, PRESETS
 from alice_nnunet.pretrain.training.config import (
-    RUNS,
     PretrainConfig,
     config_from_dict,
     make_config,
@@ -80,14 +79,19 @@ def test_it_survives_a_checkpoint():
 
 
 @pytest.mark.parametrize("encoder", ["swin", "nnformer"])
-@pytest.mark.parametrize("preset", sorted(RUNS))
+@pytest.mark.parametrize("preset", sorted(CROPS))
 def test_windows_are_settings_and_survive_a_checkpoint(encoder, preset):
     settings, given = read_settings(
-        preset, encoder, None, [f"windows={json.dumps(PRESETS[encoder][preset]['windows'])}"]
+        preset,
+        encoder,
+        None,
+        [f"windows={json.dumps(PRESETS[encoder][preset].encoder['windows'])}"],
     )
     c = make_config("Dataset001_X", encoder, preset, 1, settings)
     assert (
-        given["windows"] == c.encoder_arguments["windows"] == PRESETS[encoder][preset]["windows"]
+        given["windows"]
+        == c.encoder_arguments["windows"]
+        == PRESETS[encoder][preset].encoder["windows"]
         and c.method.decoder_depth == 1
     )
     assert config_from_dict(json.loads(json.dumps(c.as_dict()))) == c
