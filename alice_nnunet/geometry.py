@@ -1,12 +1,23 @@
-"""Boxes, grids and crops. Every size, point and spacing is a 3-tuple in nnU-Net's (z, y, x) order."""
+"""Sizes, grids and crops. Sizes, points and spacings are 3-tuples in nnU-Net's (z, y, x) order."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
-Triple = tuple[int, int, int]
+Triple = tuple[int, int, int]  # voxels
+Spacing = tuple[float, float, float]  # mm from one voxel to the next
 
 
 def grid_of(size: Triple, unit: Triple) -> Triple:
-    """Number of units along each axis of a crop. size, unit: voxels. Raises ValueError where they do not divide."""
+    """Number of units along each axis of a crop.
+
+    Args:
+        size: of the crop in voxels.
+        unit: voxels of a unit.
+
+    Raises:
+        ValueError: a size is not a multiple of the unit.
+    """
     if any(s <= 0 or s % u for s, u in zip(size, unit)):
         raise ValueError(
             f"a crop size must be a multiple of {unit} voxels (z, y, x), got {tuple(size)}"
@@ -15,28 +26,54 @@ def grid_of(size: Triple, unit: Triple) -> Triple:
 
 
 def ceil_to(size: Triple, unit: Triple) -> Triple:
-    """The smallest multiple of unit that is not under size, along each axis (voxels)."""
+    """The smallest multiple of unit that is at least size, along each axis (voxels)."""
     return tuple(-(-s // u) * u for s, u in zip(size, unit))
 
 
-def crop_around(
-    image, centre: Triple, size: Triple, floor: float = 0.0, out: np.ndarray | None = None
-) -> np.ndarray:
-    """A crop of exactly size voxels whose middle voxel is centre; what lies outside the image is floor.
+@dataclass(frozen=True)
+class Overlap:
+    """The voxels that a crop and an image have in common, as slices of each, (z, y, x)."""
 
-    image: (C, Z, Y, X), a numpy array or anything that slices like one; one with read_into, as StoredImage, reads straight into
-    the crop where it can. centre: voxel index, may lie outside. out: a contiguous float32 array (C, *size) to fill, a new one where it is None.
+    image: tuple[slice, slice, slice]
+    crop: tuple[slice, slice, slice]
+    size: Triple
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the crop lies outside the image."""
+        return 0 in self.size
+
+
+def overlap(centre: Triple, size: Triple, image_size: Triple) -> Overlap:
+    """Where a crop of size voxels around centre, its voxel number size // 2, meets an image.
+
+    centre may lie outside the image.
     """
-    start = [c - s // 2 for c, s in zip(centre, size)]
-    inside = [slice(max(0, a), min(n, a + s)) for a, s, n in zip(start, size, image.shape[1:])]
-    crop = np.empty((image.shape[0], *size), np.float32) if out is None else out
-    if any(i.stop - i.start < s for i, s in zip(inside, size)):
-        crop[:] = floor
-    if any(i.stop <= i.start for i in inside):
-        return crop
-    target = crop[(slice(None), *(slice(i.start - a, i.stop - a) for i, a in zip(inside, start)))]
-    if hasattr(image, "read_into") and target.flags.c_contiguous:
-        image.read_into(target, (slice(None), *inside))
-    else:
-        target[:] = image[(slice(None), *inside)]
+    in_image = []
+    in_crop = []
+    for c, s, n in zip(centre, size, image_size):
+        first = c - s // 2
+        start = min(max(0, first), n)
+        stop = max(start, min(n, first + s))
+        in_image.append(slice(start, stop))
+        in_crop.append(slice(start - first, stop - first))
+
+    return Overlap(tuple(in_image), tuple(in_crop), tuple(i.stop - i.start for i in in_image))
+
+
+def crop_around(image: np.ndarray, centre: Triple, size: Triple) -> np.ndarray:
+    """A crop of exactly size voxels whose voxel number size // 2 is centre; 0 outside the image.
+
+    Args:
+        image: (C, Z, Y, X).
+        centre: voxel of the image; may lie outside.
+        size: of the crop in voxels.
+
+    Returns:
+        (C, *size) float32.
+    """
+    shared = overlap(centre, size, image.shape[1:])
+    crop = np.zeros((image.shape[0], *size), np.float32)
+    if not shared.is_empty:
+        crop[(slice(None), *shared.crop)] = image[(slice(None), *shared.image)]
     return crop

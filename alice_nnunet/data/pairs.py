@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from alice_nnunet.data.volumes import Volume, open_volume
-from alice_nnunet.geometry import Triple, crop_around
+from alice_nnunet.geometry import Triple
 from alice_nnunet.data.match import Match, Matcher
 
 DRAWS = 100  # pairs tried for one sample before the data are called unmatchable
@@ -78,8 +78,8 @@ class AlignedPairs(Dataset):
         """Crops query and key, (C, *size) float32, their cases, the match's score, and how many pairs were rejected."""
         pair = self.draw(index)
         return {
-            "query": crop_around(pair.query.image, pair.point, self.size),
-            "key": crop_around(pair.key.image, pair.match.point, self.size),
+            "query": pair.query.read_crop(pair.point, self.size),
+            "key": pair.key.read_crop(pair.match.point, self.size),
             "query_case": pair.query.name,
             "key_case": pair.key.name,
             "score": pair.match.score,
@@ -94,8 +94,8 @@ class AlignedPairs(Dataset):
         shape = (len(drawn), drawn[0].query.image.shape[0], *self.size)
         query, key = empty_tensor(shape), empty_tensor(shape)
         for row, pair in enumerate(drawn):
-            crop_around(pair.query.image, pair.point, self.size, out=query[row].numpy())
-            crop_around(pair.key.image, pair.match.point, self.size, out=key[row].numpy())
+            pair.query.read_crop(pair.point, self.size, out=query[row].numpy())
+            pair.key.read_crop(pair.match.point, self.size, out=key[row].numpy())
         return {
             "query": query,
             "key": key,

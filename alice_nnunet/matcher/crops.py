@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, default_collate
 
 from alice_nnunet.data.body import Body
 from alice_nnunet.data.volumes import open_volume
-from alice_nnunet.geometry import Triple, crop_around
+from alice_nnunet.geometry import Triple
 from alice_nnunet.matcher.embedding import Millimetres, to_grid
 
 
@@ -45,7 +45,7 @@ class BodyCrops(Dataset):
             round(n * self.voxel / s) for n, s in zip(self.size, volume.spacing)
         )  # voxels of the volume
         centre = centre_inside(volume.body.random_point(rng), extent, volume.body.size)
-        crop = crop_around(volume.image, centre, extent)[:1]
+        crop = volume.read_crop(centre, extent)[:1]
         start = np.array([c - n // 2 for c, n in zip(centre, extent)])
         points = points_between(
             volume.body, start, start + extent, volume.spacing, self.points, rng

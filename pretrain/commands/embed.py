@@ -12,7 +12,6 @@ from alice_nnunet.data.volumes import case_names, case_properties, open_volume
 from alice_nnunet.datasets.raw_dataset import dataset_name
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import file_sha256, locked, write_json_atomically
-from alice_nnunet.geometry import crop_around
 from alice_nnunet.matcher.embedding import embed_volume
 from alice_nnunet.matcher.index import is_whole, save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher
@@ -323,8 +322,8 @@ def show(folder: Path, volumes: Path, first: str, second: str) -> None:
     size = tuple(round(n / s) for n, s in zip((96.0, 192.0, 192.0), query.spacing))  # mm
     save_figure(
         pair_figure(
-            crop_around(query.image, point, size),
-            crop_around(key.image, match.point, size),
+            query.read_crop(point, size),
+            key.read_crop(match.point, size),
             query.spacing,
             (first, f"{second}, score {match.score:.2f}"),
         ),

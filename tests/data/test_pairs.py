@@ -6,7 +6,6 @@ from torch.utils.data import default_collate
 from alice_nnunet.data.body import find_body
 from alice_nnunet.data.pairs import DRAWS, AlignedPairs, NoMatch
 from alice_nnunet.data.volumes import open_volume, save_volume
-from alice_nnunet.geometry import crop_around
 from alice_nnunet.matcher.baselines import match_by_body
 from alice_nnunet.data.match import Match
 
@@ -56,8 +55,8 @@ def test_crops_are_centred_on_the_point_and_its_match(folder):
         0.9,
         0,
     )
-    assert np.array_equal(item["query"], crop_around(open_volume(folder, query).image, point, SIZE))
-    assert np.array_equal(item["key"], crop_around(open_volume(folder, key).image, (5, 6, 7), SIZE))
+    assert np.array_equal(item["query"], open_volume(folder, query).read_crop(point, SIZE))
+    assert np.array_equal(item["key"], open_volume(folder, key).read_crop((5, 6, 7), SIZE))
     assert item["query"].shape == (1, *SIZE) and item["query"].dtype == np.float32
 
 

@@ -1,4 +1,7 @@
-"""Volumes whose voxels tell their own position in mm, one folder for each axis; items of equal seeds show the same crop."""
+"""Crops of volumes whose voxels tell their own position in mm.
+
+There is one folder for each axis; items of equal seeds show the same crop.
+"""
 
 import numpy as np
 import pytest
@@ -56,7 +59,7 @@ def shown(crop: torch.Tensor, points: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("case", CASES)
 def test_crops_and_points_are_where_they_say(folders, case):
-    """The position that a crop shows at a point is that of the point, in mm of the volume; and the body is there."""
+    """The position that a crop shows at a point is that of the point, mm of the volume, in the body."""
     spacing, body, checked = np.array(SPACINGS[case]), open_volume(folders[0], case).body, 0
     for index in range(12):
         items = [crops(folder, [case])[index] for folder in folders]
@@ -100,11 +103,14 @@ def test_points_are_in_the_crop_or_half_a_cell_beside_it(folders, case):
 def test_an_item_depends_on_seed_and_index_alone(folders):
     first, second = crops(folders[2]), crops(folders[2])
     second[7], second[2]
-    same = lambda a, b: (
-        torch.equal(a["crop"], b["crop"])
-        and torch.equal(a["points"], b["points"])
-        and a["case"] == b["case"]
-    )
+
+    def same(a, b):
+        return (
+            torch.equal(a["crop"], b["crop"])
+            and torch.equal(a["points"], b["points"])
+            and a["case"] == b["case"]
+        )
+
     assert same(first[5], second[5]) and len(first) == 100
     for other in (first[6], crops(folders[2], seed=(1, 0))[5], crops(folders[2], seed=(0, 1))[5]):
         assert not same(first[5], other)
