@@ -1,4 +1,4 @@
-"""The names of files, folders and plans that more than one command reads or writes."""
+"""Names of files, folders and plans that more than one command reads or writes."""
 
 CONFIGURATION = "3d_fullres"  # nnU-Net's configuration, in all plans that this package writes
 
@@ -6,4 +6,4 @@ PRETRAIN_PLANS = "AlicePretrainPlans"
 ANATOMY = f"{PRETRAIN_PLANS}_anatomy"  # folder of the matcher and its index, beside the volumes
 
 LATEST = "checkpoint_latest.pth"  # of a run that goes on
-FINAL = "checkpoint_final.pth"  # of a run that has ended
+FINAL = "checkpoint_final.pth"  # of a run that has ended; nnU-Net's name, too

@@ -1,12 +1,12 @@
 """Settings of a run, from a JSON file and from `--set name=value`, checked by name and by kind."""
 
-import argparse
 import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from alice_nnunet.errors import UserError
+from alice_nnunet.options import add_set_option  # noqa: F401  until all commands import it from there
 
 
 @dataclass(frozen=True)
@@ -14,19 +14,6 @@ class OptionalValue:
     """An entry in the table of known settings whose value may also be null (None)."""
 
     example: object
-
-
-def add_set_option(parser: argparse.ArgumentParser, help: str) -> None:
-    """Add the option `--set NAME=VALUE ...`, which may be repeated, as `arguments.assignments`."""
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="assignments",
-        help=help,
-    )
 
 
 def given_settings(

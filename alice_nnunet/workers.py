@@ -11,14 +11,6 @@ from signal import SIG_DFL, SIGINT, signal
 from alice_nnunet.errors import UserError
 
 
-def default_processes() -> int:
-    """As many as this process may use cores, at most 8: a large volume takes several GB in each."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return min(8, cores)
-
-
 def run_each(
     function: Callable, jobs: dict[str, tuple], processes: int
 ) -> Iterator[tuple[str, object]]:

@@ -1,11 +1,11 @@
-"""Settings from --set and from a JSON file."""
+"""Settings from assignments and from a JSON file."""
 
 import json
 
 import pytest
 
-from alice_nnunet.errors import CommandParser, UserError
-from alice_nnunet.settings import OptionalValue, add_set_option, given_settings
+from alice_nnunet.errors import UserError
+from alice_nnunet.settings import OptionalValue, given_settings
 
 KNOWN = {
     "iterations": 100,
@@ -19,24 +19,6 @@ KNOWN = {
 
 def given(*assignments: str, file=None) -> dict:
     return given_settings(file, list(assignments), KNOWN, ("dataset",))
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--set", "iterations=5", "lr=1"],
-        ["--set", "iterations=5", "--set", "lr=1"],
-        ["--set=iterations=5", "--set=lr=1"],
-    ],
-)
-def test_set_takes_several_words_and_may_be_repeated(words):
-    parser = CommandParser("alice-x")
-    add_set_option(parser, "change settings")
-
-    arguments = parser.parse_args(words)
-
-    assert arguments.assignments == ["iterations=5", "lr=1"]
-    assert parser.parse_args([]).assignments == []
 
 
 def test_values_get_the_kind_of_the_setting():

@@ -15,7 +15,8 @@ from alice_nnunet.evaluation.summary import Scores, as_dict, compare, summarise,
 from alice_nnunet.evaluation.tables import comparison_table, summary_table
 from alice_nnunet.files import write_json_atomically
 from alice_nnunet.pictures import save_figure
-from alice_nnunet.workers import default_processes, run_each
+from alice_nnunet.options import default_processes
+from alice_nnunet.workers import run_each
 
 TOLERANCE = 2.0  # mm
 EXAMPLE = '{"organs": {"liver": {"labels": 1, "tolerance_mm": 5}, "kidneys": {"labels": [2, 3], "tolerance_mm": 3}}}'

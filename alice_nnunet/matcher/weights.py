@@ -6,8 +6,7 @@ from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.errors import UserError
 from alice_nnunet.matcher.context import ContextNet
 from alice_nnunet.matcher.network import AnatomyNet
-
-FINAL = "checkpoint_final.pth"
+from alice_nnunet.names import FINAL
 
 
 def build_network(features: str, network: dict) -> AnatomyNet | ContextNet:

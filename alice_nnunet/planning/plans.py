@@ -16,8 +16,8 @@ from alice_nnunet.finetuning.compatibility import (
 from alice_nnunet.errors import UserError
 from alice_nnunet.finetuning.network import alice_block
 from alice_nnunet.geometry import Triple, ceil_to
+from alice_nnunet.names import CONFIGURATION
 
-CONFIGURATION = "3d_fullres"
 NETWORK_CLASS = {
     "vit": "alice_nnunet.networks.unetr.UNETR",
     "swin": "alice_nnunet.networks.swin_unetr.SwinUNETR",

@@ -1,6 +1,5 @@
 """alice-embed: learn the anatomical embedding of a dataset, and index every volume with it."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,13 @@ from alice_nnunet.matcher.embedding import embed_volume
 from alice_nnunet.matcher.index import is_whole, save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.matcher.released import from_released
-from alice_nnunet.matcher.weights import FINAL, load_network
+from alice_nnunet.matcher.weights import load_network
 from alice_nnunet.model.presets import CROPS
+from alice_nnunet.names import ANATOMY, FINAL, LATEST
+from alice_nnunet.options import add_processes_option
 from alice_nnunet.pictures import matches_figure, pair_figure, save_figure
-from alice_nnunet.pretrain.datasets.plans import ANATOMY, data_description
 from alice_nnunet.pretrain.datasets.preprocessed import choose_device, preprocessed_volumes, split
+from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
 from alice_nnunet.pretrain.embedding import training as embed_loop
 from alice_nnunet.pretrain.embedding.config import (
     EmbedConfig,
@@ -29,7 +30,6 @@ from alice_nnunet.pretrain.embedding.config import (
 )
 from alice_nnunet.pretrain.training.step import NonFiniteLoss
 
-LATEST = "checkpoint_latest.pth"
 SHOWN_POINTS = 6
 
 
@@ -61,13 +61,7 @@ def parser() -> CommandParser:
         dest="assignments",
         help="change one setting, e.g. --set iterations=2000; may be repeated",
     )
-    p.add_argument(
-        "-np",
-        type=int,
-        default=min(8, os.cpu_count() or 1),
-        metavar="N",
-        help="processes that preprocess and load",
-    )
+    add_processes_option(p, "that preprocess and load")
     p.add_argument(
         "-released",
         type=Path,

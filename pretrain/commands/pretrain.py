@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,17 @@ from alice_nnunet.data.volumes import case_names
 from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import file_sha256, write_json_atomically
-from alice_nnunet.matcher.weights import FINAL as EMBEDDING
 from alice_nnunet.model.presets import CROPS, PRESETS
+from alice_nnunet.names import ANATOMY, CONFIGURATION, FINAL, LATEST, PRETRAIN_PLANS
+from alice_nnunet.options import add_processes_option
 from alice_nnunet.pretrain.commands.embed import ensure_index
-from alice_nnunet.pretrain.datasets.plans import ANATOMY, CONFIGURATION, PLANS, data_description
 from alice_nnunet.pretrain.datasets.preprocessed import (
     choose_device,
     is_preprocessed,
     preprocessed_volumes,
     split,
 )
+from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
 from alice_nnunet.pretrain.runtime.distributed import Team, launch, launched, team
 from alice_nnunet.pretrain.runtime.stop import exit_code
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
@@ -41,7 +41,6 @@ from alice_nnunet.pretrain.training.state import build_state, load_state
 from alice_nnunet.pretrain.training.step import NonFiniteLoss
 from alice_nnunet.ranks import rank, world
 
-LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 # Settings that --c may change: they decide how a run is computed and when it is saved, not what comes out of it.
 CHANGEABLE = (
     "workers",
@@ -100,13 +99,7 @@ def parser() -> CommandParser:
         dest="assignments",
         help="change one setting, e.g. --set iterations=200; may be repeated",
     )
-    p.add_argument(
-        "-np",
-        type=int,
-        default=min(8, os.cpu_count() or 1),
-        metavar="N",
-        help="processes that preprocess and load",
-    )
+    add_processes_option(p, "that preprocess and load")
     p.add_argument(
         "--dry-run",
         action="store_true",
@@ -180,7 +173,7 @@ def pretrain(arguments, processes: Team) -> int:
         if rank() == 0:
             ensure_index(name, arguments.preset, plans, volumes, processes.device, arguments.np)
         processes.wait()
-        job.data["embedding_sha256"] = file_sha256(job.anatomy / EMBEDDING)
+        job.data["embedding_sha256"] = file_sha256(job.anatomy / FINAL)
     try:
         return train(make_run(job, processes, arguments))
     except (NonFiniteLoss, NoMatch) as error:
@@ -223,8 +216,7 @@ def dry_run(arguments, device: torch.device) -> None:
     job = make_job(arguments, name, settings, given, plans, volumes, arguments.num_gpus)
     config, step = job.config, load_checkpoint(job.checkpoint)["step"] if job.checkpoint else 0
     if config.matcher == "embedding" and not all(
-        (job.anatomy / file).is_file()
-        for file in (EMBEDDING, *(f"{case}.npy" for case in job.cases))
+        (job.anatomy / file).is_file() for file in (FINAL, *(f"{case}.npy" for case in job.cases))
     ):
         print(
             "the matcher is not learned yet, or not every volume indexed: that comes first (alice-embed); here the pair goes by the body's box"
@@ -256,7 +248,7 @@ def results_folder(name: str, encoder: str) -> Path:
     return (
         nnunet_folder("nnUNet_results")
         / name
-        / f"AlicePretrain__{PLANS}__{CONFIGURATION}"
+        / f"AlicePretrain__{PRETRAIN_PLANS}__{CONFIGURATION}"
         / encoder
     )
 
@@ -279,7 +271,7 @@ def make_job(
             arguments.preset,
             given,
             data,
-            volumes.parent / ANATOMY / EMBEDDING,
+            volumes.parent / ANATOMY / FINAL,
             processes,
         )
     return Job(config, checkpoint, plans, cases, data, volumes, folder)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from alice_nnunet.datasets.raw_dataset import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Triple
-from alice_nnunet.pretrain.commands.preprocess import preprocess_dataset
-from alice_nnunet.pretrain.datasets.plans import CONFIGURATION, PLANS
-from alice_nnunet.datasets.raw_dataset import nnunet_folder
+from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
+from alice_nnunet.pretrain.datasets.preprocessing import REPORT, preprocess_dataset
 
 
 def preprocessed_volumes(
@@ -26,20 +26,20 @@ def preprocessed_volumes(
             f"{name} is not (completely) preprocessed in {preprocessed}: doing that first",
             flush=True,
         )
-        planned = (preprocessed / f"{PLANS}.json").is_file()
+        planned = (preprocessed / f"{PRETRAIN_PLANS}.json").is_file()
         preprocess_dataset(
             name,
             processes,
             spacing=None if planned else spacing,
             patch_size=None if planned else tuple(patch_size),
         )
-    plans = json.loads((preprocessed / f"{PLANS}.json").read_text())
+    plans = json.loads((preprocessed / f"{PRETRAIN_PLANS}.json").read_text())
     return plans, preprocessed / plans["configurations"][CONFIGURATION]["data_identifier"]
 
 
 def is_preprocessed(preprocessed: Path) -> bool:
     """Whether alice-preprocess came to its end there, with at least one good case. preprocessed: the dataset's folder."""
-    report = preprocessed / f"{PLANS}_report.json"
+    report = preprocessed / REPORT
     return report.is_file() and bool(json.loads(report.read_text())["ok"])
 
 

@@ -18,6 +18,7 @@ from alice_nnunet.matcher.context import ContextNet, contexts
 from alice_nnunet.matcher.network import AnatomyNet
 from alice_nnunet.matcher.patches import Patches, draw_patches, interpolated, vectors_at
 from alice_nnunet.matcher.weights import build_network
+from alice_nnunet.names import FINAL, LATEST
 from alice_nnunet.pictures import patches_figure
 from alice_nnunet.pretrain.embedding.config import EmbedConfig
 from alice_nnunet.pretrain.runtime.loading import batches
@@ -229,7 +230,7 @@ def train(run: EmbedRun) -> None:
     log, held_out = RunLog(run.folder, run.state.step, PANELS), run.validation_batches()
     with closing(run.training_batches()) as training:
         follow(run, log, training, held_out)
-    save_state(run.folder / "checkpoint_final.pth", run.state, run.config, run.data)
+    save_state(run.folder / FINAL, run.state, run.config, run.data)
     log.close()
 
 
@@ -251,7 +252,7 @@ def follow(run: EmbedRun, log: RunLog, training: Iterator[dict], held_out: list[
         if held_out and (state.step % config.validate_every == 0 or last):
             validate(run, log, held_out)
         if state.step % config.save_every == 0 and not last:
-            save_state(run.folder / "checkpoint_latest.pth", state, config, run.data)
+            save_state(run.folder / LATEST, state, config, run.data)
 
 
 def report(run: EmbedRun, log: RunLog, recent: list[dict]) -> None:

@@ -20,7 +20,7 @@ from alice_nnunet.pretrain.training.config import PretrainConfig
 from alice_nnunet.pretrain.runtime.distributed import gather_lists, largest, own_share
 from alice_nnunet.pretrain.runtime.loading import batches
 from alice_nnunet.pretrain.runtime.log import RunLog, peak_memory, time_left
-from alice_nnunet.pretrain.datasets.plans import ANATOMY
+from alice_nnunet.names import ANATOMY, FINAL, LATEST
 from alice_nnunet.pretrain.training.probe import matched_crops_found
 from alice_nnunet.pretrain.training.state import State, save_state
 from alice_nnunet.pretrain.training.step import (
@@ -203,10 +203,10 @@ def follow(run: Run, log: RunLog, recent: list[dict], held_out: list[dict], aske
             show_validation(run, log, held_out)
         log.progress(state.history)  # takes half a second, in which all processes wait
     if last:
-        run.save("checkpoint_final.pth")
-        log.line(f"finished after {state.step} steps: {run.folder / 'checkpoint_final.pth'}")
+        run.save(FINAL)
+        log.line(f"finished after {state.step} steps: {run.folder / FINAL}")
     elif asked or state.step % config.save_every == 0:
-        run.save("checkpoint_latest.pth")
+        run.save(LATEST)
     if asked and not last:
         log.line(
             f"stopped by {signal.Signals(asked).name} after step {state.step}, which is saved: go on with --c"

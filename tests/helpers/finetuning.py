@@ -11,7 +11,7 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.presets import PRESETS
-from alice_nnunet.pretrain.datasets.plans import resampling
+from alice_nnunet.pretrain.datasets.pretrain_plans import resampling
 
 SPACING = [3.0, 3.0, 3.0]  # mm
 CROP = [16, 32, 32]  # voxels

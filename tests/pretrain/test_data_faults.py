@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alice_nnunet.checkpoint import load_checkpoint
-from alice_nnunet.pretrain.commands.preprocess import preprocess_dataset
+from alice_nnunet.pretrain.datasets.preprocessing import preprocess_dataset
 
 COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
 SETTINGS = [

@@ -10,10 +10,11 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from alice_nnunet.data.volumes import case_names, open_volume
+from alice_nnunet.datasets.raw_dataset import open_raw_dataset
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import locked
-from alice_nnunet.pretrain.commands.preprocess import main, preprocess_dataset, settle_plans
-from alice_nnunet.datasets.raw_dataset import open_raw_dataset
+from alice_nnunet.pretrain.commands.preprocess import main
+from alice_nnunet.pretrain.datasets.preprocessing import preprocess_dataset, settle_plans
 
 PREPROCESSED = Path("preprocessed") / "Dataset022_Test"
 RAS = np.diag([3.0, 3.0, 4.0, 1.0])
@@ -183,7 +184,7 @@ def test_images_that_are_gone_do_not_take_their_case_along(raw_dataset, cases_fo
         cases_folder
     ) == ["a", "b"]
     (cases_folder / "b.b2nd").write_bytes(b"")
-    assert "has no images of it" in preprocess_dataset(22, 1, verify=True)["failed"]["b"]
+    assert "no longer in nnUNet_raw" in preprocess_dataset(22, 1, verify=True)["failed"]["b"]
     assert case_names(cases_folder) == ["a"]
 
 
@@ -193,7 +194,7 @@ def test_changed_plans_need_overwrite(raw_dataset, dataset_folder, cases_folder)
     before, plans_file = stamps(cases_folder), dataset_folder / "AlicePretrainPlans.json"
     for numbers in ({"spacing": (4, 4, 4)}, {"patch_size": (16, 16, 32)}):
         with pytest.raises(
-            UserError, match=r"AlicePretrainPlans.json says .*, asked for .*--overwrite"
+            UserError, match=r"AlicePretrainPlans.json says .*, but .* was requested.*--overwrite"
         ):
             preprocess_dataset(22, 1, **numbers)
     preprocess_dataset(22, 1, spacing=(4, 3, 3), patch_size=(16, 16, 16))
@@ -269,7 +270,7 @@ def test_body_of_a_dataset_without_ct_is_its_nonzero_region(raw_dataset, cases_f
     "arguments, message",
     [
         (["-d", "23"], "no dataset with the ID 23"),
-        (["-d", "22", "-np", "0"], "-np must be at least 1"),
+        (["-d", "22", "-np", "0"], "-np: must be at least 1"),
         (["-d", "22", "-spacing", "1", "0", "1"], "-spacing must be"),
         (["-d", "22", "-patch", "1", "0", "1"], "-patch must be"),
         ([], "required: -d"),

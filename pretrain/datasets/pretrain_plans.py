@@ -17,13 +17,11 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from alice_nnunet.errors import UserError
 from alice_nnunet.datasets.raw_dataset import RawDataset
 from alice_nnunet.datasets.raw_image import check_header, read_case
+from alice_nnunet.errors import UserError
+from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
 
-PLANS = "AlicePretrainPlans"
-CONFIGURATION = "3d_fullres"
-ANATOMY = f"{PLANS}_anatomy"  # folder of the anatomical embedding, beside the volumes
 SPACING = (1.5, 0.76, 0.76)  # mm, (z, y, x); Alice, Sec. 4.1
 PATCH_SIZE = (64, 192, 192)  # voxels, (z, y, x)
 WINDOW = (-125.0, 255.0)  # HU
@@ -40,7 +38,7 @@ def make_plans(
     schemes = [get_normalization_scheme(channel) for channel in channels]
     return {
         "dataset_name": raw.name,
-        "plans_name": PLANS,
+        "plans_name": PRETRAIN_PLANS,
         "original_median_spacing_after_transp": median_spacing,
         "original_median_shape_after_transp": median_shape,
         "image_reader_writer": READER,
@@ -49,7 +47,7 @@ def make_plans(
         "channel_names": channels,
         "configurations": {
             CONFIGURATION: {
-                "data_identifier": f"{PLANS}_{CONFIGURATION}",
+                "data_identifier": f"{PRETRAIN_PLANS}_{CONFIGURATION}",
                 "preprocessor_name": "DefaultPreprocessor",
                 "batch_size": 8,
                 "patch_size": list(patch_size),

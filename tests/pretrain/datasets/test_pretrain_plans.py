@@ -8,18 +8,17 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from alice_nnunet.datasets.raw_dataset import open_raw_dataset
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.datasets.plans import (
-    CONFIGURATION,
+from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
+from alice_nnunet.pretrain.datasets.pretrain_plans import (
     PATCH_SIZE,
-    PLANS,
     SPACING,
     data_description,
     load_plans,
     make_plans,
     plans_sha256,
 )
-from alice_nnunet.datasets.raw_dataset import open_raw_dataset
 
 LPS = np.diag([-2.0, -2.0, 5.0, 1.0])
 
@@ -48,7 +47,7 @@ def test_nnunet_reads_the_plans(plans):
     plans = json.loads(json.dumps(plans))
     manager = PlansManager(plans)
     configuration = manager.get_configuration(CONFIGURATION)
-    assert manager.plans_name == PLANS and manager.dataset_name == "Dataset022_Test"
+    assert manager.plans_name == PRETRAIN_PLANS and manager.dataset_name == "Dataset022_Test"
     assert manager.image_reader_writer_class.__name__ == "NibabelIOWithReorient"
     assert configuration.preprocessor_class.__name__ == "DefaultPreprocessor"
     assert configuration.spacing == [1.5, 0.76, 0.76] and configuration.patch_size == [64, 192, 192]

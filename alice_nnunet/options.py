@@ -1,0 +1,42 @@
+"""Options that several commands have, in one form. Imports nothing that takes time."""
+
+import os
+from argparse import ArgumentParser, ArgumentTypeError
+
+
+def add_set_option(parser: ArgumentParser, help: str) -> None:
+    """Add the option `--set NAME=VALUE ...`, which may be repeated, as `arguments.assignments`."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="assignments",
+        help=help,
+    )
+
+
+def add_processes_option(parser: ArgumentParser, purpose: str) -> None:
+    """Add the option `-np N`. purpose: what the processes do, such as "that preprocess"."""
+    parser.add_argument(
+        "-np",
+        type=positive_int,
+        default=default_processes(),
+        metavar="N",
+        help=f"number of processes {purpose} (default: %(default)s)",
+    )
+
+
+def default_processes() -> int:
+    """The cores that this process may use, at most 8: each process holds volumes of several GB."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(8, len(os.sched_getaffinity(0)))
+    return min(8, os.cpu_count() or 1)
+
+
+def positive_int(text: str) -> int:
+    """An argument's type for argparse: a whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)

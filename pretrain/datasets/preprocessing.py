@@ -1,0 +1,294 @@
+"""Preprocess the unlabeled volumes of an nnU-Net dataset, so that crops can be read from them."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tqdm import tqdm
+
+from alice_nnunet.data.body import find_body
+from alice_nnunet.data.volumes import (
+    case_names,
+    case_properties,
+    check_volume,
+    remove_partial,
+    save_volume,
+)
+from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset
+from alice_nnunet.datasets.raw_image import check_voxels, first_line, read_case
+from alice_nnunet.errors import UserError
+from alice_nnunet.files import locked, write_json_atomically
+from alice_nnunet.geometry import Triple
+from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
+from alice_nnunet.pretrain.datasets.pretrain_plans import (
+    PATCH_SIZE,
+    SPACING,
+    channel_windows,
+    load_plans,
+    make_plans,
+    plans_sha256,
+)
+from alice_nnunet.workers import run_each
+
+REPORT = f"{PRETRAIN_PLANS}_report.json"
+
+# Cubic resampling leaves ripples of this size in the air beside the skin, in units of the window.
+RINGING = 0.01
+
+Spacing = tuple[float, float, float]  # mm, (z, y, x)
+
+
+def preprocess_dataset(
+    dataset: str | int,
+    processes: int,
+    overwrite: bool = False,
+    verify: bool = False,
+    spacing: Spacing | None = None,
+    patch_size: Triple | None = None,
+) -> dict:
+    """Preprocess the cases of a raw dataset that are not finished yet.
+
+    Args:
+        dataset: ID or DatasetXXX_NAME.
+        processes: number of processes; 1 works in the present one.
+        overwrite: remove earlier results and repeat every case.
+        verify: read the finished cases and repeat the damaged ones.
+        spacing: mm, (z, y, x); None for that of existing plans, or the default.
+        patch_size: voxels, (z, y, x); None as for spacing.
+
+    Returns:
+        The report {"ok": [case, ...], "failed": {case: reason}}, as written beside the plans.
+
+    Raises:
+        UserError: the user can correct the cause, or no case could be used.
+    """
+    raw = open_raw_dataset(dataset)
+    report_path = raw.preprocessed / REPORT
+
+    with working_in(raw.preprocessed):
+        plans = settle_plans(raw, overwrite, spacing, patch_size)
+        folder = prepare_folder(raw, plans, overwrite)
+
+        damaged = remove_damaged(folder, processes) if verify else {}
+        good = finished_cases(folder, plans)
+
+        failed = dict(raw.rejected)
+        for case, reason in damaged.items():
+            if case not in raw.cases:
+                failed[case] = f"damaged, and its images are no longer in nnUNet_raw ({reason})"
+
+        report_path.unlink(missing_ok=True)  # a report means that preprocessing is complete
+        print_kept(good, raw)
+        preprocess_cases(raw, plans, folder, processes, good, failed)
+
+        report = {"ok": sorted(good & raw.cases.keys()), "failed": dict(sorted(failed.items()))}
+        write_json_atomically(report_path, report)
+
+    if not report["ok"]:
+        raise UserError(
+            f"none of {len(failed)} cases of {raw.name} could be used; "
+            f"{report_path} lists the reasons"
+        )
+    print(
+        f"{raw.name}: {len(report['ok'])} cases good, {len(failed)} failed; report: {report_path}"
+    )
+    return report
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Make a folder of preprocessed data and keep other processes from preprocessing into it."""
+    lock = folder / f"{PRETRAIN_PLANS}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): "
+            f"check the environment variable nnUNet_preprocessed"
+        ) from None
+
+    with locked(lock):
+        yield
+
+
+def settle_plans(
+    raw: RawDataset, overwrite: bool, spacing: Spacing | None, patch_size: Triple | None
+) -> dict:
+    """Read the plans on disk, which may have been edited by hand, or write new ones.
+
+    Raises UserError if spacing or patch_size differ from existing plans, unless overwrite is set.
+    """
+    path = raw.preprocessed / f"{PRETRAIN_PLANS}.json"
+
+    if path.exists():
+        plans = load_plans(path, raw.dataset_json)
+        configuration = plans["configurations"][CONFIGURATION]
+
+        requested = {"spacing": spacing, "patch_size": patch_size}
+        different = [
+            f"{path} says {key} {configuration[key]}, but {list(value)} was requested"
+            for key, value in requested.items()
+            if value and list(value) != list(configuration[key])
+        ]
+        if not different:
+            return plans
+        if not overwrite:
+            raise UserError(
+                f"{' and '.join(different)}. To change it and repeat every case, add --overwrite"
+            )
+
+        spacing = spacing or tuple(configuration["spacing"])
+        patch_size = patch_size or tuple(configuration["patch_size"])
+
+    plans = make_plans(raw, spacing or SPACING, patch_size or PATCH_SIZE)
+    write_json_atomically(path, plans)
+    return plans
+
+
+def prepare_folder(raw: RawDataset, plans: dict, overwrite: bool) -> Path:
+    """Make the folder of the cases and remove leftovers of a killed run, or all with overwrite."""
+    folder = raw.preprocessed / plans["configurations"][CONFIGURATION]["data_identifier"]
+
+    if overwrite:
+        (raw.preprocessed / REPORT).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    remove_partial(folder)
+
+    dataset_json = raw.preprocessed / "dataset.json"
+    if not dataset_json.exists():
+        write_json_atomically(dataset_json, raw.dataset_json)
+    return folder
+
+
+def finished_cases(folder: Path, plans: dict) -> set[str]:
+    """Cases that were preprocessed by these plans. Raises UserError if one was made by others."""
+    finished = set()
+
+    for case in case_names(folder):
+        try:
+            made_by = case_properties(folder, case)["alice"]["plans_sha256"]
+        except UserError:
+            continue  # damaged: it is made again
+
+        if made_by != plans_sha256(plans):
+            raise UserError(
+                f"{PRETRAIN_PLANS}.json has changed since {case} was preprocessed in {folder}: "
+                f"undo the change, or repeat every case with --overwrite"
+            )
+        finished.add(case)
+
+    return finished
+
+
+def remove_damaged(folder: Path, processes: int) -> dict[str, str]:
+    """Read all finished cases and remove the damaged ones. Returns the reason for each of them."""
+    jobs = {case: (folder, case) for case in case_names(folder)}
+    damaged = {}
+
+    for case, reason in progress(run_each(check_volume, jobs, processes), "verifying", len(jobs)):
+        if reason:
+            tqdm.write(f"{case}: {reason}")
+            (folder / f"{case}.pkl").unlink(missing_ok=True)
+            damaged[case] = reason
+
+    return damaged
+
+
+def progress(results: Iterator, verb: str, total: int) -> tqdm:
+    """Show a progress bar for results if there is a terminal."""
+    return tqdm(results, verb, total, unit="case", disable=None)
+
+
+def print_kept(good: set[str], raw: RawDataset) -> None:
+    """Print how many cases need not be repeated."""
+    finished = len(good & raw.cases.keys())
+    if finished:
+        print(f"{finished} of {len(raw.cases)} cases are already preprocessed by these plans")
+
+    orphans = len(good - raw.cases.keys())
+    if orphans:
+        print(f"{orphans} preprocessed cases have no images in nnUNet_raw any more; they are kept")
+
+
+def preprocess_cases(
+    raw: RawDataset,
+    plans: dict,
+    folder: Path,
+    processes: int,
+    good: set[str],
+    failed: dict[str, str],
+) -> None:
+    """Preprocess all cases but the good ones. Adds each to good, or to failed with the reason."""
+    for name, reason in failed.items():
+        tqdm.write(f"{name}: {reason}")
+
+    jobs = {
+        case: (folder, case, files, plans, raw.dataset_json)
+        for case, files in raw.cases.items()
+        if case not in good
+    }
+    results = run_each(preprocess_case, jobs, processes)
+
+    for case, reason in progress(results, "preprocessing", len(jobs)):
+        if reason:
+            tqdm.write(f"{case}: {reason}")
+            failed[case] = reason
+        else:
+            good.add(case)
+
+
+def preprocess_case(
+    folder: Path, case: str, files: list[Path], plans: dict, dataset_json: dict
+) -> str | None:
+    """Preprocess one case into folder. Returns the reason if that fails, None if it succeeds."""
+    try:
+        manager = PlansManager(plans)
+        configuration = manager.get_configuration(CONFIGURATION)
+
+        raw_image, properties = read_case(files, manager.image_reader_writer_class())
+        check_voxels(raw_image, channel_windows(plans))
+
+        image, nonzero, properties = DefaultPreprocessor(verbose=False).run_case_npy(
+            raw_image, None, properties, manager, configuration, dataset_json
+        )
+        if not np.isfinite(image).all():
+            raise ValueError("not finite after normalization and resampling")
+
+        inside = inside_body(image, nonzero, configuration.normalization_schemes)
+        body = find_body(inside, configuration.spacing)
+        properties["alice"] = {
+            "spacing": tuple(configuration.spacing),
+            "body": body.to_dict(),
+            "plans_sha256": plans_sha256(plans),
+        }
+        save_volume(folder, case, image, properties, configuration.patch_size)
+
+    except MemoryError:
+        return "not enough memory: use fewer processes (-np), so that each has more"
+    except ValueError as error:
+        return first_line(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    return None
+
+
+def inside_body(image: np.ndarray, nonzero: np.ndarray, schemes: list[str]) -> np.ndarray:
+    """Voxels above the window's floor in the first CT channel; without CT, nonzero voxels.
+
+    Args:
+        image: preprocessed image, (C, Z, Y, X).
+        nonzero: nnU-Net's mask, (1, Z, Y, X), negative outside the nonzero region.
+        schemes: normalization scheme of each channel.
+
+    Returns:
+        bool (Z, Y, X).
+    """
+    if "CTNormalization" in schemes:
+        return image[schemes.index("CTNormalization")] > RINGING
+    return nonzero[0] >= 0
