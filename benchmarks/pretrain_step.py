@@ -91,10 +91,7 @@ def main() -> None:
                 )
                 config = make_config(
                     "Dataset000_Step",
-                    encoder,
-                    preset,
-                    1,
-                    read_settings(preset, encoder, None, ["matcher=body", *assignments])[0],
+                    read_settings(encoder, preset, ["matcher=body", *assignments]),
                 )
                 with spawn.Pool(1) as fresh:  # its memory is this row's alone
                     rows.append(

@@ -6,7 +6,7 @@ This module imports no torch: the commands list encoders and presets in their he
 from dataclasses import dataclass
 from typing import Any
 
-Settings = dict[str, Any]
+Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Preset:
     """
 
     crops: Crops
-    encoder: Settings
-    method: Settings
-    run: Settings
-    network: Settings
+    encoder: Values
+    method: Values
+    run: Values
+    network: Values
 
 
 CROPS = {
@@ -61,7 +61,7 @@ TINY_RUN = {
     "save_every": 200,
 }
 SMALL_RUN = {"batch_size": 4, "lr": 1e-4, "iterations": 20_000}
-PAPER_RUN: Settings = {}
+PAPER_RUN: Values = {}
 
 # The decoders of swin and nnformer have one block: after stages of windows that is enough
 # (GreenMIM).

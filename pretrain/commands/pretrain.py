@@ -31,6 +31,7 @@ from alice_nnunet.pretrain.training.adaptation import adaptation_plan
 from alice_nnunet.pretrain.training.config import (
     MATCHERS,
     PretrainConfig,
+    Settings,
     config_from_dict,
     make_config,
     read_settings,
@@ -145,13 +146,7 @@ def main(argv: list[str] | None) -> None:
         dry_run(arguments, device)
         return
     if arguments.num_gpus > 1 and not launched():
-        make_config(
-            dataset_name(arguments.d),
-            arguments.encoder,
-            arguments.preset,
-            1,
-            settings_of(arguments)[0],
-        )  # one message, not N
+        make_config(dataset_name(arguments.d), settings_of(arguments))  # one message, not N
         raise SystemExit(launch(arguments.num_gpus, sys.argv[1:] if argv is None else argv, device))
     with team(device) as processes:
         stopped_by = pretrain(arguments, processes)
@@ -162,13 +157,13 @@ def main(argv: list[str] | None) -> None:
 
 def pretrain(arguments, processes: Team) -> int:
     """The whole run. Returns the signal that stopped it before its end, or 0."""
-    name, (settings, given) = dataset_name(arguments.d), settings_of(arguments)
+    name, settings = dataset_name(arguments.d), settings_of(arguments)
     plans, volumes = processes.first(
         lambda: preprocessed_volumes(
-            name, arguments.np, CROPS[arguments.preset].spacing, settings["crop_size"]
+            name, arguments.np, CROPS[arguments.preset].spacing, settings.encoder["crop_size"]
         )
     )
-    job = make_job(arguments, name, settings, given, plans, volumes, world())
+    job = make_job(arguments, name, settings, plans, volumes, world())
     if job.config.matcher == "embedding":
         if rank() == 0:
             ensure_index(name, arguments.preset, plans, volumes, processes.device, arguments.np)
@@ -187,17 +182,11 @@ def pretrain(arguments, processes: Team) -> int:
 
 def dry_run(arguments, device: torch.device) -> None:
     """Print what the command would do, its memory, and draw its first pair; nothing is started, no earlier run touched."""
-    name, (settings, given) = dataset_name(arguments.d), settings_of(arguments)
+    name, settings = dataset_name(arguments.d), settings_of(arguments)
     preprocessed = nnunet_folder("nnUNet_preprocessed") / name
     if not is_preprocessed(preprocessed):
         raw = open_raw_dataset(name)
-        config = make_config(
-            name,
-            arguments.encoder,
-            arguments.preset,
-            len(raw.dataset_json["channel_names"]),
-            settings,
-        )
+        config = make_config(name, settings, len(raw.dataset_json["channel_names"]))
         print(
             f"{name}: {len(raw.cases)} cases, not (completely) preprocessed yet: that comes first, then there is a first pair to draw"
         )
@@ -211,9 +200,9 @@ def dry_run(arguments, device: torch.device) -> None:
         )
         return
     plans, volumes = preprocessed_volumes(
-        name, arguments.np, CROPS[arguments.preset].spacing, settings["crop_size"]
+        name, arguments.np, CROPS[arguments.preset].spacing, settings.encoder["crop_size"]
     )
-    job = make_job(arguments, name, settings, given, plans, volumes, arguments.num_gpus)
+    job = make_job(arguments, name, settings, plans, volumes, arguments.num_gpus)
     config, step = job.config, load_checkpoint(job.checkpoint)["step"] if job.checkpoint else 0
     if config.matcher == "embedding" and not all(
         (job.anatomy / file).is_file() for file in (FINAL, *(f"{case}.npy" for case in job.cases))
@@ -236,11 +225,11 @@ def dry_run(arguments, device: torch.device) -> None:
     )
 
 
-def settings_of(arguments) -> tuple[dict, dict]:
-    """All settings of the command, and the given ones."""
+def settings_of(arguments) -> Settings:
+    """The settings that the command line asks for."""
     matcher = [f"matcher={arguments.matcher}"] if arguments.matcher else []
     return read_settings(
-        arguments.preset, arguments.encoder, arguments.config, arguments.assignments + matcher
+        arguments.encoder, arguments.preset, arguments.assignments + matcher, arguments.config
     )
 
 
@@ -254,12 +243,12 @@ def results_folder(name: str, encoder: str) -> Path:
 
 
 def make_job(
-    arguments, name: str, settings: dict, given: dict, plans: dict, volumes: Path, processes: int
+    arguments, name: str, settings: Settings, plans: dict, volumes: Path, processes: int
 ) -> Job:
     """What the command comes down to on preprocessed volumes. Raises UserError where it cannot go on with the run that is there."""
     cases, folder = case_names(volumes), results_folder(name, arguments.encoder)
     data = data_description(plans, cases)
-    config = make_config(name, arguments.encoder, arguments.preset, len(data["channels"]), settings)
+    config = make_config(name, settings, len(data["channels"]))
     checkpoint = (
         next((folder / n for n in (FINAL, LATEST) if (folder / n).is_file()), None)
         if arguments.resume
@@ -269,7 +258,7 @@ def make_job(
         config = resumed_config(
             checkpoint,
             arguments.preset,
-            given,
+            settings.given,
             data,
             volumes.parent / ANATOMY / FINAL,
             processes,
@@ -296,7 +285,9 @@ def make_run(job: Job, processes: Team, arguments) -> Run:
             f"{sum(p.numel() for p in state.model.encoder.parameters()) / 1e6:.1f} M encoder parameters, results in {job.folder}",
             flush=True,
         )
-    workers = config.workers if config.workers >= 0 else 0 if device.type == "cpu" else arguments.np
+    workers = config.workers
+    if workers is None:
+        workers = 0 if device.type == "cpu" else arguments.np
     return Run(
         config,
         state,

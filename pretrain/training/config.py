@@ -1,196 +1,294 @@
-"""The configuration of one pretraining: defaults of the paper, presets, a JSON file and --set name=value."""
+"""The settings of a pretraining, and their path from the command line to the model.
+
+1. A user gives flat names: `--set lr=1e-4 width=384 mask_ratio=0.5`, or a JSON file (`-config`).
+   No name occurs in two groups.
+2. `read_settings` checks names and kinds of values, and sorts them into three groups, each on top
+   of what the preset (`alice_nnunet.model.presets`) says:
+       encoder   `crop_size` and the arguments of the encoder's class
+       method    the fields of `Method` (masking, losses, heads, decoder)
+       run       the fields of `PretrainConfig` below (steps, optimizer, matcher, files)
+   `known_settings` declares which name belongs to which group.
+3. `make_config` adds what the data decides, the number of channels, and builds one
+   `PretrainConfig`, which checks the ranges of all values.
+4. `build_encoder(config.encoder, config.encoder_arguments)` makes the encoder and
+   `Alice(..., config.method)` the method around it. The loop reads the other fields.
+5. The config is saved as config.json and in each checkpoint; `config_from_dict` reads it back.
+
+This module imports torch only to check the encoder's arguments: a wrong name is reported at once.
+"""
 
 import dataclasses
 import json
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.presets import PRESETS
-from alice_nnunet.settings import given_settings
+from alice_nnunet.ranges import (
+    require_not_negative,
+    require_one_of,
+    require_positive,
+    require_share,
+)
+from alice_nnunet.settings import OptionalValue, given_settings
 
 MATCHERS = ("embedding", "body", "same")
+WARMUP_SHARE = 0.028  # of the iterations: 100 epochs of 1800 volumes in batches of 64, as the paper
+
+# Decided by the command's own options and by the data, not by --set.
+IDENTITY = ("dataset", "encoder", "preset")
+
+# What users may type for "not set", and what earlier versions wrote into config.json.
+NOT_SET = {"warmup_iterations": -1, "workers": -1, "max_return": 0.0}
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that decides what a run computes. Saved as config.json and inside each checkpoint."""
+    """Everything that decides what a run computes. Saved as config.json and in each checkpoint.
 
-    dataset: str  # DatasetXXX_NAME
+    Attributes:
+        dataset: name of the dataset, DatasetXXX_NAME.
+        encoder: vit, swin or nnformer.
+        preset: tiny, small or paper.
+        encoder_arguments: of the encoder's class: in_channels, crop_size (z, y, x), width ...
+        method: the choices of the method: masking, losses, heads, decoder.
+        iterations: number of training steps.
+        batch_size: pairs for each GPU and step.
+        lr: peak learning rate of AdamW.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        warmup_iterations: steps of linear warm-up. Default: 2.8 % of the iterations.
+        clip_grad: largest norm of all gradients together.
+        ema: momentum of the target at the start of a run; it ends at 1.
+        matcher: how the same body part is found in another person: embedding (learned by
+            alice-embed), body (relative to the body's box) or same (the same volume twice).
+        min_score: pairs of crops that match with a lower score are rejected.
+        max_return: mm; with matcher embedding, pairs whose match leads back to a point further
+            away are rejected. Default: not checked.
+        validation_share: share of the cases that is held out (Sec. A.1).
+        precision: fp32, bf16 or auto (bf16 where the device supports it).
+        accumulate: parts that a batch is computed in, one after the other. The result of a step
+            does not depend on it.
+        checkpoint_blocks: keep only the input of each block and recompute the rest in the backward
+            pass. Saves memory, takes time.
+        compile: torch.compile of the ViT's and the decoder's blocks: on, off or auto (on for vit
+            on CUDA).
+        max_nonfinite: consecutive steps with a non-finite loss or gradient that stop a run.
+        workers: processes that load data, for each GPU. Default: none on a CPU, else -np.
+        seed: of all random numbers.
+        log_every: steps between two log lines.
+        validate_every: steps between two validations.
+        probe_every: steps between two retrieval probes (do held-out crops find their match?).
+            0: never.
+        probe_pairs: pairs of crops in a probe.
+        save_every: steps between two checkpoints.
+    """
+
+    dataset: str
     encoder: str = "nnformer"
     preset: str = "paper"
-    encoder_arguments: dict = field(
-        default_factory=dict
-    )  # in_channels, crop_size (z, y, x), width, ...
-    method: Method = Method()
+    encoder_arguments: dict = field(default_factory=dict)
+    method: Method = field(default_factory=Method)
     iterations: int = 100_000
-    batch_size: int = 8  # pairs for each GPU and step
-    lr: float = 5e-5  # AdamW, peak
+    batch_size: int = 8
+    lr: float = 5e-5
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
-    warmup_iterations: int = (
-        -1
-    )  # -1: 2.8 % of the iterations, the paper's 100 epochs of 1800 volumes in 64s
-    clip_grad: float = 3.0  # norm of all gradients
-    ema: float = 0.996  # momentum of the target at the start; 1 at the end
-    matcher: str = "embedding"  # how the same body part is found in another person; same: the same volume twice
-    min_score: float = 0.7  # pairs of crops that match worse are rejected
-    max_return: float = (
-        0.0  # mm; embedding: so are those whose match leads back further away; 0: not checked
-    )
-    validation_share: float = 0.1  # of the cases (A.1)
-    precision: str = "auto"  # auto: bf16 where the device has it; fp32; bf16
-    accumulate: int = (
-        1  # parts that a batch is computed in, one after the other; the step is the same
-    )
-    checkpoint_blocks: bool = False  # encoder and decoder keep only each block's input and compute the rest again: less memory, more time
-    compile: str = "auto"  # torch.compile of the ViT's and the decoder's blocks: on, off; auto: on CUDA for vit
-    max_nonfinite: int = (
-        5  # steps in a row whose loss or gradient is no number, after which a run stops
-    )
-    workers: int = -1  # processes that load data, for each GPU; -1: none on a CPU, else -np
+    # None is replaced by a number of steps as soon as the config is made.
+    warmup_iterations: int = None  # type: ignore[assignment]
+    clip_grad: float = 3.0
+    ema: float = 0.996
+    matcher: str = "embedding"
+    min_score: float = 0.7
+    max_return: float | None = None
+    validation_share: float = 0.1
+    precision: str = "auto"
+    accumulate: int = 1
+    checkpoint_blocks: bool = False
+    compile: str = "auto"
+    max_nonfinite: int = 5
+    workers: int | None = None
     seed: int = 0
-    log_every: int = 50  # steps
+    log_every: int = 50
     validate_every: int = 1000
-    probe_every: int = 1000  # 0: never; do held-out crops find their match among probe_pairs?
+    probe_every: int = 1000
     probe_pairs: int = 64
     save_every: int = 1000
 
     def __post_init__(self):
-        if self.warmup_iterations == -1:
-            object.__setattr__(self, "warmup_iterations", round(0.028 * self.iterations))
-        positive = (
-            "iterations",
-            "batch_size",
-            "lr",
-            "clip_grad",
-            "accumulate",
-            "max_nonfinite",
-            "log_every",
-            "validate_every",
-            "probe_pairs",
-            "save_every",
-        )
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.warmup_iterations is None:
+            object.__setattr__(self, "warmup_iterations", round(WARMUP_SHARE * self.iterations))
+
+        require_positive(self, "iterations", "batch_size", "lr", "clip_grad", "accumulate")
+        require_positive(self, "max_nonfinite", "log_every", "validate_every", "probe_pairs")
+        require_positive(self, "save_every")
+        require_not_negative(self, "probe_every", "workers", "max_return")
+        require_share(self, "ema", "min_score", "validation_share")
+
+        require_one_of(self, "matcher", MATCHERS)
+        require_one_of(self, "precision", ("auto", "fp32", "bf16"))
+        require_one_of(self, "compile", ("auto", "on", "off"))
+
         if not 0 <= self.warmup_iterations < self.iterations:
             raise ValueError(
-                f"warmup_iterations must be in [0, iterations), got {self.warmup_iterations} of {self.iterations}"
+                "warmup_iterations must be in [0, iterations), "
+                f"got {self.warmup_iterations} of {self.iterations}"
             )
+
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate must divide batch_size, got {self.accumulate} and {self.batch_size}"
             )
-        if self.accumulate > 1 and (
-            self.method.similarity == "infonce" or self.method.head == "byol"
-        ):
+
+        compares_all_pairs = self.method.similarity == "infonce" or self.method.head == "byol"
+        if self.accumulate > 1 and compares_all_pairs:
             raise ValueError(
-                "accumulate must be 1 for similarity infonce and for head byol, which compare every pair of a batch with all others"
+                "accumulate must be 1 with similarity infonce and with head byol, which compare "
+                f"every pair of a batch with all others, got {self.accumulate}"
             )
-        if self.probe_every < 0:
-            raise ValueError(f"probe_every must not be negative, got {self.probe_every}")
-        if self.workers < -1:
-            raise ValueError(
-                f"workers must be at least 0, or -1 for as many as fit, got {self.workers}"
-            )
-        if self.max_return < 0:
-            raise ValueError(f"max_return must not be negative, got {self.max_return}")
-        for name in ("ema", "min_score", "validation_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name, allowed in (
-            ("precision", ("auto", "fp32", "bf16")),
-            ("compile", ("auto", "on", "off")),
-            ("matcher", MATCHERS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
 
     def as_dict(self) -> dict:
         """Plain values, as they go into JSON and checkpoints."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def read_settings(
-    preset: str, encoder: str, file: Path | None, assignments: list[str]
-) -> tuple[dict, dict]:
-    """Flat names and values: the preset's, then those of the JSON file, then name=value. Returns all, and the given ones.
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run in their groups (see the top of this file), complete but for the data.
 
-    Raises UserError for a name that does not exist, a value of the wrong kind, an unreadable file.
+    Attributes:
+        encoder_name: vit, swin or nnformer.
+        preset: tiny, small or paper.
+        encoder: `crop_size` and the arguments of the encoder's class, without `in_channels`.
+        method: fields of `Method`.
+        run: fields of `PretrainConfig`.
+        given: flat names and values that the user gave, whatever their group.
+    """
+
+    encoder_name: str
+    preset: str
+    encoder: dict[str, Any]
+    method: dict[str, Any]
+    run: dict[str, Any]
+    given: dict[str, Any]
+
+
+def known_settings(encoder: str, preset: str) -> dict[str, dict[str, Any]]:
+    """For each group the names that --set accepts, with an example of the kind of value."""
+    chosen = PRESETS[encoder][preset]
+
+    fields = {f.name: f.default for f in dataclasses.fields(PretrainConfig)}
+    for name in (*IDENTITY, "encoder_arguments", "method"):
+        del fields[name]
+
+    return {
+        "encoder": {**chosen.encoder, "crop_size": chosen.crops.size},
+        "method": dataclasses.asdict(Method()),
+        "run": {**fields, **{name: OptionalValue(value) for name, value in NOT_SET.items()}},
+    }
+
+
+def read_settings(
+    encoder: str, preset: str, assignments: Sequence[str] = (), file: Path | None = None
+) -> Settings:
+    """Read the settings of a run: the preset's, then those of a JSON file, then `name=value`.
+
+    Args:
+        encoder: vit, swin or nnformer.
+        preset: tiny, small or paper.
+        assignments: words `name=value` of the command line.
+        file: JSON file of settings, such as the config.json of another run.
+
+    Raises:
+        UserError: a name does not exist, a value is of the wrong kind, the file cannot be read.
     """
     chosen = PRESETS[encoder][preset]
-    defaults = {**chosen.encoder, "crop_size": chosen.crops.size, **chosen.method, **chosen.run}
-    given = given_settings(
-        file,
-        assignments,
-        known_settings(encoder, preset),
-        ("dataset", "encoder", "preset", "in_channels"),
+    known = known_settings(encoder, preset)
+    all_known = {**known["encoder"], **known["method"], **known["run"]}
+
+    given = given_settings(file, list(assignments), all_known, (*IDENTITY, "in_channels"))
+    given = none_where_not_set(given)
+
+    def given_of(group: str) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name in known[group]}
+
+    return Settings(
+        encoder_name=encoder,
+        preset=preset,
+        encoder={**chosen.encoder, "crop_size": chosen.crops.size, **given_of("encoder")},
+        method={**chosen.method, **given_of("method")},
+        run={**chosen.run, **given_of("run")},
+        given=given,
     )
-    return {**defaults, **given}, given
 
 
-def known_settings(encoder: str, preset: str) -> dict:
-    """Names that --set accepts, with an example of the kind of value."""
-    run = {
-        f.name: f.default
-        for f in fields(PretrainConfig)
-        if f.name not in ("dataset", "encoder", "preset", "encoder_arguments", "method")
-    }
+def none_where_not_set(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values, with None where a number stands for "not set" (see NOT_SET)."""
     return {
-        **run,
-        **dataclasses.asdict(Method()),
-        **PRESETS[encoder][preset].encoder,
-        "crop_size": (0, 0, 0),
+        name: None if name in NOT_SET and value == NOT_SET[name] else value
+        for name, value in values.items()
     }
 
 
-def as_tuples(value):
-    """Lists, also those inside lists, as tuples: what JSON made lists of."""
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+def make_config(dataset: str, settings: Settings, in_channels: int = 1) -> PretrainConfig:
+    """The config of a run on a dataset.
 
+    Args:
+        dataset: DatasetXXX_NAME.
+        settings: of `read_settings`.
+        in_channels: number of channels of the dataset's images.
 
-def make_config(
-    dataset: str, encoder: str, preset: str, in_channels: int, settings: dict
-) -> PretrainConfig:
-    """The config of a run from flat settings. Raises UserError where a value is out of range."""
-    names = lambda cls: {f.name for f in fields(cls)}
-    pick = lambda wanted: {name: value for name, value in settings.items() if name in wanted}
-    arguments = {
-        "in_channels": in_channels,
-        **pick({"crop_size", *PRESETS[encoder]["paper"].encoder}),
-    }
+    Raises:
+        UserError: a value is out of range.
+    """
+    encoder_arguments = {"in_channels": in_channels, **settings.encoder}
+
     try:
-        with torch.device("meta"):
-            build_encoder(
-                encoder, arguments
-            )  # says what is wrong with the arguments before anything is touched
+        check_encoder(settings.encoder_name, encoder_arguments)
         return PretrainConfig(
-            dataset,
-            encoder,
-            preset,
-            arguments,
-            Method(**pick(names(Method))),
-            **pick(names(PretrainConfig)),
+            dataset=dataset,
+            encoder=settings.encoder_name,
+            preset=settings.preset,
+            encoder_arguments=encoder_arguments,
+            method=Method(**settings.method),
+            **settings.run,
         )
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
+def check_encoder(name: str, arguments: dict[str, Any]) -> None:
+    """Raise ValueError where an encoder cannot be built, before any file is touched."""
+    import torch
+
+    from alice_nnunet.model.encoders.registry import build_encoder
+
+    with torch.device("meta"):  # no memory, no random numbers
+        build_encoder(name, arguments)
+
+
 def config_from_dict(saved: dict) -> PretrainConfig:
-    """The config inside a checkpoint."""
+    """The config that a checkpoint or a config.json holds, also one of an earlier version.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
     arguments = {name: as_tuples(value) for name, value in saved["encoder_arguments"].items()}
     return PretrainConfig(
         **{
-            **saved,
+            **none_where_not_set(saved),
             "method": Method(**saved["method"]),
             "encoder_arguments": arguments,
             "betas": tuple(saved["betas"]),
         }
     )
+
+
+def as_tuples(value: Any) -> Any:
+    """Lists, also those inside lists, as tuples: JSON knows only lists."""
+    if isinstance(value, list):
+        return tuple(as_tuples(item) for item in value)
+    return value

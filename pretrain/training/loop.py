@@ -43,7 +43,7 @@ VALIDATION_PAIRS = 32  # at most, but for whole batches: they stay in memory
 def make_matcher(config: PretrainConfig, volumes: Path) -> Matcher:
     """The one that the config names."""
     if config.matcher == "embedding":
-        return EmbeddingMatcher(volumes.parent / ANATOMY, config.max_return or None)
+        return EmbeddingMatcher(volumes.parent / ANATOMY, config.max_return)
     return {"body": match_by_body, "same": match_same}[config.matcher]
 
 

@@ -33,9 +33,7 @@ def plan() -> dict:
     return copy.deepcopy(
         adaptation_plan(
             PLANS,
-            make_config(
-                "Dataset022_FLARE22", "vit", "tiny", 1, read_settings("tiny", "vit", None, [])[0]
-            ),
+            make_config("Dataset022_FLARE22", read_settings("vit", "tiny")),
         )
     )
 

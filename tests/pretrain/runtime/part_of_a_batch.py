@@ -33,10 +33,7 @@ SMALL = [
 def config(*more: str) -> PretrainConfig:
     return make_config(
         "Dataset001_X",
-        "vit",
-        "tiny",
-        1,
-        read_settings("tiny", "vit", None, [*SMALL, f"batch_size={PAIRS // world()}", *more])[0],
+        read_settings("vit", "tiny", [*SMALL, f"batch_size={PAIRS // world()}", *more]),
     )
 
 

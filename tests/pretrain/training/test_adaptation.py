@@ -36,9 +36,7 @@ PLANS = {
 
 @pytest.mark.parametrize("encoder", sorted(PRESETS))
 def test_keys_are_in_the_weights_and_the_class_is_the_encoders(encoder):
-    config = make_config(
-        "Dataset022_X", encoder, "tiny", 1, read_settings("tiny", encoder, None, [])[0]
-    )
+    config = make_config("Dataset022_X", read_settings(encoder, "tiny"))
     plan = json.loads(json.dumps(adaptation_plan(PLANS, config)))
     names = build_encoder(encoder, config.encoder_arguments).state_dict()
     assert any(name.startswith(plan["key_to_encoder"] + ".") for name in names)

@@ -1,32 +1,35 @@
+import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
 from alice_nnunet.errors import UserError
+from alice_nnunet.model.encoders.registry import ENCODERS
 from alice_nnunet.model.presets import CROPS, PRESETS
 from alice_nnunet.pretrain.training.config import (
     PretrainConfig,
     config_from_dict,
+    known_settings,
     make_config,
     read_settings,
 )
 
 
 def config(*assignments, preset="paper", file=None) -> PretrainConfig:
-    return make_config(
-        "Dataset001_X", "vit", preset, 1, read_settings(preset, "vit", file, list(assignments))[0]
-    )
+    return make_config("Dataset001_X", read_settings("vit", preset, assignments, file))
+
+
+def through_json(config: PretrainConfig) -> PretrainConfig:
+    return config_from_dict(json.loads(json.dumps(config.as_dict())))
 
 
 def test_defaults_are_the_papers_but_for_what_the_readme_lists():
     c = config()
-    assert (c.iterations, c.batch_size, c.lr, c.betas, c.warmup_iterations) == (
-        100_000,
-        8,
-        5e-5,
-        (0.9, 0.95),
-        2800,
-    )
+
+    assert (c.iterations, c.batch_size, c.lr) == (100_000, 8, 5e-5)
+    assert (c.betas, c.warmup_iterations) == ((0.9, 0.95), 2800)
     assert c.encoder_arguments == {
         "in_channels": 1,
         "crop_size": (64, 192, 192),
@@ -34,11 +37,32 @@ def test_defaults_are_the_papers_but_for_what_the_readme_lists():
         "depth": 12,
         "heads": 12,
     }
-    assert c.method.mask_ratio == 0.75 and (
-        c.method.weight_r,
-        c.method.weight_dv,
-        c.method.weight_st,
-    ) == (10, 1, 1)
+
+    assert c.method.mask_ratio == 0.75
+    assert (c.method.weight_r, c.method.weight_dv, c.method.weight_st) == (10, 1, 1)
+
+
+def test_every_encoder_has_every_preset_and_each_is_complete():
+    assert PRESETS.keys() == ENCODERS.keys()
+
+    for encoder, presets in PRESETS.items():
+        assert presets.keys() == CROPS.keys()
+
+        for preset, chosen in presets.items():
+            known = known_settings(encoder, preset)
+            assert chosen.method.keys() <= known["method"].keys()
+            assert chosen.run.keys() <= known["run"].keys()
+
+            made = make_config("Dataset001_X", read_settings(encoder, preset))
+            assert through_json(made) == made
+            assert made.encoder_arguments["crop_size"] == chosen.crops.size
+
+
+@pytest.mark.parametrize("encoder", sorted(PRESETS))
+def test_no_setting_belongs_to_two_groups(encoder):
+    groups = known_settings(encoder, "paper")
+    names = [name for group in groups.values() for name in group]
+    assert len(names) == len(set(names))
 
 
 def test_set_reaches_every_group():
@@ -54,49 +78,57 @@ def test_set_reaches_every_group():
         "betas=[0.8, 0.9]",
         preset="tiny",
     )
-    assert (c.iterations, c.batch_size, c.method.mask_ratio, c.encoder_arguments["depth"]) == (
-        200,
-        2,
-        0.5,
-        3,
-    )
-    assert c.encoder_arguments["crop_size"] == (32, 64, 64) and c.method.predictor is False
-    assert c.method.similarity == "infonce" and c.lr == 1.0 and c.betas == (0.8, 0.9)
+
+    assert (c.iterations, c.batch_size, c.lr, c.betas) == (200, 2, 1.0, (0.8, 0.9))
     assert c.warmup_iterations == 6  # follows iterations
+    assert (c.encoder_arguments["depth"], c.encoder_arguments["crop_size"]) == (3, (32, 64, 64))
+    assert (c.method.mask_ratio, c.method.similarity) == (0.5, "infonce")
+    assert c.method.predictor is False
 
 
 def test_a_file_and_a_saved_config_are_settings_too(tmp_path):
     (tmp_path / "flat.json").write_text('{"iterations": 300, "mask_ratio": 0.6}')
     c = config("iterations=400", file=tmp_path / "flat.json")
     assert c.iterations == 400 and c.method.mask_ratio == 0.6
+
     (tmp_path / "saved.json").write_text(json.dumps(c.as_dict()))
     assert config(file=tmp_path / "saved.json") == c
 
 
+def test_what_is_not_set_is_none_however_it_is_written(tmp_path):
+    default = config()
+    assert (default.workers, default.max_return, default.warmup_iterations) == (None, None, 2800)
+
+    numbers = ("workers=-1", "max_return=0", "warmup_iterations=-1")
+    words = ("workers=null", "max_return=None", "warmup_iterations=null")
+    assert config(*numbers) == config(*words) == default
+
+    # As earlier versions saved it, in config.json and in checkpoints.
+    earlier = {**default.as_dict(), "workers": -1, "max_return": 0.0}
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    assert config(file=tmp_path / "earlier.json") == config_from_dict(earlier) == default
+
+    assert config("workers=0").workers == 0 and config("max_return=12").max_return == 12.0
+
+
 def test_it_survives_a_checkpoint():
-    c = config("crop_size=32,64,64", preset="tiny")
-    assert config_from_dict(json.loads(json.dumps(c.as_dict()))) == c
+    c = config("crop_size=32,64,64", "workers=2", "max_return=9.5", preset="tiny")
+    assert through_json(c) == c
 
 
 @pytest.mark.parametrize("encoder", ["swin", "nnformer"])
 @pytest.mark.parametrize("preset", sorted(CROPS))
 def test_windows_are_settings_and_survive_a_checkpoint(encoder, preset):
-    settings, given = read_settings(
-        preset,
-        encoder,
-        None,
-        [f"windows={json.dumps(PRESETS[encoder][preset].encoder['windows'])}"],
-    )
-    c = make_config("Dataset001_X", encoder, preset, 1, settings)
-    assert (
-        given["windows"]
-        == c.encoder_arguments["windows"]
-        == PRESETS[encoder][preset].encoder["windows"]
-        and c.method.decoder_depth == 1
-    )
-    assert config_from_dict(json.loads(json.dumps(c.as_dict()))) == c
+    windows = PRESETS[encoder][preset].encoder["windows"]
+    settings = read_settings(encoder, preset, [f"windows={json.dumps(windows)}"])
+    c = make_config("Dataset001_X", settings)
+
+    assert settings.given == {"windows": windows}
+    assert c.encoder_arguments["windows"] == windows and c.method.decoder_depth == 1
+    assert through_json(c) == c
+
     with pytest.raises(UserError, match="windows must be"):
-        read_settings(preset, encoder, None, ["windows=7"])
+        read_settings(encoder, preset, ["windows=7"])
 
 
 @pytest.mark.parametrize(
@@ -106,17 +138,20 @@ def test_windows_are_settings_and_survive_a_checkpoint(encoder, preset):
         ("iterations", "name=value"),
         ("iterations=many", "must be int"),
         ("iterations=1.5", "must be int"),
-        ("iterations=0", "must be positive"),
+        ("iterations=null", "must be int"),
+        ("iterations=0", "iterations must be positive, got 0"),
         ("predictor=1", "must be bool"),
         ("mask_ratio=1", "mask_ratio must be in"),
         ("crop_size=30,64,64", "multiple of"),
         ("crop_size=64", "numbers such as"),
         ("similarity=l1", "must be one of"),
-        ("warmup_iterations=2000", "warmup_iterations must be"),
-        ("lr=-1", "must be positive"),
-        ("precision=fp8", "must be one of"),
+        ("warmup_iterations=2000", "warmup_iterations must be in .* got 2000 of 2000"),
+        ("lr=-1", "lr must be positive, got -1.0"),
+        ("precision=fp8", "precision must be one of auto, fp32, bf16, got 'fp8'"),
         ("matcher=eye", "must be one of"),
-        ("ema=1.5", "ema must be in"),
+        ("ema=1.5", r"ema must be in \[0, 1\], got 1.5"),
+        ("workers=-2", "workers must be 0 or more, got -2"),
+        ("max_return=-1", "max_return must be 0 or more, got -1.0"),
         ("accumulate=3", "accumulate must divide batch_size"),
         ("max_nonfinite=0", "must be positive"),
     ],
@@ -131,3 +166,19 @@ def test_an_unreadable_file_is_refused(tmp_path):
     for file in (tmp_path / "c.json", tmp_path / "none.json"):
         with pytest.raises(UserError, match="not a readable JSON"):
             config(file=file)
+
+
+def test_every_field_is_described():
+    for field in dataclasses.fields(PretrainConfig):
+        assert f"        {field.name}: " in PretrainConfig.__doc__
+
+
+def test_presets_and_settings_are_read_without_torch():
+    code = (
+        "import sys\n"
+        "import alice_nnunet.matcher.presets, alice_nnunet.pretrain.embedding.config\n"
+        "from alice_nnunet.pretrain.training.config import read_settings\n"
+        "read_settings('nnformer', 'tiny', ['lr=1'])\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,13 +17,7 @@ CPU = torch.device("cpu")
 
 
 def config(*more: str):
-    return make_config(
-        "Dataset001_X",
-        "vit",
-        "tiny",
-        1,
-        read_settings("tiny", "vit", None, ["crop_size=32,32,32", *more])[0],
-    )
+    return make_config("Dataset001_X", read_settings("vit", "tiny", ["crop_size=32,32,32", *more]))
 
 
 def test_a_checkpoint_is_as_long_as_foretold(tmp_path):

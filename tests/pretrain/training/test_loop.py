@@ -27,9 +27,7 @@ SMALL = [
 
 
 def config(*more):
-    return make_config(
-        "Dataset001_X", "vit", "tiny", 1, read_settings("tiny", "vit", None, [*SMALL, *more])[0]
-    )
+    return make_config("Dataset001_X", read_settings("vit", "tiny", [*SMALL, *more]))
 
 
 def batch(seed=0) -> dict:

@@ -35,9 +35,7 @@ def crops(seed: int, noise: float) -> dict:
 
 def test_an_encoder_finds_copies_and_no_strangers():
     small = ["width=24", "depth=2", "heads=2", "crop_size=32,32,32"]
-    config = make_config(
-        "Dataset001_X", "vit", "tiny", 1, read_settings("tiny", "vit", None, small)[0]
-    )
+    config = make_config("Dataset001_X", read_settings("vit", "tiny", small))
     model = build_state(config, torch.device("cpu")).model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batches = [crops(seed, 1e-3) for seed in range(4)]
