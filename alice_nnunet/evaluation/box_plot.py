@@ -2,17 +2,28 @@
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alice_nnunet.evaluation.summary import METRICS, Scores, values_of
 
+GROUP_WIDTH = 0.7  # of the boxes of one organ side by side; organs are 1 apart
+BOX_WIDTH = 0.85  # of a box over the space that it has
+DOT_SPREAD = 0.2  # of the dots to either side, over the space that a box has
+
 
 def box_plot(scores: dict[str, Scores]) -> Figure:
-    """Median, quartiles, whiskers at 1.5 times their distance, and every case as a dot. scores: of each folder of predictions."""
+    """Boxes over cases for every organ: median, quartiles, whiskers, and each case as a dot.
+
+    Whiskers end at 1.5 times the distance of the quartiles.
+
+    Args:
+        scores: folder of predictions -> its scores; several folders are side by side.
+    """
     organs = list(values_of(next(iter(scores.values())), "dsc"))
-    figure = Figure(
-        figsize=(max(6.0, 1.5 + 0.7 * len(organs) * (1 + len(scores)) / 2), 9), layout="constrained"
-    )
+    width = max(6.0, 1.5 + 0.7 * len(organs) * (1 + len(scores)) / 2)  # inches
+    figure = Figure(figsize=(width, 9), layout="constrained")
+
     for axis, metric in zip(figure.subplots(2, 1, sharex=True), METRICS):
         for number, (folder, of_folder) in enumerate(scores.items()):
             draw_boxes(axis, values_of(of_folder, metric), number, len(scores), folder)
@@ -20,6 +31,7 @@ def box_plot(scores: dict[str, Scores]) -> Figure:
         axis.set_ylim(-3, 103)
         axis.grid(axis="y", alpha=0.4)
         axis.axvline(len(organs) - 1.5, color="grey", linewidth=1)  # before the mean over organs
+
     axis.set_xticks(range(len(organs)), organs, rotation=40, ha="right")
     axis.set_xlim(-0.6, len(organs) - 0.4)
     if len(scores) > 1:
@@ -27,15 +39,27 @@ def box_plot(scores: dict[str, Scores]) -> Figure:
     return figure
 
 
-def draw_boxes(axis, values: dict[str, np.ndarray], number: int, of: int, name: str) -> None:
-    """The boxes of one folder of predictions, the number-th of so many side by side."""
-    width, colour = 0.7 / of, colormaps["tab10"](number)
-    places = np.arange(len(values)) + (number - (of - 1) / 2) * width
+def draw_boxes(
+    axis: Axes, values: dict[str, np.ndarray], number: int, folders: int, name: str
+) -> None:
+    """Draw the boxes of one folder of predictions.
+
+    Args:
+        axis: to draw on.
+        values: organ -> (cases,), 0 to 1, NaN where a case does not count.
+        number: of the folder, from 0.
+        folders: how many are side by side.
+        name: of the folder, for the legend.
+    """
+    width = GROUP_WIDTH / folders
+    colour = colormaps["tab10"](number)
+    places = np.arange(len(values)) + (number - (folders - 1) / 2) * width
     known = [100 * v[~np.isnan(v)] for v in values.values()]
+
     drawn = axis.boxplot(
         known,
         positions=places,
-        widths=0.85 * width,
+        widths=BOX_WIDTH * width,
         patch_artist=True,
         showfliers=False,
         manage_ticks=False,
@@ -43,14 +67,9 @@ def draw_boxes(axis, values: dict[str, np.ndarray], number: int, of: int, name: 
     )
     for box in drawn["boxes"]:
         box.set(facecolor=colour, alpha=0.4)
-    spread = np.random.default_rng(0)
-    for place, dots in zip(places, known):
-        axis.plot(
-            place + spread.uniform(-0.2, 0.2, len(dots)) * width,
-            dots,
-            ".",
-            color=colour,
-            markersize=4,
-            alpha=0.8,
-        )
     drawn["boxes"][0].set_label(name)
+
+    rng = np.random.default_rng(0)
+    for place, dots in zip(places, known):
+        beside = rng.uniform(-DOT_SPREAD, DOT_SPREAD, len(dots)) * width
+        axis.plot(place + beside, dots, ".", color=colour, markersize=4, alpha=0.8)

@@ -1,4 +1,4 @@
-"""A label image in NIfTI, or another file that SimpleITK reads, and where its voxels lie in the patient."""
+"""Label images in NIfTI, or in another format that SimpleITK reads, and their grids."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,26 +8,34 @@ import numpy as np
 import SimpleITK as sitk
 
 from alice_nnunet.errors import UserError
+from alice_nnunet.geometry import Spacing, Triple
 
-SPACING_OFF, ORIGIN_OFF, COSINE_OFF = (
-    1e-3,
-    1e-2,
-    1e-3,
-)  # mm, mm, and of a direction cosine: what rounding in a header may do
+# Differences between two headers that rounding explains.
+SPACING_TOLERANCE = 1e-3  # mm
+ORIGIN_TOLERANCE = 1e-2  # mm
+COSINE_TOLERANCE = 1e-3  # of a direction cosine
+LONGEST_REASON = 300  # characters of another library's message
 
 
 @dataclass(frozen=True)
 class Grid:
-    """size (voxels), spacing and origin (mm, LPS) in (x, y, z) order; direction: the 9 cosines, row by row."""
+    """Where the voxels of a file lie in the patient. All in (x, y, z) order, unlike arrays.
 
-    size: tuple[int, int, int]
-    spacing: tuple[float, float, float]
+    Attributes:
+        size: voxels.
+        spacing: mm.
+        origin: mm, LPS.
+        direction: the 9 direction cosines, row by row.
+    """
+
+    size: Triple
+    spacing: Spacing
     origin: tuple[float, float, float]
     direction: tuple[float, ...]
 
     @property
     def axial_axis(self) -> int:
-        """Which axis of the (z, y, x) array runs from feet to head, or most nearly so where the image is oblique."""
+        """The axis of the (z, y, x) array that runs, at least roughly, from feet to head."""
         affine = np.eye(4)
         affine[:3, :3] = np.reshape(self.direction, (3, 3)) * self.spacing
         return 2 - nibabel.io_orientation(affine)[:, 0].tolist().index(2)
@@ -35,14 +43,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class LabelImage:
-    """labels: (Z, Y, X), whole numbers, in the order of the file. path: where they were read from."""
+    """A label image.
+
+    Attributes:
+        path: the file it was read from.
+        labels: (Z, Y, X) unsigned integers in the order of the file.
+        grid: where the voxels lie.
+    """
 
     path: Path
     labels: np.ndarray
     grid: Grid
 
     @property
-    def spacing(self) -> tuple[float, float, float]:
+    def spacing(self) -> Spacing:
         """mm, (z, y, x)."""
         return self.grid.spacing[::-1]
 
@@ -52,7 +66,11 @@ def is_nifti(path: Path) -> bool:
 
 
 def read_grid(path: Path) -> Grid:
-    """The grid of a file, without its voxels. Raises UserError where it cannot be read or is no 3D image of one channel."""
+    """The grid of a file; its voxels are not read.
+
+    Raises:
+        UserError: the file cannot be read or is not a 3D image of one channel.
+    """
     try:
         return nifti_grid(path) if is_nifti(path) else itk_grid(path)
     except Exception as error:
@@ -60,25 +78,34 @@ def read_grid(path: Path) -> Grid:
 
 
 def nifti_grid(path: Path) -> Grid:
-    """By nibabel, which reads sheared axes too, as nnU-Net does; distances take them for perpendicular."""
+    """The grid by nibabel, which reads sheared axes, as nnU-Net does.
+
+    Distances are computed as if the axes were perpendicular.
+    """
     image = nibabel.load(path)
-    check_3d(image.shape, len(image.get_data_dtype().names or " "))
+    channels = len(image.get_data_dtype().names or " ")
+    check_3d(image.shape, channels)
+
     affine = np.diag((-1, -1, 1, 1)) @ image.affine  # RAS to LPS
-    spacing, zooms = nibabel.affines.voxel_sizes(affine), image.header.get_zooms()
+    spacing = nibabel.affines.voxel_sizes(affine)
+    zooms = image.header.get_zooms()
     if not (spacing.all() and np.allclose(spacing, zooms, rtol=0.01)):
         raise ValueError(
-            f"the header names two voxel sizes (x, y, z), {listed(zooms)} mm in pixdim and {listed(spacing)} mm in the affine"
+            f"the header has two voxel sizes (x, y, z), {listed(zooms)} mm in pixdim and "
+            f"{listed(spacing)} mm in the affine"
         )
+
+    cosines = affine[:3, :3] / spacing
     return Grid(
         image.shape,
         tuple(spacing.tolist()),
         tuple(affine[:3, 3].tolist()),
-        tuple((affine[:3, :3] / spacing).ravel().tolist()),
+        tuple(cosines.ravel().tolist()),
     )
 
 
 def itk_grid(path: Path) -> Grid:
-    """By SimpleITK."""
+    """The grid by SimpleITK."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -87,67 +114,96 @@ def itk_grid(path: Path) -> Grid:
 
 
 def check_3d(size: tuple[int, ...], channels: int) -> None:
-    """Raise ValueError where this is no label image."""
+    """Raise ValueError unless an image is 3D with one channel."""
     if len(size) != 3 or channels != 1:
         raise ValueError(
-            f"no 3D label image, its size is {by(size)}, with {channels} number(s) in a voxel"
+            f"not a 3D label image, its size is {by(size)}, with {channels} number(s) in a voxel"
         )
 
 
 def read_labels(path: Path) -> LabelImage:
-    """A label image. Raises UserError where it cannot be read, is not 3D, or a voxel holds no whole number from 0 to 65535."""
+    """Read a label image.
+
+    Raises:
+        UserError: the file cannot be read, is not 3D, or has a voxel that is not a whole number
+            from 0 to 65535.
+    """
     grid = read_grid(path)
     try:
         voxels = read_voxels(path)
     except Exception as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from None
+
     labels = voxels if voxels.dtype == np.uint8 else whole_numbers(path, voxels)
     return LabelImage(Path(path), labels, grid)
 
 
 def read_voxels(path: Path) -> np.ndarray:
     """The array (Z, Y, X) of a 3D file. Raises whatever nibabel or SimpleITK raises."""
-    if is_nifti(path):  # SimpleITK fills what a truncated file lacks, and NaN, with zeros
+    if is_nifti(path):
+        # SimpleITK would replace what a truncated file lacks, and NaN, by zeros.
         return np.asarray(nibabel.load(path).dataobj).T
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
 def whole_numbers(path: Path, voxels: np.ndarray) -> np.ndarray:
-    """The same numbers as uint16. Raises UserError with one that is no label."""
-    fits = (voxels >= 0) & (voxels <= np.iinfo(np.uint16).max)  # NaN does not
-    wrong = ~fits
-    wrong[fits] = voxels[fits] != np.floor(voxels[fits])
-    if wrong.any():
+    """The same numbers as uint16.
+
+    Raises:
+        UserError: with a number that is not a label.
+    """
+    valid = (voxels >= 0) & (voxels <= np.iinfo(np.uint16).max)  # False for NaN
+    valid[valid] = voxels[valid] == np.floor(voxels[valid])
+    if not valid.all():
+        wrong = voxels[~valid]
         raise UserError(
-            f"{path} is no label image: {np.count_nonzero(wrong)} of {voxels.size} voxels hold no whole number from 0 to "
-            f"65535, such as {voxels[wrong][0]:g}; are these probabilities, or was it interpolated?"
+            f"{path} is not a label image: {len(wrong)} of {voxels.size} voxels are no whole "
+            f"number from 0 to 65535, such as {wrong[0]:g}. Does the file hold probabilities, or "
+            "was it interpolated?"
         )
     return voxels.astype(np.uint16)
 
 
 def check_same_grid(predicted: Path, reference: Path) -> None:
-    """Both files' voxels lie at the same places. Raises UserError saying what differs and by how much."""
-    p, r = read_grid(predicted), read_grid(reference)
-    if p.size != r.size:
+    """Compare the grids of two files.
+
+    Raises:
+        UserError: they differ; the message says in what and by how much.
+    """
+    ours = read_grid(predicted)
+    theirs = read_grid(reference)
+    if ours.size != theirs.size:
         raise UserError(
-            f"{predicted} has {by(p.size)} voxels (x, y, z) and {reference} has {by(r.size)}: "
-            "predictions must be on the grid of the reference, as nnUNetv2_predict writes them"
+            f"{predicted} has {by(ours.size)} voxels (x, y, z) and {reference} has "
+            f"{by(theirs.size)}: predictions must be on the grid of the reference, as "
+            "nnUNetv2_predict writes them"
         )
-    differences = []
-    for name, unit, ours, theirs, off in (
-        ("spacing", " mm", p.spacing, r.spacing, SPACING_OFF),
-        ("origin", " mm", p.origin, r.origin, ORIGIN_OFF),
-        ("direction", "", p.direction, r.direction, COSINE_OFF),
-    ):
-        largest = float(np.abs(np.subtract(ours, theirs)).max())
-        if not largest <= off:
-            differences.append(
-                f"{name} {listed(ours)} and {listed(theirs)}, {largest:.4g}{unit} apart"
-            )
-    if differences:
+
+    differences = [
+        grid_difference("spacing", ours.spacing, theirs.spacing, SPACING_TOLERANCE, " mm"),
+        grid_difference("origin", ours.origin, theirs.origin, ORIGIN_TOLERANCE, " mm"),
+        grid_difference("direction", ours.direction, theirs.direction, COSINE_TOLERANCE, ""),
+    ]
+    found = [text for text in differences if text]
+    if found:
         raise UserError(
-            f"{predicted} and {reference} lie at different places in the patient (x, y, z): {'; '.join(differences)}"
+            f"{predicted} and {reference} lie at different places in the patient (x, y, z): "
+            f"{'; '.join(found)}"
         )
+
+
+def grid_difference(
+    name: str,
+    ours: tuple[float, ...],
+    theirs: tuple[float, ...],
+    tolerance: float,
+    unit: str,
+) -> str | None:
+    """How two properties of grids differ, None where they are the same within the tolerance."""
+    largest = float(np.abs(np.subtract(ours, theirs)).max())
+    if largest <= tolerance:  # False for NaN
+        return None
+    return f"{name} {listed(ours)} and {listed(theirs)}, {largest:.4g}{unit} apart"
 
 
 def by(size: tuple[int, ...]) -> str:
@@ -159,10 +215,7 @@ def listed(values: tuple[float, ...]) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What an exception says, on one line, without the place in its source that SimpleITK names first."""
-    lines = [
-        line.strip()
-        for line in str(error).splitlines()
-        if line.strip() and not line.startswith("Exception thrown in")
-    ]
-    return " ".join(lines)[:300] or type(error).__name__
+    """The message of an exception on one line, without SimpleITK's place in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception thrown in")]
+    return " ".join(said)[:LONGEST_REASON] or type(error).__name__

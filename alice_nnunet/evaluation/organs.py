@@ -1,4 +1,7 @@
-"""Which labels are evaluated, with which tolerance and by which rules: FLARE 2022's organs, BTCV's, a file's, or a dataset's."""
+"""Which labels are evaluated, with which tolerance and by which rules.
+
+An organ set is FLARE 2022's, BTCV's, that of a JSON file, or the labels of a dataset.json.
+"""
 
 import json
 from dataclasses import dataclass
@@ -6,14 +9,18 @@ from pathlib import Path
 
 from alice_nnunet.errors import UserError
 
-NO_VALUE = float("nan")  # not averaged
+NO_VALUE = float("nan")  # left out of every mean
 
 
 @dataclass(frozen=True)
 class Organ:
-    """labels: one, or several that are a region together. tolerance: mm, of the normalised surface Dice.
+    """One organ or region.
 
-    reference_slices_only: evaluated on the axial slices on which the reference has it, and nowhere else.
+    Attributes:
+        name: of the organ.
+        labels: its label, or several that together are a region.
+        tolerance: mm, of the normalised surface Dice.
+        reference_slices_only: whether only the axial slices count on which the reference has it.
     """
 
     name: str
@@ -24,9 +31,14 @@ class Organ:
 
 @dataclass(frozen=True)
 class OrganSet:
-    """both_empty: DSC and NSD of an organ that neither the reference nor the prediction has; NaN leaves it out of every mean.
+    """The organs of an evaluation.
 
-    ignore: the reference's label for voxels that are left out, as in nnU-Net.
+    Attributes:
+        name: of the set.
+        organs: in the order of the tables.
+        both_empty: DSC and NSD of an organ that is in neither reference nor prediction; NaN leaves
+            it out of every mean.
+        ignore: label in the reference of voxels that do not count, as in nnU-Net.
     """
 
     name: str
@@ -36,7 +48,7 @@ class OrganSet:
 
     @property
     def labels(self) -> set[int]:
-        """Every label that an organ has."""
+        """All labels of all organs."""
         return {label for organ in self.organs for label in organ.labels}
 
 
@@ -61,9 +73,10 @@ FLARE22 = OrganSet(
 )
 """FLARE 2022's organs, tolerances and rules (FLARE22_DSC_NSD_Eval.py of github.com/JunMa11/FLARE).
 
-One difference: their script cuts the aorta, the vena cava and the esophagus to [first, last) slice of the reference and so
-loses the last one; here every slice on which the reference has the organ counts, and none between on which it has not.
-benchmarks/evaluation.py measures what that makes out.
+One difference: for the aorta, the vena cava and the esophagus their script takes the slices
+[first, last) of the reference and so loses the last one. Here every slice on which the reference
+has the organ counts, and none between on which it has not. benchmarks/evaluation.py measures the
+effect.
 """
 
 BTCV = OrganSet(
@@ -84,14 +97,22 @@ BTCV = OrganSet(
         Organ("left adrenal gland", (13,), 2.0),
     ),
 )
-"""BTCV's organs. BTCV prescribes no tolerance (it ranks by DSC and by surface distances in mm): FLARE 2022's are taken, and for
-the portal and splenic veins, which FLARE has not, that of the other vessels. All slices count."""
+"""BTCV's organs, on all slices.
+
+BTCV prescribes no tolerance (it ranks by DSC and by surface distances in mm), so FLARE 2022's are
+used; the portal and splenic veins, which FLARE does not have, get that of the other vessels.
+"""
 
 ORGAN_SETS = {organ_set.name: organ_set for organ_set in (FLARE22, BTCV)}
+SYNONYMS = {"ivc": "inferior vena cava", "postcava": "inferior vena cava"}
 
 
 def find_organs(name_or_file: str) -> OrganSet:
-    """One of ORGAN_SETS, or what a JSON file says. Raises UserError where it is neither, or the file is wrong."""
+    """One of ORGAN_SETS by its name, or the set in a JSON file.
+
+    Raises:
+        UserError: it is neither, or the file is invalid.
+    """
     if name_or_file in ORGAN_SETS:
         return ORGAN_SETS[name_or_file]
     path = Path(name_or_file)
@@ -101,13 +122,20 @@ def find_organs(name_or_file: str) -> OrganSet:
 
 
 def organs_of_file(path: Path) -> OrganSet:
-    """An organ set in JSON, for example
+    """Read an organ set from JSON.
+
+    For example:
 
         {"organs": {"liver": {"labels": 1, "tolerance_mm": 5},
-                    "kidneys": {"labels": [2, 3], "tolerance_mm": 3, "reference_slices_only": true}},
+                    "kidneys": {"labels": [2, 3], "tolerance_mm": 3,
+                                "reference_slices_only": true}},
          "both_empty": 1, "ignore": 4}
 
-    Only "organs" with "labels" and "tolerance_mm" must be there; "both_empty": null, the default, leaves out what is in neither.
+    Only "organs" with "labels" and "tolerance_mm" are required. "both_empty": null, the default,
+    leaves out organs that are in neither image.
+
+    Raises:
+        UserError: an entry is missing, unknown or of the wrong kind.
     """
     content = load_json(path)
     entries = content.get("organs") if isinstance(content, dict) else None
@@ -117,114 +145,145 @@ def organs_of_file(path: Path) -> OrganSet:
         )
     check_keys(path, "", content, {"organs", "both_empty", "ignore"})
     organs = tuple(organ_of_entry(path, name, entry) for name, entry in entries.items())
+
     both_empty = content.get("both_empty")
     if both_empty not in (None, 0, 1):
         raise UserError(f'{path}: "both_empty" must be 1, 0 or null, got {json.dumps(both_empty)}')
-    return checked(
-        path,
-        OrganSet(
-            path.stem,
-            organs,
-            NO_VALUE if both_empty is None else float(both_empty),
-            content.get("ignore"),
-        ),
-    )
+
+    value = NO_VALUE if both_empty is None else float(both_empty)
+    organ_set = OrganSet(path.stem, organs, value, content.get("ignore"))
+    check_labels_differ(path, organ_set)
+    return organ_set
 
 
 def organ_of_entry(path: Path, name: str, entry: object) -> Organ:
-    """One organ of a JSON file. Raises UserError where something is missing, of the wrong kind, or unknown."""
+    """One organ of a JSON file.
+
+    Raises:
+        UserError: an entry is missing, unknown or of the wrong kind.
+    """
     if not isinstance(entry, dict):
         raise UserError(
-            f'{path}: {name} must be like {{"labels": 1, "tolerance_mm": 2}}, got {json.dumps(entry)}'
+            f'{path}: {name} must be like {{"labels": 1, "tolerance_mm": 2}}, '
+            f"got {json.dumps(entry)}"
         )
     check_keys(path, f"{name}: ", entry, {"labels", "tolerance_mm", "reference_slices_only"})
-    tolerance, slices_only = entry.get("tolerance_mm"), entry.get("reference_slices_only", False)
-    if (
-        isinstance(tolerance, bool)
-        or not isinstance(tolerance, (int, float))
-        or not 0 <= tolerance < float("inf")
-    ):
+
+    tolerance = entry.get("tolerance_mm")
+    is_number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not is_number or not 0 <= tolerance < float("inf"):
         raise UserError(
-            f'{path}: {name}: "tolerance_mm" must be a number of mm, 0 or more, got {json.dumps(tolerance)}'
+            f'{path}: {name}: "tolerance_mm" must be a number of mm, 0 or more, '
+            f"got {json.dumps(tolerance)}"
         )
+
+    slices_only = entry.get("reference_slices_only", False)
     if not isinstance(slices_only, bool):
         raise UserError(
-            f'{path}: {name}: "reference_slices_only" must be true or false, got {json.dumps(slices_only)}'
+            f'{path}: {name}: "reference_slices_only" must be true or false, '
+            f"got {json.dumps(slices_only)}"
         )
     return Organ(name, label_tuple(path, name, entry.get("labels")), float(tolerance), slices_only)
 
 
 def organs_of_dataset(path: Path, tolerance: float, flare_tolerances: bool = False) -> OrganSet:
-    """The labels, regions and ignore label of a dataset.json, as nnU-Net reads it: what is in neither image is left out.
+    """The labels, regions and ignore label of a dataset.json, as nnU-Net reads them.
 
-    tolerance: mm, of every organ; with flare_tolerances, of those whose name FLARE22 has not.
+    An organ that is in neither image is left out.
+
+    Args:
+        path: the dataset.json.
+        tolerance: mm, of every organ; with flare_tolerances, of those that FLARE22 does not have.
+        flare_tolerances: take FLARE 2022's tolerance for organs of the same name.
+
+    Raises:
+        UserError: the file has no valid labels.
     """
     content = load_json(path)
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict) or not labels:
         raise UserError(
-            f'{path}: "labels" must be like {{"background": 0, "liver": 1}}, got {json.dumps(labels)}'
+            f'{path}: "labels" must be like {{"background": 0, "liver": 1}}, '
+            f"got {json.dumps(labels)}"
         )
-    known = (
-        {words_of(organ.name): organ.tolerance for organ in FLARE22.organs}
-        if flare_tolerances
-        else {}
-    )
+
+    tolerances = {}
+    if flare_tolerances:
+        tolerances = {words_of(organ.name): organ.tolerance for organ in FLARE22.organs}
     organs = tuple(
-        Organ(name, label_tuple(path, name, value), known.get(words_of(name), tolerance))
+        Organ(name, label_tuple(path, name, value), tolerances.get(words_of(name), tolerance))
         for name, value in labels.items()
         if name != "ignore" and value not in (0, [0])
     )
-    return checked(
-        path, OrganSet(path.parent.name or path.stem, organs, ignore=labels.get("ignore"))
-    )
+
+    organ_set = OrganSet(path.parent.name or path.stem, organs, ignore=labels.get("ignore"))
+    check_labels_differ(path, organ_set)
+    return organ_set
 
 
 def words_of(name: str) -> frozenset[str]:
-    """An organ's name in a form that is the same for kidney_right and Right Kidney, IVC and inferior vena cava."""
+    """The words of an organ's name, equal for spellings of the same organ.
+
+    kidney_right is Right Kidney, IVC is inferior vena cava.
+    """
     words = name.lower().replace("_", " ").replace("-", " ").replace("oesophagus", "esophagus")
-    words = {"ivc": "inferior vena cava", "postcava": "inferior vena cava"}.get(words, words)
-    return frozenset(words.split()) - {"gland"}
+    return frozenset(SYNONYMS.get(words, words).split()) - {"gland"}
 
 
 def label_tuple(path: Path, name: str, value: object) -> tuple[int, ...]:
-    """A label or a list of labels as a tuple. Raises UserError for anything else."""
+    """A label or a list of labels as a tuple.
+
+    Raises:
+        UserError: it is something else.
+    """
     labels = value if isinstance(value, list) else [value]
-    if not labels or any(
-        isinstance(label, bool) or not isinstance(label, int) or label < 0 for label in labels
-    ):
+    if not labels or not all(is_integer(label) and label >= 0 for label in labels):
         raise UserError(
-            f"{path}: the label of {name} must be a whole number, 0 or more, or a list of them, got {json.dumps(value)}"
+            f"{path}: the label of {name} must be a whole number, 0 or more, or a list of them, "
+            f"got {json.dumps(value)}"
         )
     return tuple(labels)
 
 
-def checked(path: Path, organ_set: OrganSet) -> OrganSet:
-    """organ_set, if its labels make sense together. Raises UserError otherwise."""
+def check_labels_differ(path: Path, organ_set: OrganSet) -> None:
+    """Check that organs, background and ignored voxels have different labels.
+
+    Raises:
+        UserError: they do not, or there is no organ.
+    """
     if not organ_set.organs:
         raise UserError(f"{path} names no label but the background")
+
     ignore = organ_set.ignore
-    if ignore is not None and (
-        isinstance(ignore, bool) or not isinstance(ignore, int) or ignore in organ_set.labels | {0}
-    ):
+    if ignore is not None and (not is_integer(ignore) or ignore in organ_set.labels | {0}):
         raise UserError(
             f'{path}: "ignore" must be a whole number that no organ has, got {json.dumps(ignore)}'
         )
     if 0 in organ_set.labels:
-        raise UserError(f"{path}: label 0 is the background and no part of an organ")
-    return organ_set
+        raise UserError(f"{path}: label 0 is the background and cannot be part of an organ")
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value from JSON is a whole number; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_keys(path: Path, where: str, content: dict, known: set[str]) -> None:
-    """Raise UserError where content has a key that is not known."""
-    if unknown := sorted(content.keys() - known):
+    """Raise UserError where content has an unknown entry."""
+    unknown = sorted(content.keys() - known)
+    if unknown:
         raise UserError(
-            f"{path}: {where}unknown entry {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+            f"{path}: {where}unknown entry {', '.join(unknown)}; "
+            f"possible are {', '.join(sorted(known))}"
         )
 
 
 def load_json(path: Path) -> object:
-    """What a JSON file holds. Raises UserError where it cannot be read."""
+    """The content of a JSON file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -12,13 +12,22 @@ from scipy.ndimage import find_objects
 from alice_nnunet.errors import UserError
 from alice_nnunet.evaluation.label_image import check_same_grid, read_labels
 from alice_nnunet.evaluation.organs import Organ, OrganSet
+from alice_nnunet.geometry import Spacing
 
 Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
 class Score:
-    """dsc, nsd: 0 to 1, or NaN where the case does not count. The voxels are those that were compared."""
+    """The scores of one organ of one case.
+
+    Attributes:
+        organ: its name.
+        dsc: Dice similarity coefficient, 0 to 1; NaN where the case does not count.
+        nsd: normalised surface Dice, 0 to 1; NaN where the case does not count.
+        reference_voxels: voxels of the reference that were compared.
+        predicted_voxels: voxels of the prediction that were compared.
+    """
 
     organ: str
     dsc: float
@@ -28,19 +37,21 @@ class Score:
 
 
 def score_case(predicted_file: Path, reference_file: Path, organ_set: OrganSet) -> list[Score]:
-    """Every organ of one case, in the order of organ_set.
+    """The scores of every organ of one case, in the order of organ_set.
 
-    Raises UserError for a file that is no label image, for two grids, and for labels that organ_set does not know.
+    Raises:
+        UserError: a file is not a label image, the grids differ, or organ_set does not have a label.
     """
     check_same_grid(predicted_file, reference_file)
-    predicted, reference = read_labels(predicted_file), read_labels(reference_file)
+    predicted = read_labels(predicted_file)
+    reference = read_labels(reference_file)
+
+    in_reference = organ_set.labels
+    if organ_set.ignore is not None:
+        in_reference = in_reference | {organ_set.ignore}
     check_labels(predicted_file, predicted.labels, organ_set.labels, organ_set.name)
-    check_labels(
-        reference_file,
-        reference.labels,
-        organ_set.labels | ({organ_set.ignore} - {None}),
-        organ_set.name,
-    )
+    check_labels(reference_file, reference.labels, in_reference, organ_set.name)
+
     return score_organs(
         predicted.labels, reference.labels, reference.spacing, reference.grid.axial_axis, organ_set
     )
@@ -49,42 +60,54 @@ def score_case(predicted_file: Path, reference_file: Path, organ_set: OrganSet) 
 def score_organs(
     predicted: np.ndarray,
     reference: np.ndarray,
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     axial_axis: int,
     organ_set: OrganSet,
 ) -> list[Score]:
-    """predicted, reference: labels (Z, Y, X). spacing: mm, (z, y, x). axial_axis: the array's axis from feet to head.
+    """The scores of every organ, in the order of organ_set.
 
-    Voxels with the ignore label in the reference are empty in both, as nnU-Net counts them; the surfaces are cut there.
+    Voxels that the reference ignores count as background in both, as in nnU-Net; organs end there.
+
+    Args:
+        predicted: labels (Z, Y, X).
+        reference: labels (Z, Y, X).
+        spacing: mm, (z, y, x).
+        axial_axis: the axis of the arrays from feet to head.
+        organ_set: what to score.
     """
     if organ_set.ignore is not None:
         predicted = np.where(reference == organ_set.ignore, 0, predicted)
+
     boxes = [find_objects(labels) for labels in (predicted, reference)]
     scores = []
     for organ in organ_set.organs:
-        box = common_box(
-            [
-                b[label - 1]
-                for b in boxes
-                for label in organ.labels
-                if label <= len(b) and b[label - 1]
-            ]
-        )
-        in_predicted, in_reference = (
-            np.isin(labels[box], organ.labels) for labels in (predicted, reference)
-        )
+        # Only the box around the organ in both images is compared: much faster, the same result.
+        box = common_box(boxes_of(organ, boxes[0]) + boxes_of(organ, boxes[1]))
+        organ_predicted = np.isin(predicted[box], organ.labels)
+        organ_reference = np.isin(reference[box], organ.labels)
         scores.append(
             score_organ(
-                in_predicted, in_reference, spacing, axial_axis, organ, organ_set.both_empty
+                organ_predicted, organ_reference, spacing, axial_axis, organ, organ_set.both_empty
             )
         )
     return scores
 
 
+def boxes_of(organ: Organ, boxes: list[Box | None]) -> list[Box]:
+    """The boxes of the labels of an organ that are in an image.
+
+    Args:
+        organ: the organ.
+        boxes: of label 1, 2, ... of the image, None for a label that it does not have.
+    """
+    found = [boxes[label - 1] for label in organ.labels if label <= len(boxes)]
+    return [box for box in found if box]
+
+
 def common_box(boxes: list[Box]) -> Box:
-    """The smallest box around all of them; an empty one where there are none."""
+    """The smallest box around all boxes; an empty box if there are none."""
     if not boxes:
-        return (slice(0, 0),) * 3
+        return (slice(0, 0), slice(0, 0), slice(0, 0))
     return tuple(
         slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes)
     )
@@ -93,26 +116,26 @@ def common_box(boxes: list[Box]) -> Box:
 def score_organ(
     predicted: np.ndarray,
     reference: np.ndarray,
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     axial_axis: int,
     organ: Organ,
     both_empty: float,
 ) -> Score:
-    """One organ. predicted, reference: bool (Z, Y, X)."""
-    if (
-        organ.reference_slices_only and reference.any()
-    ):  # where the reference has none of it, every slice counts
-        others = tuple(axis for axis in range(3) if axis != axial_axis)
-        predicted = predicted & reference.any(axis=others, keepdims=True)
-    counts = int(reference.sum()), int(predicted.sum())
-    if not any(counts):
-        return Score(organ.name, both_empty, both_empty, *counts)
-    return Score(
-        organ.name,
-        dice(predicted, reference),
-        surface_dice(predicted, reference, spacing, organ.tolerance),
-        *counts,
-    )
+    """The scores of one organ. predicted, reference: bool (Z, Y, X)."""
+    # An organ that the reference does not have is compared on every slice.
+    if organ.reference_slices_only and reference.any():
+        in_plane = tuple(axis for axis in range(3) if axis != axial_axis)
+        predicted = predicted & reference.any(axis=in_plane, keepdims=True)
+
+    reference_voxels = int(reference.sum())
+    predicted_voxels = int(predicted.sum())
+    if reference_voxels or predicted_voxels:
+        dsc = dice(predicted, reference)
+        nsd = surface_dice(predicted, reference, spacing, organ.tolerance)
+    else:
+        dsc = both_empty
+        nsd = both_empty
+    return Score(organ.name, dsc, nsd, reference_voxels, predicted_voxels)
 
 
 def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
@@ -121,36 +144,43 @@ def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
 
 
 def surface_dice(
-    predicted: np.ndarray,
-    reference: np.ndarray,
-    spacing: tuple[float, float, float],
-    tolerance: float,
+    predicted: np.ndarray, reference: np.ndarray, spacing: Spacing, tolerance: float
 ) -> float:
-    """NSD: the share of both surfaces' area that lies within tolerance (mm) of the other surface (Nikolov et al., 2018,
-    arXiv 1809.04430). predicted, reference: bool (Z, Y, X), not both empty; what is outside the arrays counts as empty.
+    """NSD: the share of both surfaces that lies within a tolerance of the other one.
 
-    MONAI's computation with subvoxels is DeepMind's, which FLARE 2022 uses: surface elements between the voxels, weighed by
-    their area in mm^2. DeepMind's own package on PyPI (surface-distance 0.1) uses names that numpy 2 has not. A surface
-    exactly at the tolerance counts: MONAI's distances are float32, so that 5 x 0.8 mm of a header's float32 is 4 mm.
+    Nikolov et al., 2018 (arXiv 1809.04430). MONAI's computation with subvoxels is DeepMind's, which
+    FLARE 2022 uses: surface elements between the voxels, weighted by their area in mm^2. DeepMind's
+    own package on PyPI (surface-distance 0.1) uses names that numpy 2 does not have. A surface
+    exactly at the tolerance counts: MONAI's distances are float32, so 5 x 0.8 mm from a float32
+    header are 4 mm.
+
+    Args:
+        predicted: bool (Z, Y, X). What is outside the arrays counts as empty.
+        reference: bool (Z, Y, X). One of the two may be empty, not both.
+        spacing: mm, (z, y, x).
+        tolerance: mm.
     """
     if not (predicted.any() and reference.any()):
         return 0.0
-    pair = (
-        torch.from_numpy(np.ascontiguousarray(a))[None, None] for a in (predicted, reference)
-    )  # (1, 1, Z, Y, X)
+
+    images = [
+        torch.from_numpy(np.ascontiguousarray(image))[None, None]  # (1, 1, Z, Y, X)
+        for image in (predicted, reference)
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an argument of its own
         return compute_surface_dice(
-            *pair, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True
+            *images, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True
         ).item()
 
 
 def check_labels(path: Path, labels: np.ndarray, known: set[int], organ_set: str) -> None:
     """Raise UserError where labels has a value that is neither the background nor known."""
-    if unknown := [
-        label for label, box in enumerate(find_objects(labels), 1) if box and label not in known
-    ]:
+    found = [label for label, box in enumerate(find_objects(labels), 1) if box]
+    unknown = [str(label) for label in found if label not in known]
+    if unknown:
         raise UserError(
-            f"{path} has the label(s) {', '.join(map(str, unknown))}, which the organ set {organ_set} does not know: "
-            "choose another with -organs or -dataset_json, or name them in a file"
+            f"{path} has the label(s) {', '.join(unknown)}, which the organ set {organ_set} does "
+            "not have. Choose another set with -organs or -dataset_json, or name the labels in a "
+            "file"
         )

@@ -1,4 +1,4 @@
-"""Mean and spread over cases, per organ and over organs, and the paired comparison of two sets of predictions."""
+"""Mean and spread over cases, per organ and over organs; paired comparison of two predictions."""
 
 import csv
 import warnings
@@ -14,12 +14,14 @@ from alice_nnunet.files import replacing
 
 METRICS = ("dsc", "nsd")
 MEAN = "mean over organs"
-Scores = dict[str, list[Score]]  # of each case, in the order of the organ set
+COLUMNS = ("predictions", "case", "organ", "dsc", "nsd", "reference_voxels", "predicted_voxels")
+
+Scores = dict[str, list[Score]]  # case -> its scores in the order of the organ set
 
 
 @dataclass(frozen=True)
 class Spread:
-    """mean and std (sample standard deviation, n - 1) over n values; None where there are too few."""
+    """Mean and sample standard deviation (n - 1) over n values; None where there are too few."""
 
     mean: float | None
     std: float | None
@@ -28,7 +30,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the same cases in two sets: mean of first less second over n cases, and p of the two-sided Wilcoxon signed-rank test."""
+    """First less second of the same n cases.
+
+    Attributes:
+        mean: of the differences, None without a case.
+        p: of the two-sided Wilcoxon signed-rank test, None without a case.
+        n: cases that count in both.
+    """
 
     mean: float | None
     p: float | None
@@ -36,43 +44,49 @@ class Difference:
 
 
 def values_of(scores: Scores, metric: str) -> dict[str, np.ndarray]:
-    """Organ -> one value per case, NaN where it does not count; then MEAN -> each case's mean over the organs that count."""
+    """The values of a metric, (cases,) of every organ; NaN where a case does not count.
+
+    The last entry, MEAN, is each case's mean over the organs that count.
+    """
     cases = list(scores.values())
-    values = {
-        score.organ: np.array([getattr(case[i], metric) for case in cases])
-        for i, score in enumerate(cases[0])
-    }
-    return {**values, MEAN: mean_over_organs(np.stack(list(values.values())))}
+    values = {}
+    for i, score in enumerate(cases[0]):
+        values[score.organ] = np.array([getattr(case[i], metric) for case in cases])
+
+    values[MEAN] = mean_over_organs(np.stack(list(values.values())))
+    return values
 
 
 def mean_over_organs(values: np.ndarray) -> np.ndarray:
     """(organs, cases) -> (cases,); NaN for a case without any value."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, where all are NaN
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's where all values are NaN
         return np.nanmean(values, axis=0)
 
 
 def spread(values: np.ndarray) -> Spread:
-    """NaNs do not count."""
+    """Mean and standard deviation of the values that are not NaN."""
     known = values[~np.isnan(values)]
-    return Spread(
-        float(known.mean()) if len(known) else None,
-        float(known.std(ddof=1)) if len(known) > 1 else None,
-        len(known),
-    )
+    mean = float(known.mean()) if len(known) else None
+    std = float(known.std(ddof=1)) if len(known) > 1 else None
+    return Spread(mean, std, len(known))
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
-    """Two arrays of the same cases; a case that does not count in one of them is left out. p is 1 where all are equal."""
-    pairs = (first - second)[~np.isnan(first - second)]
-    if not len(pairs):
+    """Paired comparison of two arrays of the same cases.
+
+    A case that is NaN in one of them is left out. p is 1 where all values are equal.
+    """
+    differences = first - second
+    differences = differences[~np.isnan(differences)]
+    if not len(differences):
         return Difference(None, None, 0)
-    p = float(wilcoxon(pairs).pvalue) if pairs.any() else 1.0
-    return Difference(float(pairs.mean()), p, len(pairs))
+    p = float(wilcoxon(differences).pvalue) if differences.any() else 1.0
+    return Difference(float(differences.mean()), p, len(differences))
 
 
 def summarise(scores: Scores) -> dict[str, dict[str, Spread]]:
-    """Organ, then MEAN -> metric -> Spread."""
+    """Organ, last MEAN -> metric -> Spread."""
     values = {metric: values_of(scores, metric) for metric in METRICS}
     return {
         organ: {metric: spread(values[metric][organ]) for metric in METRICS}
@@ -81,26 +95,37 @@ def summarise(scores: Scores) -> dict[str, dict[str, Spread]]:
 
 
 def compare(first: Scores, second: Scores) -> dict[str, dict[str, Difference]]:
-    """Organ, then MEAN -> metric -> Difference, over the cases that both have."""
+    """Organ, last MEAN -> metric -> Difference, over the cases that both have."""
     cases = [case for case in first if case in second]
-    a, b = ({case: scores[case] for case in cases} for scores in (first, second))
-    values = {metric: (values_of(a, metric), values_of(b, metric)) for metric in METRICS}
-    return {
-        organ: {metric: difference(x[organ], y[organ]) for metric, (x, y) in values.items()}
-        for organ in values["dsc"][0]
-    }
+    ours = {case: first[case] for case in cases}
+    theirs = {case: second[case] for case in cases}
+
+    comparison = {}
+    for metric in METRICS:
+        our_values = values_of(ours, metric)
+        their_values = values_of(theirs, metric)
+        for organ, values in our_values.items():
+            row = comparison.setdefault(organ, {})
+            row[metric] = difference(values, their_values[organ])
+    return comparison
 
 
 def as_dict(organ_set: OrganSet, scores: dict[str, Scores], left_out: tuple[str, ...]) -> dict:
-    """Everything in one JSON object. scores: of each folder of predictions; with two of them, their comparison too."""
-    organs = {
-        organ.name: {
+    """All results as one JSON object.
+
+    Args:
+        organ_set: what was scored.
+        scores: folder of predictions -> its scores; two folders are compared.
+        left_out: cases that were not evaluated.
+    """
+    organs = {}
+    for organ in organ_set.organs:
+        organs[organ.name] = {
             "labels": list(organ.labels),
             "tolerance_mm": organ.tolerance,
             "reference_slices_only": organ.reference_slices_only,
         }
-        for organ in organ_set.organs
-    }
+
     content = {
         "organ_set": organ_set.name,
         "both_empty": None if np.isnan(organ_set.both_empty) else organ_set.both_empty,
@@ -116,19 +141,21 @@ def as_dict(organ_set: OrganSet, scores: dict[str, Scores], left_out: tuple[str,
 
 
 def folder_dict(scores: Scores) -> dict:
-    """The summary of one folder of predictions."""
-    summary = summarise(scores)
-    mean = summary.pop(MEAN)
-    of_organs = {
-        metric: [row[metric].mean for row in summary.values() if row[metric].n]
-        for metric in METRICS
-    }
+    """The summary of one folder of predictions as JSON."""
+    organs = summarise(scores)
+    mean_of_cases = organs.pop(MEAN)
+
+    mean_of_organs = {}
+    for metric in METRICS:
+        means = [row[metric].mean for row in organs.values() if row[metric].n]
+        mean_of_organs[metric] = float(np.mean(means)) if means else None
+
     return {
-        "organs": plain(summary),
-        "mean_over_organs_of_each_case": {metric: asdict(mean[metric]) for metric in METRICS},
-        "foreground_mean_as_nnunet": {
-            metric: float(np.mean(means)) if means else None for metric, means in of_organs.items()
+        "organs": plain(organs),
+        "mean_over_organs_of_each_case": {
+            metric: asdict(mean_of_cases[metric]) for metric in METRICS
         },
+        "foreground_mean_as_nnunet": mean_of_organs,
     }
 
 
@@ -141,25 +168,19 @@ def plain(rows: dict) -> dict:
 
 
 def write_csv(path: Path, scores: dict[str, Scores]) -> None:
-    """One line per folder of predictions, case and organ; an empty cell is a value that does not count."""
-    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+    """One line per folder of predictions, case and organ.
+
+    A value that does not count is an empty cell.
+    """
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["predictions", "case", "organ", "dsc", "nsd", "reference_voxels", "predicted_voxels"]
-        )
+        writer.writerow(COLUMNS)
         for folder, of_folder in scores.items():
             for case, rows in of_folder.items():
                 for row in rows:
-                    metrics = [
-                        "" if np.isnan(value) else f"{value:.6f}" for value in (row.dsc, row.nsd)
-                    ]
-                    writer.writerow(
-                        [
-                            folder,
-                            case,
-                            row.organ,
-                            *metrics,
-                            row.reference_voxels,
-                            row.predicted_voxels,
-                        ]
-                    )
+                    values = [cell(row.dsc), cell(row.nsd), row.reference_voxels]
+                    writer.writerow([folder, case, row.organ, *values, row.predicted_voxels])
+
+
+def cell(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6f}"

@@ -150,7 +150,9 @@ def test_what_cannot_be_evaluated_is_refused(folders, capsys, tmp_path):
     assert "has its own" in failed(
         predicted, gt, "-organs", "btcv", "-tolerance", "1", capsys=capsys
     )
-    assert f"{tmp_path / 'nowhere'} is no folder" in failed(gt, tmp_path / "nowhere", capsys=capsys)
+    assert f"{tmp_path / 'nowhere'} is not a readable folder" in failed(
+        gt, tmp_path / "nowhere", capsys=capsys
+    )
     assert "no prediction for any" in failed(predicted, gt, "-organs", "flare22", capsys=capsys)
     first, second, *others = LABELS
     (predicted / first.name).write_bytes(first.read_bytes())

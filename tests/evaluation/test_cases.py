@@ -51,9 +51,9 @@ def test_nothing_in_common(folders):
         match=r"no prediction for any of the 1 references .* like a.nii.gz; it has a.nrrd, a_0000.nii.gz",
     ):
         pair_cases(predicted, reference, ".nii.gz", chill=True)
-    with pytest.raises(UserError, match="has no reference: no file ends in .mha"):
+    with pytest.raises(UserError, match=r"has no references: no file ends in \.mha"):
         pair_cases(predicted, reference, ".mha")
-    with pytest.raises(UserError, match="nowhere is no folder"):
+    with pytest.raises(UserError, match="nowhere is not a readable folder"):
         pair_cases(predicted / "nowhere", reference, ".nii.gz")
 
 
@@ -61,7 +61,7 @@ def test_the_ending(folders):
     predicted, reference = folders("", "a.nii.gz notes.txt")
     assert find_ending(reference, None) == ".nii.gz"
     (reference / "b.nrrd").touch()
-    with pytest.raises(UserError, match="files that end in .nii.gz and in .nrrd"):
+    with pytest.raises(UserError, match=r"files that end in \.nii\.gz and in \.nrrd"):
         find_ending(reference, None)
     with pytest.raises(UserError, match="no file that ends in"):
         find_ending(predicted, None)

@@ -93,7 +93,7 @@ def test_whole_numbers_in_any_file_and_type(tmp_path, ending, kind):
 def test_what_is_no_label_is_refused(tmp_path, value):
     voxels = np.zeros((3, 4, 5), np.float32)
     voxels[1, 2, 3] = value
-    with pytest.raises(UserError, match=r"a.nii.gz is no label image: 1 of 60 voxels"):
+    with pytest.raises(UserError, match=r"a\.nii\.gz is not a label image: 1 of 60 voxels"):
         read_labels(written(tmp_path / "a.nii.gz", image(voxels)))
 
 
@@ -112,7 +112,7 @@ def test_unreadable_flat_and_coloured_files_are_refused(tmp_path):
         sitk.GetImageFromArray(np.ones((3, 4, 5, 3), np.uint8), isVector=True),
     )
     for name in ("flat.nii.gz", "rgb.nii.gz"):
-        with pytest.raises(UserError, match=f"{name} cannot be read: no 3D label image"):
+        with pytest.raises(UserError, match=f"{name} cannot be read: not a 3D label image"):
             read_labels(tmp_path / name)
 
 

@@ -193,6 +193,6 @@ def test_unknown_labels_are_refused(tmp_path):
     assert score_case(known, unknown, organs)[0].dsc == pytest.approx(2 / 3)
     with pytest.raises(
         UserError,
-        match=r"unknown.nii.gz has the label\(s\) 7, which the organ set own does not know",
+        match=r"unknown.nii.gz has the label\(s\) 7, which the organ set own does not have",
     ):
         score_case(unknown, known, organs)  # no prediction says ignore
