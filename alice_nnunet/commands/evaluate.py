@@ -20,6 +20,7 @@ def parser() -> CommandParser:
         description="Compute DSC and NSD (normalised surface Dice) per organ and over organs, with "
         "their spread over cases. Prints tables and writes CSV, JSON and a box plot.",
     )
+
     p.add_argument(
         "predicted", type=Path, metavar="PRED", help="folder of predictions, CASE.nii.gz"
     )
@@ -29,6 +30,7 @@ def parser() -> CommandParser:
         metavar="GT",
         help="folder of references with the same names, such as labelsTr",
     )
+
     p.add_argument(
         "-organs",
         metavar="SET",
@@ -53,6 +55,7 @@ def parser() -> CommandParser:
         action="store_true",
         help="use FLARE 2022's tolerance for labels of dataset.json named as its organs",
     )
+
     p.add_argument(
         "-against",
         type=Path,

@@ -155,11 +155,13 @@ class StoredImage:
             and out.dtype == self.dtype
             and out.flags.c_contiguous
         )
+
         if not fits:
             raise ValueError(
                 f"{bounds} of {self.dtype} do not go into a {out.dtype} array of shape "
                 f"{out.shape} and strides {out.strides}"
             )
+
         with reading(self.path):
             self.check(bounds)
             self.array.get_slice_numpy(out, tuple(zip(*bounds)))
@@ -202,6 +204,7 @@ def checked_chunks(path: Path, version: tuple) -> set[int]:
 def reading(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong while path is read into a UserError with the file and the remedy."""
     dataset = path.parent.parent.name
+
     try:
         yield
     except UserError:

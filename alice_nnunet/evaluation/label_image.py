@@ -154,6 +154,7 @@ def whole_numbers(path: Path, voxels: np.ndarray) -> np.ndarray:
     """
     valid = (voxels >= 0) & (voxels <= np.iinfo(np.uint16).max)  # False for NaN
     valid[valid] = voxels[valid] == np.floor(voxels[valid])
+
     if not valid.all():
         wrong = voxels[~valid]
         raise UserError(

@@ -40,7 +40,7 @@ def score_case(predicted_file: Path, reference_file: Path, organ_set: OrganSet) 
     """The scores of every organ of one case, in the order of organ_set.
 
     Raises:
-        UserError: a file is not a label image, the grids differ, or organ_set does not have a label.
+        UserError: a file is not a label image, the grids differ, or a label is unknown.
     """
     check_same_grid(predicted_file, reference_file)
     predicted = read_labels(predicted_file)

@@ -10,8 +10,8 @@ import pytest
 from scipy.ndimage import binary_erosion
 
 import alice_nnunet
-from alice_nnunet.evaluation.organs import FLARE22
 from alice_nnunet.commands.evaluate import main
+from alice_nnunet.evaluation.organs import FLARE22
 
 LABELS = sorted((Path(alice_nnunet.__file__).parent / "demo" / "volumes").glob("*_labels.nii.gz"))
 
@@ -24,7 +24,7 @@ def eroded(labels: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """gt, shifted and eroded: real labels, the same one voxel further down, and the same with a layer of voxels taken off."""
+    """Folders of label images: gt, gt shifted down by one voxel, and gt eroded by one voxel."""
     folder = tmp_path_factory.mktemp("evaluate")
     for name, change in (
         ("gt", lambda v: v),
@@ -50,7 +50,7 @@ def failed(*words, capsys) -> str:
 
 
 def rows(path: Path) -> dict:
-    with open(path, newline="") as file:
+    with path.open(newline="") as file:
         return {
             (row["predictions"], row["case"], row["organ"]): row for row in csv.DictReader(file)
         }
@@ -178,6 +178,10 @@ def test_what_cannot_be_evaluated_is_refused(folders, capsys, tmp_path):
     assert not [path for path in predicted.iterdir() if "alice" in path.name]
     assert "is PRED itself" in failed(
         predicted, gt, "-organs", "flare22", "-against", predicted, capsys=capsys
+    )
+    assert "-tolerance must be" in failed(predicted, gt, "-tolerance", "-1", capsys=capsys)
+    assert "-organs: flare21 is neither" in failed(
+        predicted, gt, "-organs", "flare21", capsys=capsys
     )
     assert "there is no file" in failed(
         predicted, gt, "-dataset_json", tmp_path / "no.json", capsys=capsys

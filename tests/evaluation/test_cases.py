@@ -37,7 +37,7 @@ def test_missing_and_extra_cases(folders):
     with pytest.raises(
         UserError,
         match=r"2 of 3 references have no prediction in .*predicted: b, c; "
-        r"1 predictions have no reference in .*: x\. --chill",
+        r"1 predictions have no reference in .*: x\. .* add --chill",
     ):
         pair_cases(predicted, reference, ".nii.gz")
     cases = pair_cases(predicted, reference, ".nii.gz", chill=True)
@@ -48,7 +48,8 @@ def test_nothing_in_common(folders):
     predicted, reference = folders("a_0000.nii.gz a.nrrd", "a.nii.gz")
     with pytest.raises(
         UserError,
-        match=r"no prediction for any of the 1 references .* like a.nii.gz; it has a.nrrd, a_0000.nii.gz",
+        match=r"no prediction for any of the 1 references .* like a\.nii\.gz; "
+        r"it has a\.nrrd, a_0000\.nii\.gz",
     ):
         pair_cases(predicted, reference, ".nii.gz", chill=True)
     with pytest.raises(UserError, match=r"has no references: no file ends in \.mha"):

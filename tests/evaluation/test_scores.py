@@ -1,4 +1,4 @@
-"""NSD against marching cubes of scikit-image and distances between all pairs; DSC against nnU-Net's own evaluation."""
+"""NSD against scikit-image's marching cubes and all distances; DSC against nnU-Net's evaluation."""
 
 import math
 
@@ -19,7 +19,7 @@ SPACING = (5.0, 1.5, 0.8)  # mm, (z, y, x)
 
 
 def surface(inside: np.ndarray, spacing) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (mm) and areas (mm^2) of the surface in every cell between eight voxels that it passes through."""
+    """Centres (mm) and areas (mm^2) of the surface in every cell between eight voxels."""
     vertices, faces, _, _ = marching_cubes(
         np.pad(inside, 1).astype(np.float32), 0.5, spacing=spacing
     )
@@ -80,14 +80,14 @@ def test_nsd_with_anisotropic_spacing(pair, tolerance):
 
 
 def test_nsd_of_ragged_shapes():
-    """Where voxels meet in an edge or a corner only, the two draw the surface differently: areas agree less closely."""
+    """Where voxels meet only in an edge or a corner, areas agree less: surfaces differ."""
     rng = np.random.default_rng(0)
     a, b = (gaussian_filter(rng.normal(size=(14, 20, 22)), 1.5) > 0.05 for _ in range(2))
     assert surface_dice(a, b, SPACING, 1.5) == pytest.approx(oracle(a, b, SPACING, 1.5), abs=3e-3)
 
 
 def labelled(**organs) -> np.ndarray:
-    """(12, 10, 10): for each label (as _5=...) the axial slices on which it fills its own square."""
+    """(12, 10, 10): label 5 (as _5=...) fills its own square on these axial slices."""
     labels = np.zeros((12, 10, 10), np.uint8)
     for name, slices in organs.items():
         label = int(name[1:])

@@ -32,7 +32,7 @@ def scored(liver: list[float], spleen: list[float]) -> dict[str, list[Score]]:
 
 
 def exact_p(differences: list[float]) -> float:
-    """Two-sided p of the signed-rank test by going through all signs; differences without ties or zeros."""
+    """Two-sided p of the signed-rank test by all signs; differences without ties or zeros."""
     ranks = np.argsort(np.argsort(np.abs(differences))) + 1
     observed = sum(r for r, d in zip(ranks, differences) if d > 0)
     sums = [
@@ -66,7 +66,7 @@ def test_wilcoxon_against_all_signs():
     rng = np.random.default_rng(0)
     for cases in (3, 6, 9):
         differences = rng.normal(0.3, 1, cases).tolist()
-        found = difference(np.array(differences + [NAN, 1.0]), np.array([0.0] * cases + [1.0, NAN]))
+        found = difference(np.array([*differences, NAN, 1.0]), np.array([0.0] * cases + [1.0, NAN]))
         assert (
             found.n == cases
             and found.mean == pytest.approx(np.mean(differences))
