@@ -1,4 +1,8 @@
-"""What a matcher answers."""
+"""The answer of a matcher, and what a matcher is.
+
+A matcher takes a point (voxel of the query), the query and the key, and answers where the same
+place of the body is in the key.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,15 +13,15 @@ from alice_nnunet.geometry import Triple
 
 @dataclass(frozen=True)
 class Match:
-    """Where a point of one volume lies in another. score: 1 is certain, 0 is no match."""
+    """A point of one volume in another.
+
+    Attributes:
+        point: voxel (z, y, x) of the key.
+        score: 1 is certain, 0 is no match.
+    """
 
     point: Triple
     score: float
 
 
-Matcher = Callable[[Triple, Volume, Volume], Match]  # point (voxel of the query), query, key
-
-
-def match_same(point: Triple, query: Volume, key: Volume) -> Match:
-    """The point itself, for pairs of a volume with itself."""
-    return Match(point, 1.0)
+Matcher = Callable[[Triple, Volume, Volume], Match]

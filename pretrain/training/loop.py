@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from alice_nnunet.data.pairs import AlignedPairs, NoMatch
-from alice_nnunet.matcher.baselines import match_by_body
+from alice_nnunet.matcher.baselines import match_by_body, match_same
 from alice_nnunet.matcher.learned import EmbeddingMatcher
-from alice_nnunet.data.match import Matcher, match_same
+from alice_nnunet.data.match import Matcher
 from alice_nnunet.pictures import pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.training.config import PretrainConfig
 from alice_nnunet.pretrain.runtime.distributed import gather_lists, largest, own_share

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from alice_nnunet.data.body import Body, fill_plane, find_body, share_of_cells, spread
+from alice_nnunet.data.body import Body, cells_to_voxels, fill_plane, find_body, share_of_cells
 
 SPACING = (4.0, 4.0, 4.0)  # mm; a cell is 2 voxels
 
@@ -29,7 +29,7 @@ def chest() -> np.ndarray:
 def test_body_is_the_trunk_with_its_lungs_and_without_table_and_lump(chest):
     body = find_body(chest, SPACING)
     trunk = cylinder(chest.shape, (30, 40), (18, 28))
-    found = spread(body.cells, body.cell, body.size)
+    found = cells_to_voxels(body.cells, body.cell, body.size)
     assert (found & trunk).sum() / (found | trunk).sum() > 0.9
     assert body.contains((10, 30, 28)) and body.contains((10, 30, 52))
     assert not body.contains((1, 57, 3)) and not body.contains((10, 9, 10))
@@ -56,7 +56,7 @@ def test_random_points_lie_in_the_body_and_everywhere_in_it(chest):
     rng = np.random.default_rng(0)
     points = [body.random_point(rng) for _ in range(4000)]
     assert all(body.contains(point) for point in points)
-    centre = np.argwhere(spread(body.cells, body.cell, body.size)).mean(0)
+    centre = np.argwhere(cells_to_voxels(body.cells, body.cell, body.size)).mean(0)
     assert np.abs(np.mean(points, 0) - centre).max() < 1
     again = np.random.default_rng(0)
     assert [body.random_point(again) for _ in range(5)] == points[:5]
@@ -108,6 +108,6 @@ def test_nothing_solid_is_an_error():
 def test_real_ct_has_a_body_with_air_around_it(real_ct):
     hu = np.asarray(real_ct.dataobj).T
     body = find_body(hu > -120, tuple(map(float, real_ct.header.get_zooms()[::-1])))
-    found = spread(body.cells, body.cell, body.size)
+    found = cells_to_voxels(body.cells, body.cell, body.size)
     assert 0.3 < found.mean() < 0.95
     assert (hu[found] > -120).mean() > 0.6 and (hu[~found] > -120).mean() < 0.2

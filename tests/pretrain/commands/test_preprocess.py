@@ -139,7 +139,7 @@ def test_spoiled_inputs_are_listed_and_the_rest_go_on(
         "slice": "only one slice",
         "nan": "560 of 16800 voxels are not finite",
         "air": "only air",
-        "speck": "no body in it",
+        "speck": "no body found",
     }
     assert report["failed"].keys() == expected.keys()
     shown = capsys.readouterr().out
