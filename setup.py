@@ -34,6 +34,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
         # trainers/ and pretrain/ lie beside the package; installed, they are inside it.
         package_dir={"alice_nnunet.trainers": "trainers", "alice_nnunet.pretrain": "pretrain"},
         package_data={
+            "alice_nnunet": ["py.typed"],
             "alice_nnunet.demo": ["volumes/NOTICE", "volumes/*.nii.gz"],
             "alice_nnunet.submission": ["files/*"],
         },

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")
@@ -27,17 +28,6 @@ class RawDataset:
     def preprocessed(self) -> Path:
         """Where the plans, the report and the preprocessed cases of this dataset go."""
         return nnunet_folder("nnUNet_preprocessed") / self.name
-
-
-def nnunet_folder(variable: str) -> Path:
-    """The folder that one of nnU-Net's variables names. Raises UserError where it is not set."""
-    value = os.environ.get(variable)
-    if not value:
-        raise UserError(
-            f"the environment variable {variable} is not set: "
-            f"export {variable}=FOLDER (nnU-Net's documentation, setting_up_paths.md)"
-        )
-    return Path(value)
 
 
 def dataset_name(dataset: str | int) -> str:

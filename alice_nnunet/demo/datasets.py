@@ -1,4 +1,4 @@
-"""The CT volumes that ship with the package, laid out as the two nnU-Net raw datasets of the demo."""
+"""The CT volumes that ship with the package, written as two nnU-Net raw datasets."""
 
 import shutil
 from importlib.resources import files
@@ -9,66 +9,82 @@ import numpy as np
 
 from alice_nnunet.files import write_json_atomically
 
-UNLABELED, LABELED = "Dataset100_DemoUnlabeled", "Dataset101_DemoLabeled"
-TEST_PERSON = "ts_example"  # no step but the prediction sees this person
+UNLABELED = "Dataset100_DemoUnlabeled"
+LABELED = "Dataset101_DemoLabeled"
+
+TEST_PERSON = "ts_example"  # seen by no step but the prediction
 TRAINING_PEOPLE = ("lidc0001", "ts_dicomslab")
+
+# Name -> label values in the files, which use the numbers of FLARE 2022.
 LABELS = {
     "liver": (1,),
     "spleen": (3,),
     "kidneys": (2, 13),
     "aorta": (5,),
-}  # from FLARE 2022's numbers
+}
 
 
 def volumes() -> dict[str, Path]:
-    """Case name -> file of every volume in the package."""
+    """Case name -> file of every CT volume in the package."""
     folder = Path(str(files("alice_nnunet.demo") / "volumes"))
     return {
-        p.name.removesuffix(".nii.gz"): p
-        for p in sorted(folder.glob("*.nii.gz"))
-        if not p.name.endswith("_labels.nii.gz")
+        path.name.removesuffix(".nii.gz"): path
+        for path in sorted(folder.glob("*.nii.gz"))
+        if not path.name.endswith("_labels.nii.gz")
     }
 
 
 def write_datasets(raw: Path) -> None:
-    """Make both raw datasets in raw: everyone but the test person without labels, three people with labels."""
+    """Write both raw datasets to raw: all but the test person unlabeled, three people labeled."""
     dataset_json = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+
     images = raw / UNLABELED / "imagesTr"
     images.mkdir(parents=True)
     for case, path in volumes().items():
         if case != TEST_PERSON:
             shutil.copyfile(path, images / f"{case}_0000.nii.gz")
     write_json_atomically(raw / UNLABELED / "dataset.json", dataset_json)
-    for split, people in (("Tr", TRAINING_PEOPLE), ("Ts", (TEST_PERSON,))):
-        for kind in ("images", "labels"):
-            (raw / LABELED / f"{kind}{split}").mkdir(parents=True)
-        for case in people:
-            shutil.copyfile(
-                volumes()[case], raw / LABELED / f"images{split}" / f"{case}_0000.nii.gz"
-            )
-            write_labels(case, raw / LABELED / f"labels{split}" / f"{case}.nii.gz")
+
+    write_labeled_cases(raw / LABELED, "Tr", TRAINING_PEOPLE)
+    write_labeled_cases(raw / LABELED, "Ts", (TEST_PERSON,))
+    numbers = {name: number for number, name in enumerate(LABELS, 1)}
     write_json_atomically(
         raw / LABELED / "dataset.json",
         {
             **dataset_json,
             "numTraining": len(TRAINING_PEOPLE),
-            "labels": {"background": 0, **{n: i + 1 for i, n in enumerate(LABELS)}},
+            "labels": {"background": 0, **numbers},
         },
     )
 
 
+def write_labeled_cases(dataset: Path, split: str, people: tuple[str, ...]) -> None:
+    """Write images and labels of these people to the dataset's folders. split: Tr or Ts."""
+    images = dataset / f"images{split}"
+    labels = dataset / f"labels{split}"
+    images.mkdir(parents=True)
+    labels.mkdir()
+
+    for case in people:
+        shutil.copyfile(volumes()[case], images / f"{case}_0000.nii.gz")
+        write_labels(case, labels / f"{case}.nii.gz")
+
+
 def write_labels(case: str, target: Path) -> None:
-    """The labels of a case with the demo's few numbers."""
+    """Write the labels of a case with the numbers of the demo: 1 for the first of LABELS, ..."""
     source = nibabel.load(volumes()[case].with_name(f"{case}_labels.nii.gz"))
-    flare, merged = np.asarray(source.dataobj), np.zeros(source.shape, np.uint8)
-    for number, wanted in enumerate(LABELS.values(), 1):
-        merged[np.isin(flare, wanted)] = number
+    flare = np.asarray(source.dataobj)
+
+    merged = np.zeros(source.shape, np.uint8)
+    for number, values in enumerate(LABELS.values(), 1):
+        merged[np.isin(flare, values)] = number
+
     nibabel.save(nibabel.Nifti1Image(merged, source.affine), target)
 
 
 def canonical(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """A NIfTI in canonical RAS: (Z, Y, X) array and spacing (z, y, x) in mm."""
+    """Read a NIfTI in RAS orientation. Returns the array (Z, Y, X) and spacing (z, y, x) in mm."""
     image = nibabel.as_closest_canonical(nibabel.load(path))
-    return np.asarray(image.dataobj).transpose(2, 1, 0), tuple(
-        float(s) for s in image.header.get_zooms()[::-1]
-    )
+    array = np.asarray(image.dataobj).transpose(2, 1, 0)
+    z, y, x = (float(edge) for edge in image.header.get_zooms()[::-1])
+    return array, (z, y, x)

@@ -26,10 +26,13 @@ def test_the_trainers_folder_is_appended_once(before, after, monkeypatch, capsys
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     if before is not None:
         monkeypatch.setenv("nnUNet_extTrainer", before)
+
     assert evaluated(capsys) == after
 
 
 def test_wrong_use_is_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--nonsense"])
-    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,8 +1,7 @@
-"""Segment the cases of a folder with the nnU-Net model beside this file. predict.sh calls it with the environment it needs."""
+"""Segment the cases of a folder with the nnU-Net model beside this file. Called by predict.sh."""
 
 import argparse
 import json
-import os
 import re
 import sys
 import tempfile
@@ -18,84 +17,95 @@ MIB = 2**20
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="predict.sh", description="Segment INPUTS/CASE_0000.nii.gz into OUTPUTS/CASE.nii.gz."
-    )
-    parser.add_argument(
-        "inputs",
-        nargs="?",
-        type=Path,
-        default=Path("/workspace/inputs"),
-        help="default: %(default)s",
-    )
-    parser.add_argument(
-        "outputs",
-        nargs="?",
-        type=Path,
-        default=Path("/workspace/outputs"),
-        help="default: %(default)s",
-    )
-    parser.add_argument("--load", action="store_true", help="load the model and end")
-    arguments = parser.parse_args()
-    channels = len(json.loads((HERE / "model" / "dataset.json").read_text())["channel_names"])
+    arguments = parse_arguments()
+
+    # The model takes seconds to load: look at the inputs first.
+    dataset_json = json.loads((HERE / "model" / "dataset.json").read_text())
+    channels = len(dataset_json["channel_names"])
     cases = {} if arguments.load else find_cases(arguments.inputs, channels)
+
     started = time.perf_counter()
     predictor = load_model()
     report = {
         "device": str(predictor.device),
         "torch": torch.__version__,
         "load_seconds": round(time.perf_counter() - started, 2),
-        "peak_rss_of": "case" if forget_peaks(predictor.device) else "the process so far",
+        "peak_rss_of": "case" if reset_peaks(predictor.device) else "the process so far",
         "cases": [],
     }
     print(
-        f"Model loaded in {report['load_seconds']} s, folds: {len(predictor.list_of_parameters)}, device {report['device']}",
+        f"Model loaded in {report['load_seconds']} s, "
+        f"folds: {len(predictor.list_of_parameters)}, device {report['device']}",
         flush=True,
     )
     if arguments.load:
         return 0
+
     arguments.outputs.mkdir(parents=True, exist_ok=True)
     for case, files in cases.items():
         report["cases"].append(predict(predictor, case, files, arguments.outputs))
         (arguments.outputs / "resources.json").write_text(json.dumps(report, indent=4) + "\n")
+
     failed = [row["case"] for row in report["cases"] if "error" in row]
-    print(
-        f"{len(cases) - len(failed)} of {len(cases)} cases are in {arguments.outputs}"
-        + (f"; failed: {', '.join(failed)}" if failed else "")
-    )
+    failures = f"; failed: {', '.join(failed)}" if failed else ""
+    print(f"{len(cases) - len(failed)} of {len(cases)} cases are in {arguments.outputs}{failures}")
     return 1 if failed else 0
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="predict.sh", description="Segment INPUTS/CASE_0000.nii.gz into OUTPUTS/CASE.nii.gz."
+    )
+    for name in ("inputs", "outputs"):
+        parser.add_argument(
+            name,
+            nargs="?",
+            type=Path,
+            default=Path("/workspace") / name,
+            help="default: %(default)s",
+        )
+    parser.add_argument("--load", action="store_true", help="load the model and exit")
+    return parser.parse_args()
+
+
 def find_cases(folder: Path, channels: int) -> dict[str, list[str]]:
-    """Case -> its files, one for each channel. Ends with a message where there are none or a channel is missing."""
+    """Case -> its files, one for each channel. Exits with a message if any is missing."""
     if not folder.is_dir():
         sys.exit(f"predict.sh: no folder {folder}")
+
     names = sorted(path.name for path in folder.glob("*.nii.gz"))
-    strange = [name for name in names if not re.fullmatch(r".+_\d{4}\.nii\.gz", name)]
+    cases = {}
+    strange = []
+    for name in names:
+        parts = re.fullmatch(r"(.+)_\d{4}\.nii\.gz", name)
+        if parts is None:
+            strange.append(name)
+        else:
+            case = parts[1]
+            cases[case] = [f"{case}_{channel:04d}.nii.gz" for channel in range(channels)]
+
     if strange or not names:
+        found = ", ".join(strange) or "no .nii.gz files"
+        sys.exit(f"predict.sh: {folder} must hold CASE_0000.nii.gz; it has {found}")
+
+    expected = {name for files in cases.values() for name in files}
+    wrong = sorted(expected ^ set(names))
+    if wrong:
         sys.exit(
-            f"predict.sh: {folder} must hold CASE_0000.nii.gz; it has {', '.join(strange) or 'no .nii.gz files'}"
+            f"predict.sh: the model takes {channels} channels, so in {folder} these files are "
+            f"missing or too many: {', '.join(wrong)}"
         )
-    cases = {
-        name[:-12]: [f"{name[:-12]}_{channel:04d}.nii.gz" for channel in range(channels)]
-        for name in names
-    }
-    wanted = {file for files in cases.values() for file in files}
-    if wrong := sorted(wanted ^ set(names)):
-        sys.exit(
-            f"predict.sh: the model takes {channels} channels, so in {folder} these are missing or too many: {', '.join(wrong)}"
-        )
-    return {case: [str(folder / file) for file in files] for case, files in cases.items()}
+
+    return {case: [str(folder / name) for name in files] for case, files in cases.items()}
 
 
 def load_model() -> nnUNetPredictor:
-    """nnU-Net's predictor with the folds and settings of settings.json, on a GPU where there is one."""
+    """nnU-Net's predictor with the settings of settings.json, on a GPU if there is one."""
     settings = json.loads((HERE / "settings.json").read_text())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = nnUNetPredictor(
         tile_step_size=settings["step_size"],
         use_mirroring=settings["mirroring"],
-        device=device,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         allow_tqdm=False,
     )
     predictor.initialize_from_trained_model_folder(
@@ -105,31 +115,38 @@ def load_model() -> nnUNetPredictor:
 
 
 def predict(predictor: nnUNetPredictor, case: str, files: list[str], outputs: Path) -> dict:
-    """Segment one case; the result appears whole in outputs. Returns its row of the report; a failure is in it as error."""
-    started, row = time.perf_counter(), {"case": case}
-    forget_peaks(predictor.device)
-    with tempfile.TemporaryDirectory(
-        dir=outputs, prefix="."
-    ) as folder:  # nnU-Net leaves copies of its settings there
+    """Segment one case; the result appears in outputs in one step.
+
+    Returns the case's row of the report: seconds, peaks of memory in MiB, and a failure as error.
+    """
+    row = {"case": case}
+    reset_peaks(predictor.device)
+    started = time.perf_counter()
+
+    # nnU-Net leaves copies of its settings beside the result.
+    with tempfile.TemporaryDirectory(dir=outputs, prefix=".") as folder:
         try:
             predictor.predict_from_files_sequential([files], [str(Path(folder) / case)])
-            os.replace(Path(folder) / f"{case}.nii.gz", outputs / f"{case}.nii.gz")
+            (Path(folder) / f"{case}.nii.gz").replace(outputs / f"{case}.nii.gz")
         except Exception as error:  # one bad scan must not cost the others
             traceback.print_exc()
             row["error"] = f"{type(error).__name__}: {error}"
-    row |= {"seconds": round(time.perf_counter() - started, 2), "peak_rss_mib": peak_rss()}
+
+    row["seconds"] = round(time.perf_counter() - started, 2)
+    row["peak_rss_mib"] = peak_rss()
     if predictor.device.type == "cuda":
-        row["peak_gpu_mib"] = round(
-            torch.cuda.max_memory_reserved() / MIB
-        )  # torch's; the CUDA context comes on top
+        # What torch reserved; the CUDA context comes on top.
+        row["peak_gpu_mib"] = round(torch.cuda.max_memory_reserved() / MIB)
+
     print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     return row
 
 
-def forget_peaks(device: torch.device) -> bool:
-    """Start measuring memory anew. Returns whether the kernel does so for the process's main memory (Linux)."""
+def reset_peaks(device: torch.device) -> bool:
+    """Restart the measurement of peak memory. Returns whether Linux does so for main memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -138,12 +155,13 @@ def forget_peaks(device: torch.device) -> bool:
 
 
 def peak_rss() -> int | None:
-    """Peak of the process's main memory in MiB since forget_peaks, None where the system does not tell."""
+    """Peak main memory of the process in MiB since reset_peaks, None if the system has no /proc."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    return round(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
+    kib = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    return round(kib / 1024)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,355 @@
+"""alice-submit: the folder segments as nnU-Net does from the training, and checks its outputs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from alice_nnunet.commands.plan import main as alice_plan
+from alice_nnunet.commands.submit import main
+from alice_nnunet.environment import own_trainers
+from alice_nnunet.names import CONFIGURATION, FINAL
+from alice_nnunet.trainers.alice_trainer import AliceTrainer
+from tests.helpers.finetuning import plan_by_hand, write_case, write_checkpoint, write_dataset
+
+NAME = "Dataset007_Body"
+
+
+def save_untrained(root: Path) -> Path:
+    """nnU-Net's results folder with checkpoints of folds 0, 1 and all, of untrained networks."""
+    preprocessed = root / "preprocessed" / NAME
+    plans = json.loads((preprocessed / "AlicePlans.json").read_text())
+    dataset = json.loads((preprocessed / "dataset.json").read_text())
+
+    for seed, fold in enumerate((0, 1, "all")):
+        torch.manual_seed(seed)
+        trainer = AliceTrainer(
+            plans | {"continue_training": False}, CONFIGURATION, fold, dataset, torch.device("cpu")
+        )
+        trainer.network = trainer.build_network_architecture(
+            trainer.plans_manager, trainer.configuration_manager, 1, 2
+        )
+        trainer.optimizer, _ = trainer.configure_optimizers()
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / FINAL))
+
+    model = root / "results" / NAME / f"AliceTrainer__AlicePlans__{CONFIGURATION}"
+    (model / "plans.json").write_text(json.dumps(plans))
+    (model / "dataset.json").write_text(json.dumps(dataset))
+    return model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, real_ct):
+    """A folder with model/ (results), inputs/ (two cases, one along other axes) and submission/.
+
+    The submission is of folds 0 and 1.
+    """
+    root = tmp_path_factory.mktemp("submit")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            (root / name).mkdir()
+            patch.setenv(f"nnUNet_{name}", str(root / name))
+        patch.setenv("nnUNet_compile", "f")
+        patch.setenv("nnUNet_def_n_proc", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+
+        plan_by_hand(write_dataset(root / "raw", real_ct), root / "preprocessed" / NAME)
+        weights = str(write_checkpoint(root / "c.pth"))
+        alice_plan(["-d", "7", "-weights", weights, "-epochs", "1", "-np", "1"])
+        save_untrained(root).rename(root / "model")
+
+        voxels = np.asarray(real_ct.dataobj)[5:33, 3:30, :16]
+        write_case(root / "inputs" / "a_0000.nii.gz", voxels, "LPS")
+        write_case(root / "inputs" / "b_0000.nii.gz", voxels, "SAL")
+
+        main([str(root / "model"), str(root / "submission")])
+        assert not list(root.rglob("*.partial"))
+        assert not list((root / "submission").rglob("__pycache__"))
+        yield root
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line that a refused call ends in."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+
+    text = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert text.startswith("alice-submit: ") and text.count("\n") == 1
+    return text
+
+
+def call(folder: Path, *words) -> subprocess.CompletedProcess:
+    """Run a script of the submission without nnU-Net's variables and this checkout."""
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("nnUNet", "alice", "PYTHON"))
+    }
+    return subprocess.run(
+        [str(word) for word in words],
+        env={**clean, "PYTHON": sys.executable},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def check(place: Path, outputs: Path) -> subprocess.CompletedProcess:
+    script = place / "submission" / "check_outputs.py"
+    return call(place, sys.executable, script, place / "inputs", outputs)
+
+
+@pytest.fixture(scope="module")
+def predicted(place) -> tuple[Path, str]:
+    """The outputs of predict.sh for a, b, and aa, which is no image, and what it printed.
+
+    Meanwhile the training that the submission came from is gone.
+    """
+    broken = place / "inputs" / "aa_0000.nii.gz"
+    broken.write_bytes(b"no NIfTI")
+    (place / "model").rename(place / "gone")
+
+    done = call(place, "sh", "submission/predict.sh", "inputs", "outputs")
+
+    (place / "gone").rename(place / "model")
+    broken.unlink()
+    assert done.returncode == 1, done.stderr
+    return place / "outputs", done.stdout
+
+
+def test_it_segments_as_nnunet_does_from_the_training(place, predicted, monkeypatch):
+    outputs, _ = predicted
+    assert {p.name for p in outputs.iterdir()} == {"a.nii.gz", "b.nii.gz", "resources.json"}
+
+    monkeypatch.setenv("nnUNet_extTrainer", own_trainers())
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(place / "model"), (0, 1))
+    (place / "reference").mkdir()
+    predictor.predict_from_files_sequential(
+        [[str(place / "inputs" / "b_0000.nii.gz")]], [str(place / "reference" / "b")]
+    )
+
+    ours = nibabel.load(outputs / "b.nii.gz")
+    theirs = nibabel.load(place / "reference" / "b.nii.gz")
+    assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+    assert np.array_equal(ours.affine, theirs.affine)
+    assert len(np.unique(np.asarray(ours.dataobj))) == 2
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_folder_is_whole_and_holds_no_more_than_prediction_needs(place):
+    folder = place / "submission"
+    assert names(folder) == {
+        "model",
+        "code",
+        "predict.sh",
+        "predict.py",
+        "check_outputs.py",
+        "Dockerfile",
+        "README.md",
+        "requirements.txt",
+        "settings.json",
+    }
+    assert names(folder / "model") == {"fold_0", "fold_1", "plans.json", "dataset.json"}
+
+    code = names(folder / "code" / "alice_nnunet")
+    assert {"trainers", "networks", "LICENSE"} <= code
+    assert not code & {"demo", "commands", "submission", "pretrain"}
+
+    for name in ("README.md", "Dockerfile"):
+        assert "@" not in (folder / name).read_text()  # of the placeholders
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert f"FROM python:{version}-slim" in (folder / "Dockerfile").read_text()
+
+
+def test_the_weights_are_those_of_the_training_without_the_optimizer(place):
+    written = place / "submission" / "model" / "fold_1" / FINAL
+    kept = torch.load(written, weights_only=True)  # no pickled classes
+    whole = torch.load(place / "model" / "fold_1" / FINAL, weights_only=False)
+
+    assert kept.keys() == {
+        "network_weights",
+        "trainer_name",
+        "init_args",
+        "inference_allowed_mirroring_axes",
+    }
+    for name, tensor in whole["network_weights"].items():
+        assert torch.equal(kept["network_weights"][name], tensor)
+
+
+def test_the_requirements_are_the_installed_versions(place):
+    lines = (place / "submission" / "requirements.txt").read_text().splitlines()
+
+    packages = {line.split("==")[0] for line in lines}
+    assert packages >= {"nnunetv2", "torch", "monai", "nibabel"}
+    assert f"torch=={torch.__version__.split('+')[0]}" in lines
+    for line in lines:
+        assert "+" not in line and not line.startswith(("alice", "nvidia"))
+
+
+def test_time_and_memory_of_each_case_are_reported(place, predicted):
+    report = json.loads((predicted[0] / "resources.json").read_text())
+
+    assert [row["case"] for row in report["cases"]] == ["a", "aa", "b"]
+    assert report["device"] in ("cpu", "cuda")
+    for row in report["cases"]:
+        assert row["seconds"] >= 0
+        assert row["peak_rss_mib"] > 100
+        assert ("peak_gpu_mib" in row) == (report["device"] == "cuda")
+
+
+def test_good_outputs_pass_the_check(place, predicted):
+    done = check(place, predicted[0])
+    assert done.returncode == 0 and "2 cases: all there" in done.stdout, done.stdout + done.stderr
+
+
+def moved(image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
+    affine = image.affine.copy()
+    affine[0, 3] += 1
+    return nibabel.Nifti1Image(np.asarray(image.dataobj), affine)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            lambda image: nibabel.Nifti1Image(np.asarray(image.dataobj) + 5, image.affine),
+            "has the labels [5, 6], the model knows [0, 1]",
+        ),
+        (
+            lambda image: nibabel.Nifti1Image(np.asarray(image.dataobj)[1:], image.affine),
+            "voxels, the image (",
+        ),
+        (moved, "lies elsewhere"),
+        (lambda image: None, "b.nii.gz is missing"),
+    ],
+)
+def test_the_check_finds_what_is_wrong(place, predicted, tmp_path, change: Callable, said: str):
+    outputs = shutil.copytree(predicted[0], tmp_path / "outputs")
+    spoiled = change(nibabel.load(predicted[0] / "b.nii.gz"))
+    (outputs / "b.nii.gz").unlink()
+    if spoiled is not None:
+        nibabel.save(spoiled, outputs / "b.nii.gz")
+    (outputs / "more.nii.gz").write_bytes(b"")
+
+    done = check(place, outputs)
+
+    assert done.returncode == 1
+    assert said in done.stdout and "more.nii.gz in" in done.stdout
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_a_scan_that_cannot_be_read_costs_only_itself(predicted):
+    outputs, said = predicted
+    assert "2 of 3 cases" in said and "failed: aa" in said
+    assert not (outputs / "aa.nii.gz").exists()
+
+    rows = json.loads((outputs / "resources.json").read_text())["cases"]
+    assert ["error" in row for row in rows] == [False, True, False]
+
+
+def load_script(path: Path) -> dict:
+    """The functions of a script, without running its main: starting Python would take seconds."""
+    script = {"__name__": "script", "__file__": str(path)}
+    exec(path.read_text(), script)
+    return script
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}},
+        {
+            "labels": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3},
+            "regions_class_order": [5, 7],
+        },
+    ],
+)
+def test_labels_that_a_segmentation_may_have_are_nnunets(place, entries):
+    script = load_script(place / "submission" / "check_outputs.py")
+    manager = LabelManager(entries["labels"], entries.get("regions_class_order"))
+
+    # Every combination of heads that are on or off, as voxels of an image.
+    on_or_off = [torch.tensor([-9.0, 9.0]) for _ in range(manager.num_segmentation_heads)]
+    logits = torch.cartesian_prod(*on_or_off).T[:, None, None]
+    possible = manager.convert_logits_to_segmentation(logits).unique().int().tolist()
+
+    assert script["known_labels"](entries) == set(possible)
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        ([], "no .nii.gz files"),
+        (["a.nii.gz"], "must hold CASE_0000.nii.gz; it has a.nii.gz"),
+        (["a_0000.nii.gz", "a_0001.nii.gz"], "takes 1 channels"),
+        (["a_0001.nii.gz"], "a_0000.nii.gz, a_0001"),
+    ],
+)
+def test_inputs_that_are_not_as_prescribed(place, tmp_path, files, said):
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    script = load_script(place / "submission" / "predict.py")
+
+    with pytest.raises(SystemExit, match=said):
+        script["find_cases"](tmp_path, 1)
+
+
+def test_a_trainer_of_ones_own_comes_along(place, tmp_path, monkeypatch, capsys):
+    model = shutil.copytree(place / "model", tmp_path / "model")
+    checkpoint = model / "fold_0" / FINAL
+    content = torch.load(checkpoint, weights_only=False)
+    torch.save(content | {"trainer_name": "TheirOwnTrainer"}, checkpoint)
+
+    text = refused(capsys, model, tmp_path / "out", "-f", "0")
+    assert "does not load from the folder alone" in text
+    assert "TheirOwnTrainer" in text and "nnUNet_extTrainer" in text
+
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "their_own.py").write_text(
+        "from alice_nnunet.trainers.alice_trainer import AliceTrainer\n\n\n"
+        "class TheirOwnTrainer(AliceTrainer):\n    pass\n"
+    )
+    folders = os.pathsep.join([str(tmp_path / "own"), own_trainers()])
+    monkeypatch.setenv("nnUNet_extTrainer", folders)
+
+    main([str(model), str(tmp_path / "out"), "-f", "0", "--disable_tta"])
+
+    assert (tmp_path / "out" / "code" / "alice_nnunet" / "trainers" / "their_own.py").is_file()
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["mirroring"] is False
+
+
+def test_models_that_cannot_be_submitted(place, tmp_path, capsys):
+    good = place / "model"
+    out = tmp_path / "out"
+    assert "no plans.json" in refused(capsys, place, out)
+    assert "there is one for 0, 1, all" in refused(capsys, good, out, "-f", "0", "3")
+    assert "no checkpoint_best.pth" in refused(capsys, good, out, "-chk", "checkpoint_best.pth")
+    assert "exists already" in refused(capsys, good, place / "submission")
+
+    model = shutil.copytree(good, tmp_path / "model")
+    checkpoint = model / "fold_0" / FINAL
+    torch.save({"network_weights": {}}, checkpoint)
+    assert "lacks trainer_name" in refused(capsys, model, out)
+    checkpoint.write_bytes(b"nothing")
+    assert "not a readable checkpoint" in refused(capsys, model, out)
+
+    dataset = json.loads((model / "dataset.json").read_text())
+    (model / "dataset.json").write_text(json.dumps(dataset | {"file_ending": ".nrrd"}))
+    assert "'.nrrd'" in refused(capsys, model, out)
+    assert names(tmp_path) == {"model"}
