@@ -1,6 +1,6 @@
-"""Which part of a batch this process holds where several train together, and what they tell each other.
+"""Processes that train together: which part of a batch is this one's, and what they exchange.
 
-Alone in a run, a process is rank 0 of 1 and everything here leaves its tensors as they are.
+A process that trains alone is rank 0 of 1, and everything here returns its tensors unchanged.
 """
 
 import torch
@@ -24,32 +24,43 @@ def world() -> int:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes, in the order of ranks; each has as many. (M, ...) -> (world * M, ...), without gradient."""
+    """Gather the rows of all processes in the order of ranks, without gradient.
+
+    Args:
+        rows: (M, ...), as many in each process.
+
+    Returns:
+        (world * M, ...).
+    """
     if not together():
         return rows
+
     parts = [torch.empty_like(rows) for _ in range(world())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean over the processes, element by element; the gradient goes to all of them."""
+    """Mean over the processes, element by element. The gradient goes to all of them."""
     return MeanOverRanks.apply(values) if together() else values
 
 
 class MeanOverRanks(torch.autograd.Function):
-    """The mean is its own adjoint: every process gets the mean of the gradients of all."""
+    """Mean over the processes.
+
+    The mean is its own adjoint: every process gets the mean of all gradients.
+    """
 
     @staticmethod
     def forward(ctx, values: Tensor) -> Tensor:
-        return mean_of_ranks(values)
+        return all_reduced_mean(values)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        return mean_of_ranks(gradient)
+        return all_reduced_mean(gradient)
 
 
-def mean_of_ranks(values: Tensor) -> Tensor:
+def all_reduced_mean(values: Tensor) -> Tensor:
     """Mean over the processes, without gradient."""
     total = values.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)

@@ -1,6 +1,7 @@
 """The method on one page (Alice, Sec. 3).
 
-Shapes: B pairs, N tokens of a crop, V visible ones, E width of the encoder, C width of the projections.
+Shapes: B pairs, N tokens of a crop, V visible ones, E width of the encoder, C width of the
+projections.
 """
 
 import copy
@@ -9,6 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from alice_nnunet.model.casa import CASA
+from alice_nnunet.model.decoder import Decoder
+from alice_nnunet.model.heads import BatchNormMLP, DinoHead, Predictor
+from alice_nnunet.model.initialisation import xavier_uniform
 from alice_nnunet.model.losses import (
     cosine_loss,
     dino_loss,
@@ -17,29 +22,11 @@ from alice_nnunet.model.losses import (
     reconstruction_loss,
     spread,
 )
-from alice_nnunet.model.casa import CASA
-from alice_nnunet.model.decoder import Decoder
-from alice_nnunet.model.heads import BatchNormMLP, DinoHead, Predictor, init_head
 from alice_nnunet.model.method import Method
+from alice_nnunet.model.views import Views
 from alice_nnunet.ranks import gather_rows, rank
 
-
-@dataclass
-class Views:
-    """One crop of each pair, Q or K, as the two branches see it."""
-
-    online: Tensor  # (B, C, D, H, W): u of Q or r of K; the branch sees only the tokens in keep
-    keep: Tensor  # (B, V)
-    masked: Tensor  # (B, N), True where hidden: the complement of keep
-    target: Tensor  # (B, C, D, H, W): w of Q or v of K, strongly augmented, intact
-    target_keep: Tensor | None  # (B, V'), or None for all tokens
-
-    def rows(self, part: slice) -> "Views":
-        """Those of some of the crops."""
-        target_keep = None if self.target_keep is None else self.target_keep[part]
-        return Views(
-            self.online[part], self.keep[part], self.masked[part], self.target[part], target_keep
-        )
+CENTER_STEP = 0.1  # share of a step's mean in the running means that centering subtracts (DINO)
 
 
 @dataclass
@@ -56,89 +43,130 @@ class Branches:
 
 @dataclass
 class Output:
-    """What a step logs and optimises. loss is the weighted sum of the losses.
+    """What a step optimises and logs.
 
-    losses, moments and target_means of equal parts of a batch average to those of the batch.
+    The losses, moments and target means of equal parts of a batch average to those of the batch.
+
+    Attributes:
+        loss: weighted sum of the losses.
+        losses: l_r, l_dv and l_st of Eqs. 1, 2 and 5.
+        moments: (2, C) of the features cls (target), S and T, see losses.moments.
+        vectors: number of vectors that each of the moments is of.
+        target_means: (C,) mean of Y (dv) and of T (st), which the centers follow.
+        crop: (B, C, D, H, W), Q as the online branch had it.
+        masked: (B, N), True where a token of this crop was hidden.
+        predicted: (B, N, voxels of a token), the reconstruction of this crop.
     """
 
     loss: Tensor
-    losses: dict[str, Tensor]  # l_r, l_dv, l_st of Eqs. 1, 2, 5
-    moments: dict[str, Tensor]  # (2, C) of cls (target), S and T, see losses.py, and
-    vectors: dict[str, int]  # over how many vectors
-    target_means: dict[str, Tensor]  # (C,) of Y (dv) and T (st), what the centers follow
-    crop: Tensor  # (B, C, D, H, W), Q as the online branch had it,
-    masked: Tensor  # (B, N), what of it was hidden,
-    predicted: Tensor  # (B, N, voxels of a token), and its reconstruction
+    losses: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    vectors: dict[str, int]
+    target_means: dict[str, Tensor]
+    crop: Tensor
+    masked: Tensor
+    predicted: Tensor
 
     @property
     def spreads(self) -> dict[str, Tensor]:
-        """Of cls, S and T; under 0.1 means collapse."""
+        """Spread of cls, S and T; under 0.1 it means collapse."""
         return {name: spread(values, self.vectors[name]) for name, values in self.moments.items()}
 
 
 class Alice(nn.Module):
-    """Online encoder, decoder, phi, CASA and predictors, and the EMA target of encoder, phi (psi) and CASA."""
+    """The online and the target branch.
+
+    The online branch has an encoder, a decoder, phi, CASA and predictors. The target branch has
+    EMA copies of the encoder, of phi (called psi) and of CASA.
+
+    Args:
+        encoder: maps (crop, keep) to visible tokens, see model/encoders.
+        in_channels: image channels.
+        method: the settings.
+    """
 
     def __init__(self, encoder: nn.Module, in_channels: int, method: Method):
         super().__init__()
-        self.method, self.unit = method, encoder.unit
-        voxels = in_channels * encoder.unit[0] * encoder.unit[1] * encoder.unit[2]
-        width, c = encoder.width, method.channels
+        self.method = method
+        self.unit = encoder.unit
+        width = encoder.width
+        channels = method.channels
+
+        # Online branch
         self.encoder = encoder
         self.decoder = Decoder(
-            width,
-            encoder.grid,
-            voxels,
-            method.decoder_width,
-            method.decoder_depth,
-            method.decoder_heads,
+            encoder_width=width,
+            grid=encoder.grid,
+            voxels=in_channels * encoder.unit[0] * encoder.unit[1] * encoder.unit[2],
+            width=method.decoder_width,
+            depth=method.decoder_depth,
+            heads=method.decoder_heads,
         )
-        self.phi = (
-            DinoHead(width, method.head_hidden, method.head_bottleneck, c)
-            if method.head == "dino"
-            else BatchNormMLP(width, method.head_hidden, c)
-        )
-        self.casa = CASA(width, c)
-        self.predictors = nn.ModuleDict(
-            {term: Predictor(c, method.head_hidden) for term in ("dv", "st") if method.predictor}
-        )
+        if method.head == "dino":
+            self.phi = DinoHead(width, method.head_hidden, method.head_bottleneck, channels)
+        else:
+            self.phi = BatchNormMLP(width, method.head_hidden, channels)
+        self.casa = CASA(width, channels)
+
+        self.predictors = nn.ModuleDict()
+        if method.predictor:
+            self.predictors["dv"] = Predictor(channels, method.head_hidden)
+            self.predictors["st"] = Predictor(channels, method.head_hidden)
+
         for module in (self.phi, self.casa, self.predictors):
-            module.apply(init_head)
-        self.target_encoder, self.psi = copy.deepcopy(self.encoder), copy.deepcopy(self.phi)
+            module.apply(xavier_uniform)
+
+        # Target branch: it starts as a copy of the online branch.
+        self.target_encoder = copy.deepcopy(self.encoder)
+        self.psi = copy.deepcopy(self.phi)
         self.target_casa = copy.deepcopy(self.casa) if method.ema_casa else None
-        for module in (*self.targets(), *self.untrained()):
-            module.requires_grad_(False)
         for term in ("dv", "st"):
             if method.centers(term):
-                self.register_buffer(f"center_{term}", torch.zeros(c))
+                self.register_buffer(f"center_{term}", torch.zeros(channels))
+
+        for module in (*self.targets(), *self.untrained()):
+            module.requires_grad_(False)
 
     def forward(self, query: Views, key: Views) -> Output:
         """The three losses for aligned crops Q and K of different people (Fig. 2)."""
-        q, k = self.branches(query), self.branches(key)
+        q = self.branches(query)
+        k = self.branches(key)
+
+        # Sec. 3.1: reconstruct what is hidden in both crops
         l_r = self.reconstruction(q, query) + self.reconstruction(k, key)  # Eq. 1
-        y_q, y_k = self.center("dv", q.target.mean(1), k.target.mean(1))
-        cls_q, cls_k = self.predict("dv", q.projected.mean(1), k.projected.mean(1))
+
+        # Sec. 3.2: the same body part in two people looks alike as a whole
+        cls_q = self.predict("dv", q.projected.mean(1))
+        cls_k = self.predict("dv", k.projected.mean(1))
+        y_q = self.center("dv", q.target.mean(1))
+        y_k = self.center("dv", k.target.mean(1))
         l_dv = self.similarity(cls_q, y_k) + self.similarity(cls_k, y_q)  # Eq. 2
-        t_q, t_k = self.center("st", q.teacher, k.teacher)
-        s_q, s_k = self.predict("st", q.student, k.student)
+
+        # Sec. 3.3: what the visible tokens find in the reconstructed crop, they find in the intact
+        s_q = self.predict("st", q.student)
+        s_k = self.predict("st", k.student)
+        t_q = self.center("st", q.teacher)
+        t_k = self.center("st", k.teacher)
         l_st = self.similarity(s_q, t_q) + self.similarity(s_k, t_k)  # Eq. 5
-        weighted = (
-            (self.method.weight_r, l_r),
-            (self.method.weight_dv, l_dv),
-            (self.method.weight_st, l_st),
-        )
-        both = {
+
+        # A term of weight 0 is left out: 0 times a loss that is not finite would not be 0.
+        weights = (self.method.weight_r, self.method.weight_dv, self.method.weight_st)
+        loss = sum(weight * term for weight, term in zip(weights, (l_r, l_dv, l_st)) if weight)
+
+        features = {
             "cls": torch.cat([y_q, y_k]),
             "S": torch.cat([q.student, k.student]),
             "T": torch.cat([t_q, t_k]),
         }
-        mean = lambda a, b: torch.cat([a, b]).float().mean((0, 1))
         return Output(
-            loss=sum(weight * loss for weight, loss in weighted if weight),
+            loss=loss,
             losses={"l_r": l_r, "l_dv": l_dv, "l_st": l_st},
-            moments={name: moments(features) for name, features in both.items()},
-            vectors={name: features.shape[:-1].numel() for name, features in both.items()},
-            target_means={"dv": mean(q.target, k.target), "st": mean(q.teacher, k.teacher)},
+            moments={name: moments(vectors) for name, vectors in features.items()},
+            vectors={name: vectors.shape[:-1].numel() for name, vectors in features.items()},
+            target_means={
+                "dv": mean_token(q.target, k.target),
+                "st": mean_token(q.teacher, k.teacher),
+            },
             crop=query.online,
             masked=query.masked,
             predicted=q.predicted.detach(),
@@ -150,70 +178,98 @@ class Alice(nn.Module):
         predicted, tokens = self.decoder(visible, views.keep)
         projected = self.phi(tokens)  # H
         student = self.casa(visible, projected)  # S, Eqs. 3 and 4
+
         with torch.no_grad():
             target = self.psi(self.target_encoder(views.target, views.target_keep))  # Y
-            teacher = (self.target_casa or self.casa)(visible, target)  # T, Eqs. 3 and 4
+            target_casa = self.casa if self.target_casa is None else self.target_casa
+            teacher = target_casa(visible, target)  # T, Eqs. 3 and 4
+
         return Branches(visible, predicted, projected, target, student, teacher)
 
     def reconstruction(self, branches: Branches, views: Views) -> Tensor:
-        """One half of Eq. 1."""
+        """Reconstruction loss of one of the two crops, a half of Eq. 1."""
         if self.method.weight_r == 0:
             return torch.zeros((), device=views.online.device)
         return reconstruction_loss(branches.predicted, views.online, views.masked, self.unit)
 
-    def predict(self, term: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The online side of term (dv or st) through its predictor, where the method has one."""
-        if not self.method.predictor:
-            return query, key
-        return self.predictors[term](query), self.predictors[term](key)
+    def predict(self, term: str, features: Tensor) -> Tensor:
+        """Online features of a term (dv or st) after its predictor, if the method has one."""
+        return self.predictors[term](features) if self.method.predictor else features
 
-    def center(self, term: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The target side of term less its running mean over tokens and steps, where the method centers it (DINO)."""
+    def center(self, term: str, features: Tensor) -> Tensor:
+        """Target features of a term (dv or st), centered if the method centers them.
+
+        Centering subtracts the running mean over tokens and steps (DINO).
+        """
         if not self.method.centers(term):
-            return query, key
-        center = getattr(self, f"center_{term}")
-        return query.float() - center, key.float() - center
+            return features
+        return features.float() - getattr(self, f"center_{term}")
 
     def similarity(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """l_s of Eq. 2, vectors (B, C), and Eq. 5, (B, V, C)."""
+        """The loss l_s of Eq. 2, for vectors (B, C), and of Eq. 5, for (B, V, C)."""
         if self.method.similarity == "cosine":
             return cosine_loss(student, teacher)
-        if self.method.similarity == "infonce":
-            own = teacher.flatten(0, -2)
-            if not self.training:  # one process validates, and the others would not answer it
-                return info_nce_loss(student, own, self.method.temperature)
-            return info_nce_loss(
-                student, own, self.method.temperature, gather_rows(own), rank() * len(own)
-            )
-        return dino_loss(student, teacher)
+        if self.method.similarity == "dino":
+            return dino_loss(student, teacher)
+
+        own = teacher.flatten(0, -2)
+        temperature = self.method.temperature
+        if not self.training:
+            # Validation runs in one process. The others would not answer a call to gather.
+            return info_nce_loss(student, own, temperature)
+        everyones = gather_rows(own)
+        return info_nce_loss(student, own, temperature, everyones, first=rank() * len(own))
 
     def targets(self) -> list[nn.Module]:
-        """The modules that follow by EMA and never get a gradient."""
-        return [m for m in (self.target_encoder, self.psi, self.target_casa) if m is not None]
+        """The modules of the target branch: they follow by EMA and never get a gradient."""
+        targets = [self.target_encoder, self.psi]
+        if self.target_casa is not None:
+            targets.append(self.target_casa)
+        return targets
+
+    def sources(self) -> list[nn.Module]:
+        """The online modules that `targets` follow, in the same order."""
+        sources = [self.encoder, self.phi]
+        if self.target_casa is not None:
+            sources.append(self.casa)
+        return sources
 
     def untrained(self) -> list[nn.Module]:
-        """The modules that serve only terms of weight 0: no gradient reaches them."""
-        r, dv, st = (
-            weight > 0
-            for weight in (self.method.weight_r, self.method.weight_dv, self.method.weight_st)
-        )
-        unused = [] if r else [self.decoder.to_voxels]
-        unused += [] if dv or st else [self.phi, self.decoder.to_tokens]
-        unused += [] if st else [self.casa]
-        return unused + [
-            predictor
-            for term, predictor in self.predictors.items()
-            if not {"dv": dv, "st": st}[term]
-        ]
+        """The online modules that only serve terms of weight 0: no gradient reaches them."""
+        method = self.method
+        unused: list[nn.Module] = []
+
+        if method.weight_r == 0:
+            unused.append(self.decoder.to_voxels)
+        if method.weight_dv == 0 and method.weight_st == 0:
+            unused += [self.phi, self.decoder.to_tokens]
+        if method.weight_st == 0:
+            unused.append(self.casa)
+
+        if method.predictor and method.weight_dv == 0:
+            unused.append(self.predictors["dv"])
+        if method.predictor and method.weight_st == 0:
+            unused.append(self.predictors["st"])
+        return unused
 
     @torch.no_grad()
     def update_target(self, momentum: float, target_means: dict[str, Tensor]) -> None:
-        """target = momentum * target + (1 - momentum) * online (Sec. 3.1); the centers follow their means by a tenth."""
-        online = [self.encoder, self.phi] + ([self.casa] if self.target_casa is not None else [])
-        targets = [p for module in self.targets() for p in module.parameters()]
-        torch._foreach_lerp_(
-            targets, [p for module in online for p in module.parameters()], 1 - momentum
-        )
+        """Move the target branch towards the online branch, and the centers towards their means.
+
+        Args:
+            momentum: target = momentum * target + (1 - momentum) * online (Sec. 3.1).
+            target_means: of `Output`, for the whole batch.
+        """
+        targets = [weight for module in self.targets() for weight in module.parameters()]
+        online = [weight for module in self.sources() for weight in module.parameters()]
+        torch._foreach_lerp_(targets, online, 1 - momentum)
+
         for term, mean in target_means.items():
             if self.method.centers(term):
-                getattr(self, f"center_{term}").lerp_(mean.float(), 0.1)
+                center = getattr(self, f"center_{term}")
+                center.lerp_(mean.float(), CENTER_STEP)
+
+
+def mean_token(query: Tensor, key: Tensor) -> Tensor:
+    """Mean over all crops and tokens of Q and K, (B, N, C) each -> (C,)."""
+    return torch.cat([query, key]).float().mean((0, 1))

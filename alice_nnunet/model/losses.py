@@ -4,14 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alice_nnunet.model.tokens import patchify
 from alice_nnunet.geometry import Triple
+from alice_nnunet.model.tokens import patchify
 
 
 def normalised_tokens(crop: Tensor, unit: Triple, eps: float = 1e-6) -> Tensor:
-    """Voxels of each token with mean 0 and variance 1: the target of the reconstruction (Sec. 3.1, as MAE).
+    """Target of the reconstruction: each token's voxels with mean 0, variance 1 (Sec. 3.1, MAE).
 
-    crop: (B, C, D, H, W) -> (B, N, C * unit voxels). A token of one value (air) becomes zeros, not noise.
+    A token of one value (air) becomes zeros, not noise.
+
+    Args:
+        crop: (B, C, D, H, W).
+        unit: voxels of a token (z, y, x).
+        eps: added to the variance.
+
+    Returns:
+        (B, N, C * unit voxels).
     """
     tokens = patchify(crop, unit).float()
     variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
@@ -19,19 +27,29 @@ def normalised_tokens(crop: Tensor, unit: Triple, eps: float = 1e-6) -> Tensor:
 
 
 def reconstruction_loss(predicted: Tensor, crop: Tensor, masked: Tensor, unit: Triple) -> Tensor:
-    """Mean squared error over the voxels of hidden tokens, Eq. 1 for one of the two crops.
+    """Mean squared error over the voxels of hidden tokens: Eq. 1 for one of the two crops.
 
-    predicted: (B, N, C * unit voxels); crop: (B, C, D, H, W); masked: (B, N), True where hidden. Raises ValueError if
-    nothing is hidden.
+    Args:
+        predicted: (B, N, C * unit voxels).
+        crop: (B, C, D, H, W).
+        masked: (B, N), True where hidden.
+        unit: voxels of a token (z, y, x).
+
+    Raises:
+        ValueError: nothing is hidden.
     """
     if not masked.any():
         raise ValueError("Eq. 1 needs at least one hidden token, got none")
+
     per_token = (predicted.float() - normalised_tokens(crop, unit)).square().mean(-1)  # (B, N)
     return (per_token * masked).sum() / masked.sum()
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """l_s of Eqs. 2 and 5 as in BYOL: 2 - 2 cos, mean over all vectors. (..., C), (..., C) -> 0 (equal) to 4 (opposite)."""
+    """l_s of Eqs. 2 and 5 as in BYOL: 2 - 2 cos, mean over all vectors (..., C).
+
+    The result is 0 for equal directions and 4 for opposite ones.
+    """
     return 2 - 2 * F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1).mean()
 
 
@@ -42,14 +60,19 @@ def info_nce_loss(
     others: Tensor | None = None,
     first: int = 0,
 ) -> Tensor:
-    """l_s of Eqs. 2 and 5 as in Table 7: each student finds its teacher among all teachers of the batch.
+    """l_s of Eqs. 2 and 5 as in Table 7: each student finds its teacher among all of the batch.
 
-    student, teacher: (..., C), with every leading index one body part. others: (L, C), the teachers of the whole batch where
-    these are only a part of it, as rows first, first + 1, ... of them.
+    Args:
+        student: (..., C), with every leading index one body part.
+        teacher: the same shape.
+        temperature: divides the similarities.
+        others: (L, C), the teachers of the whole batch, if `teacher` is only a part of it.
+        first: row of `others` where the part begins.
     """
     students = F.normalize(student.float(), dim=-1).flatten(0, -2)  # (M, C)
-    choices = (teacher.flatten(0, -2) if others is None else others).detach()
-    teachers = F.normalize(choices.float(), dim=-1)  # (M or L, C)
+    choices = teacher.flatten(0, -2) if others is None else others
+    teachers = F.normalize(choices.detach().float(), dim=-1)  # (M or L, C)
+
     own = torch.arange(first, first + len(students), device=student.device)
     return F.cross_entropy(students @ teachers.T / temperature, own)
 
@@ -60,24 +83,40 @@ def dino_loss(
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.04,
 ) -> Tensor:
-    """l_s as in DINO: cross-entropy against the sharpened teacher, from which its center is taken already. (..., C)."""
+    """l_s as in DINO: cross-entropy against the sharpened teacher, mean over all vectors (..., C).
+
+    The teacher comes centered, see `Alice.center`.
+    """
     targets = (teacher.detach().float() / teacher_temperature).softmax(-1)
-    return -(targets * (student.float() / student_temperature).log_softmax(-1)).sum(-1).mean()
+    log_students = (student.float() / student_temperature).log_softmax(-1)
+    return -(targets * log_students).sum(-1).mean()
 
 
 @torch.no_grad()
 def moments(features: Tensor) -> Tensor:
-    """Mean and mean square of the l2-normalised features, for spread(). Those of equal parts of a batch average to those of
-    the batch. (..., C) -> (2, C), double precision.
+    """Mean and mean square of the l2-normalised features, for `spread`.
+
+    The moments of equal parts of a batch average to those of the batch.
+
+    Args:
+        features: (..., C).
+
+    Returns:
+        (2, C), double precision.
     """
     vectors = F.normalize(features.float().flatten(0, -2), dim=-1).double()  # (M, C)
     return torch.stack([vectors.mean(0), vectors.square().mean(0)])
 
 
 def spread(moments: Tensor, count: int) -> Tensor:
-    """How far apart features are: std over all vectors of the l2-normalised features, times sqrt(C).
+    """How far apart features are: std of the l2-normalised features times sqrt(C).
 
-    moments: (2, C), of count vectors. 0 when all are equal (collapse), about 1 when directions are spread evenly.
+    Args:
+        moments: (2, C), see `moments`.
+        count: number of vectors that they are of.
+
+    Returns:
+        0 when all vectors are equal (collapse), about 1 when directions are spread evenly.
     """
     mean, square = moments
     variance = (square - mean.square()).clamp(min=0) * count / (count - 1)

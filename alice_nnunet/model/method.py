@@ -2,77 +2,85 @@
 
 from dataclasses import dataclass
 
+from alice_nnunet.ranges import require_one_of, require_positive
+
+SIZES = (
+    "head_hidden",
+    "head_bottleneck",
+    "channels",
+    "decoder_width",
+    "decoder_depth",
+    "decoder_heads",
+)
+
 
 @dataclass(frozen=True)
 class Method:
-    """Defaults are the project's; README.md says where and why they depart from the paper.
+    """The settings of Alice.
 
-    Raises ValueError on construction where a value is out of range.
+    The defaults are the project's; the documentation says where and why they depart from the paper.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
+    # Views
     mask_ratio: float = 0.75  # hidden share of the online views u, r
     target_mask_ratio: float = 0.0  # hidden share of the target views w, v (Table 10)
-    similarity: str = "cosine"  # l_s of Eqs. 2 and 5: cosine, infonce (Table 7) or dino (centering)
+
+    # Similarity l_s of Eqs. 2 and 5
+    similarity: str = "cosine"  # cosine, infonce (Table 7) or dino (with centering)
     temperature: float = 0.2  # of infonce
-    predictor: bool = True  # on the online side of Eqs. 2 and 5; without it the equations collapse
+    predictor: bool = True  # on the online side; without it the equations collapse
     ema_casa: bool = True  # T from an EMA copy of CASA; False: one CASA for S and T, as printed
-    center_teacher: bool = (
-        True  # cosine: T less its running mean, so that a T equal everywhere matches nothing
-    )
-    head: str = "dino"  # phi and psi: dino or byol (BN MLP)
+    # With cosine, subtract the running mean from T: a T that is equal everywhere matches nothing.
+    center_teacher: bool = True
+
+    # Networks
+    head: str = "dino"  # phi and psi: dino or byol (MLP with batch norm)
     head_hidden: int = 2048
     head_bottleneck: int = 256
-    channels: int = 256  # C of H, Y, S and T
+    channels: int = 256  # width C of H, Y, S and T
     decoder_width: int = 512
     decoder_depth: int = 4
     decoder_heads: int = 16
-    weight_r: float = (
-        10.0  # loss weights; 0 switches a term off (Table 11). The paper sums (1, 1, 1)
-    )
+
+    # Weights of the losses; 0 switches a term off (Table 11). The paper sums (1, 1, 1).
+    weight_r: float = 10.0
     weight_dv: float = 1.0
     weight_st: float = 1.0
+
     online_flips: bool = False  # flip the online views too, not only the target's
 
     def __post_init__(self):
         for name in ("mask_ratio", "target_mask_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name, allowed in (
-            ("similarity", ("cosine", "infonce", "dino")),
-            ("head", ("dino", "byol")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
+
+        require_one_of(self, "similarity", ("cosine", "infonce", "dino"))
+        require_one_of(self, "head", ("dino", "byol"))
+        require_positive(self, "temperature", *SIZES)
+
         weights = (self.weight_r, self.weight_dv, self.weight_st)
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError(
-                f"weight_r, weight_dv and weight_st must not be negative nor all zero, got {weights}"
+                "weight_r, weight_dv and weight_st must be at least 0, and one of them positive, "
+                f"got {weights}"
             )
         if self.weight_r > 0 and self.mask_ratio == 0:
             raise ValueError(
-                "mask_ratio 0 leaves nothing to reconstruct: set weight_r=0 too, or hide something"
+                "mask_ratio 0 leaves nothing to reconstruct: set weight_r=0 as well, "
+                "or a larger mask_ratio"
             )
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        for name in (
-            "head_hidden",
-            "head_bottleneck",
-            "channels",
-            "decoder_width",
-            "decoder_depth",
-            "decoder_heads",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
         if self.decoder_width % self.decoder_heads:
             raise ValueError(
-                f"decoder_width must be a multiple of decoder_heads, got {self.decoder_width} and {self.decoder_heads}"
+                "decoder_width must be a multiple of decoder_heads, "
+                f"got {self.decoder_width} and {self.decoder_heads}"
             )
 
     def centers(self, term: str) -> bool:
-        """Whether the target side of a term, dv or st, is taken less its running mean."""
-        return self.similarity == "dino" or (
-            self.similarity == "cosine" and self.center_teacher and term == "st"
-        )
+        """Whether the target side of a term (dv or st) has its running mean subtracted."""
+        if self.similarity == "dino":
+            return True
+        return self.similarity == "cosine" and self.center_teacher and term == "st"

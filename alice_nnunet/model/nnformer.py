@@ -1,4 +1,4 @@
-"""The class path that plans and checkpoints name. The encoder is in alice_nnunet.model.encoders.nnformer."""
+"""Class path in plans and checkpoints; the class is in alice_nnunet.model.encoders.nnformer."""
 
 from alice_nnunet.model.encoders.nnformer import NnFormer
 

@@ -1,7 +1,10 @@
-"""The four views of a pair of crops (Alice, Sec. 3 and 4.2): masked ones for the online branch, augmented ones for the target.
+"""The four views of a pair of crops (Alice, Secs. 3 and 4.2): masked for the online branch,
+augmented for the target.
 
-B batch, C channels, D H W voxels in nnU-Net's (z, y, x) order. Random numbers are drawn in one place from the generator
-that is passed in; what was drawn is then applied to the whole batch on the crops' device.
+Shapes: B crops, C channels, D H W voxels in (z, y, x) order, N tokens, V visible tokens.
+
+All random numbers are drawn here, from the generator that is passed in. What was drawn is then
+applied to the whole batch on the crops' device.
 """
 
 import math
@@ -11,15 +14,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alice_nnunet.geometry import Triple, grid_of
-from alice_nnunet.model.alice import Views
+from alice_nnunet.geometry import Spacing, Triple, grid_of
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.tokens import masked_from, random_keep
 
-ANGLES = (30.0, 15.0, 15.0)  # largest rotation about z, y, x in degrees
-SCALES = (0.8, 1.25)  # size of the anatomy in the view over its size in the crop
+LARGEST_ANGLES = (30.0, 15.0, 15.0)  # degrees about z, y, x
+SCALE_RANGE = (0.8, 1.25)  # size of the anatomy in the view over its size in the crop
 INTENSITY_SCALE = 0.1  # factor 1 +- 0.1
 INTENSITY_SHIFT = 0.1  # in units of the window
+
+
+@dataclass
+class Views:
+    """One crop of each pair, Q or K, as the two branches see it."""
+
+    online: Tensor  # (B, C, D, H, W): u of Q or r of K; the branch sees only the tokens in keep
+    keep: Tensor  # (B, V) indices of the visible tokens
+    masked: Tensor  # (B, N), True where hidden: the complement of keep
+    target: Tensor  # (B, C, D, H, W): w of Q or v of K, strongly augmented, intact
+    target_keep: Tensor | None  # (B, V') indices that the target branch sees, None for all tokens
+
+    def rows(self, part: slice) -> "Views":
+        """The views of some of the crops."""
+        return Views(
+            online=self.online[part],
+            keep=self.keep[part],
+            masked=self.masked[part],
+            target=self.target[part],
+            target_keep=None if self.target_keep is None else self.target_keep[part],
+        )
 
 
 @dataclass
@@ -33,29 +56,31 @@ class Augmentation:
     shift: Tensor  # (B,) intensity shift
 
     def rows(self, part: slice) -> "Augmentation":
-        """Those of some of the crops."""
+        """The parameters for some of the crops."""
         return Augmentation(
-            self.angles[part],
-            self.scale[part],
-            self.flips[part],
-            self.factor[part],
-            self.shift[part],
+            angles=self.angles[part],
+            scale=self.scale[part],
+            flips=self.flips[part],
+            factor=self.factor[part],
+            shift=self.shift[part],
         )
 
 
 def draw_flips(batch: int, generator: torch.Generator) -> Tensor:
-    """(B, 3), -1 or 1 with even odds."""
+    """Draw -1 or 1 with even odds, (B, 3)."""
     return torch.randint(0, 2, (batch, 3), generator=generator, device=generator.device) * 2.0 - 1
 
 
 def draw_augmentation(batch: int, generator: torch.Generator) -> Augmentation:
-    """Random resized rotation, flips, intensity scale and shift (Alice, Sec. 4.2)."""
-    uniform = (
-        torch.rand(batch, 6, generator=generator, device=generator.device) * 2 - 1
-    )  # (B, 6) in [-1, 1)
-    low, high = (math.log(s) for s in SCALES)
+    """Draw random resized rotation, flips, intensity scale and shift (Alice, Sec. 4.2)."""
+    device = generator.device
+    uniform = torch.rand(batch, 6, generator=generator, device=device) * 2 - 1  # in [-1, 1)
+
+    largest_angles = torch.tensor(LARGEST_ANGLES, device=device).deg2rad()
+    low, high = (math.log(scale) for scale in SCALE_RANGE)
+
     return Augmentation(
-        angles=uniform[:, :3] * torch.tensor(ANGLES, device=generator.device).deg2rad(),
+        angles=uniform[:, :3] * largest_angles,
         scale=(low + (high - low) * (uniform[:, 3] + 1) / 2).exp(),
         flips=draw_flips(batch, generator),
         factor=1 + INTENSITY_SCALE * uniform[:, 4],
@@ -64,68 +89,100 @@ def draw_augmentation(batch: int, generator: torch.Generator) -> Augmentation:
 
 
 def rotation(angles: Tensor) -> Tensor:
-    """Rotation matrices in (x, y, z) order, Rz Ry Rx. angles: (B, 3) radians about z, y, x. Returns (B, 3, 3)."""
-    (cz, cy, cx), (sz, sy, sx) = angles.cos().unbind(1), angles.sin().unbind(1)
-    zero, one = torch.zeros_like(cz), torch.ones_like(cz)
-    rows = lambda *values: torch.stack(values, 1).view(-1, 3, 3)
-    about_z = rows(cz, -sz, zero, sz, cz, zero, zero, zero, one)
-    about_y = rows(cy, zero, sy, zero, one, zero, -sy, zero, cy)
-    about_x = rows(one, zero, zero, zero, cx, -sx, zero, sx, cx)
+    """Rotation matrices Rz Ry Rx for (x, y, z) coordinates.
+
+    Args:
+        angles: (B, 3) radians about z, y, x.
+
+    Returns:
+        (B, 3, 3).
+    """
+    cos_z, cos_y, cos_x = angles.cos().unbind(1)
+    sin_z, sin_y, sin_x = angles.sin().unbind(1)
+    zero = torch.zeros_like(cos_z)
+    one = torch.ones_like(cos_z)
+
+    about_z = matrices(cos_z, -sin_z, zero, sin_z, cos_z, zero, zero, zero, one)
+    about_y = matrices(cos_y, zero, sin_y, zero, one, zero, -sin_y, zero, cos_y)
+    about_x = matrices(one, zero, zero, zero, cos_x, -sin_x, zero, sin_x, cos_x)
     return about_z @ about_y @ about_x
 
 
-def augment(crops: Tensor, drawn: Augmentation, spacing: tuple[float, float, float]) -> Tensor:
-    """Apply what was drawn. Angles are true angles: the rotation is in mm, whatever the voxels' shape.
+def matrices(*entries: Tensor) -> Tensor:
+    """3 x 3 matrices from their nine entries, row by row, (B,) each -> (B, 3, 3)."""
+    return torch.stack(entries, 1).view(-1, 3, 3)
 
-    crops: (B, C, D, H, W); spacing: (z, y, x) mm. What comes from outside the crop is the window's floor, 0.
+
+def augment(crops: Tensor, drawn: Augmentation, spacing: Spacing) -> Tensor:
+    """Apply the drawn augmentation. The rotation is in mm, so its angles are true angles.
+
+    Args:
+        crops: (B, C, D, H, W).
+        drawn: one row for each crop.
+        spacing: mm (z, y, x).
+
+    Returns:
+        (B, C, D, H, W). Where the view reaches beyond the crop it is 0, the window's floor.
     """
-    size = torch.tensor(
-        [n * s for n, s in zip(crops.shape[2:], spacing)][::-1], device=crops.device
-    )  # (x, y, z) mm
-    matrix = (
-        rotation(drawn.angles) * drawn.flips.flip(1)[:, None, :] / drawn.scale[:, None, None]
-    )  # output to input, mm
-    matrix = matrix * size[None, None, :] / size[None, :, None]  # in half sizes
-    grid = F.affine_grid(F.pad(matrix, (0, 1)), list(crops.shape), align_corners=False).to(
-        crops.dtype
-    )
+    extent = [voxels * mm for voxels, mm in zip(crops.shape[2:], spacing)]  # mm (z, y, x)
+    size = torch.tensor(extent[::-1], device=crops.device)  # mm (x, y, z)
+
+    # From output to input coordinates: first in mm, then in half sizes of the crop.
+    matrix = rotation(drawn.angles) * drawn.flips.flip(1)[:, None, :] / drawn.scale[:, None, None]
+    matrix = matrix * size[None, None, :] / size[None, :, None]
+
+    affine = F.pad(matrix, (0, 1))  # no translation
+    grid = F.affine_grid(affine, list(crops.shape), align_corners=False).to(crops.dtype)
     moved = F.grid_sample(crops, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    column = lambda values: values.to(crops.dtype)[:, None, None, None, None]
-    return moved * column(drawn.factor) + column(drawn.shift)
+
+    factor = drawn.factor.to(crops.dtype).view(-1, 1, 1, 1, 1)
+    shift = drawn.shift.to(crops.dtype).view(-1, 1, 1, 1, 1)
+    return moved * factor + shift
 
 
 def flip(crops: Tensor, flips: Tensor) -> Tensor:
-    """Mirror each crop along the axes where flips, (B, 3), is -1."""
+    """Mirror each crop along the axes where `flips`, (B, 3), is -1."""
     for axis in range(3):
-        crops = torch.where(
-            (flips[:, axis] < 0)[:, None, None, None, None], crops.flip(axis + 2), crops
-        )
+        mirrored = (flips[:, axis] < 0).view(-1, 1, 1, 1, 1)
+        crops = torch.where(mirrored, crops.flip(axis + 2), crops)
     return crops
 
 
 def make_views(
     crops: Tensor,
     unit: Triple,
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     method: Method,
     generator: torch.Generator,
     rank: int = 0,
     world: int = 1,
 ) -> Views:
-    """The views u, w of Q or r, v of K.
+    """Make the views u, w of Q or r, v of K.
 
-    crops: (B, C, D, H, W) on the generator's device; unit: voxels hidden together; spacing: (z, y, x) mm. The crops are part
-    number rank of a batch in world equal parts: numbers are drawn for the whole batch, so a crop's views are the same
-    however the batch is divided.
+    The crops may be one of several equal parts of a batch. Numbers are drawn for the whole batch,
+    so a crop's views do not depend on how the batch is divided.
+
+    Args:
+        crops: (B, C, D, H, W) on the generator's device.
+        unit: voxels hidden or shown together (z, y, x).
+        spacing: mm (z, y, x).
+        method: says what to hide and whether to flip.
+        generator: source of all random numbers.
+        rank: number of this part of the batch.
+        world: number of parts.
     """
-    batch, tokens = len(crops) * world, math.prod(grid_of(crops.shape[2:], unit))
+    batch = len(crops) * world
+    tokens = math.prod(grid_of(crops.shape[2:], unit))
     own = slice(len(crops) * rank, len(crops) * (rank + 1))
+
+    # Online branch. Each draw takes numbers from the generator, so their order matters.
     online = flip(crops, draw_flips(batch, generator)[own]) if method.online_flips else crops
     keep = random_keep(batch, tokens, method.mask_ratio, generator)[own]
+
+    # Target branch
     target = augment(crops, draw_augmentation(batch, generator).rows(own), spacing)
-    target_keep = (
-        random_keep(batch, tokens, method.target_mask_ratio, generator)[own]
-        if method.target_mask_ratio
-        else None
-    )
+    target_keep = None
+    if method.target_mask_ratio:
+        target_keep = random_keep(batch, tokens, method.target_mask_ratio, generator)[own]
+
     return Views(online, keep, masked_from(keep, tokens), target, target_keep)

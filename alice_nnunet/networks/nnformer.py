@@ -1,13 +1,16 @@
-"""nnFormer (Zhou et al. 2021) around the pretrained encoder, as Alice fine-tunes it (Sec. 4.2).
+"""nnFormer (Zhou et al. 2021) around the pretrained encoder (Alice, Sec. 4.2).
 
-B batch, C channels, D H W voxels in nnU-Net's (z, y, x) order, F channels of the encoder's first stage.
+Shapes: B crops, C channels, D H W voxels in (z, y, x) order.
 """
 
 from torch import Tensor, nn
 
-from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders.nnformer import TOKEN
-from alice_nnunet.model.encoders.stage import CrossStage, init_weights
+from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.model.encoders.stage import CrossStage
+from alice_nnunet.model.encoders.units import block_of, volume_of
+from alice_nnunet.model.initialisation import xavier_uniform
 from alice_nnunet.networks.input_map import InputMap
 from alice_nnunet.networks.padding import pad_to
 
@@ -22,66 +25,97 @@ class Expand(nn.Module):
 
     def forward(self, blocks: Tensor) -> Tensor:
         """(B, 1, D, H, W, C) -> (B, 1, 2D, 2H, 2W, C / 2)."""
-        volume = self.up(self.norm(blocks).squeeze(1).permute(0, 4, 1, 2, 3))
-        return volume.permute(0, 2, 3, 4, 1).unsqueeze(1)
+        return block_of(self.up(volume_of(self.norm(blocks))))
 
 
 class NnFormerNet(nn.Module):
-    """A symmetric decoder whose tokens ask those of the encoder, with an output at each of its scales.
+    """A symmetric decoder whose tokens query those of the encoder, with an output at each scale.
 
-    input_channels, num_classes: channels of the image and of the logits. encoder_arguments: NnFormer's, as its
-    checkpoint holds them, whose in_channels gives way to input_channels; depths, heads and windows serve the decoder's
-    stages too. input_map: InputMap's arguments. The attribute deep_supervision says whether forward gives the coarser
-    outputs too, and may be changed at any time; their heads exist in any case.
-    Takes any patch size: what is no multiple of the unit is padded with the window's floor and cropped again.
+    The decoder's stages have the depths, heads and windows of the encoder's. It takes any patch
+    size: a patch that is not a multiple of the unit is padded with the window's floor, and the
+    result is cropped again.
+
+    Args:
+        input_channels: channels of the image. They replace the encoder's in_channels.
+        num_classes: channels of the logits.
+        encoder_arguments: of the NnFormer, as its checkpoint holds them.
+        input_map: arguments of InputMap.
+
+    Attributes:
+        deep_supervision: whether forward returns the coarser outputs too. It may change at any
+            time; the heads for these outputs always exist.
+
+    Raises:
+        UserError: the encoder has only one stage.
     """
 
     def __init__(
         self, input_channels: int, num_classes: int, encoder_arguments: dict, input_map: dict
     ):
         super().__init__()
-        self.input_map, self.deep_supervision = InputMap(**input_map), False
+        self.deep_supervision = False
+        self.input_map = InputMap(**input_map)
         self.encoder = build_encoder(
             "nnformer", {**encoder_arguments, "in_channels": input_channels}
         )
+
         tables = [stage.table for stage in self.encoder.stages]
-        widths = [encoder_arguments["embed_width"] * 2**i for i in range(len(tables))]
-        upper = list(zip(widths, encoder_arguments["depths"], encoder_arguments["heads"], tables))[
-            :-1
-        ]
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(width) for width in widths[:-1]
-        )  # of the skip connections
-        self.expands = nn.ModuleList(Expand(width) for width in widths[1:])  # into each upper stage
-        self.stages = nn.ModuleList(CrossStage(*settings) for settings in upper)
+        if len(tables) < 2:
+            raise UserError(
+                "nnFormer needs an encoder of at least two stages, because its decoder begins one "
+                "stage above the last; this encoder has one. Pretrain one with more stages"
+            )
+        widths = [encoder_arguments["embed_width"] * 2**stage for stage in range(len(tables))]
+        depths = encoder_arguments["depths"]
+        heads = encoder_arguments["heads"]
+
+        # One value for each stage of the decoder, finest first. norms are of the skip connections,
+        # expands lead into the stage from below.
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[:-1])
+        self.expands = nn.ModuleList(Expand(width) for width in widths[1:])
+        self.stages = nn.ModuleList(
+            CrossStage(*settings) for settings in zip(widths[:-1], depths, heads, tables)
+        )
         self.heads = nn.ModuleList(
             nn.ConvTranspose3d(width, num_classes, TOKEN, TOKEN) for width in widths[:-1]
         )
-        for module in (self.expands, self.stages):
-            module.apply(init_weights)
+
+        self.expands.apply(xavier_uniform)
+        self.stages.apply(xavier_uniform)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """image: (B, C, D, H, W), as nnU-Net's plans normalise it.
+        """Segment an image.
 
-        Returns logits (B, num_classes, D, H, W), or with deep supervision a list of these at full, half, quarter ...
-        resolution, whose sizes are the rounded ones that nnU-Net gives its labels.
+        Args:
+            image: (B, C, D, H, W), as nnU-Net's plans normalise it.
+
+        Returns:
+            Logits (B, num_classes, D, H, W). With deep supervision a list of these at full, half,
+            quarter ... resolution, in the rounded sizes that nnU-Net gives its labels.
         """
         mapped = pad_to(self.input_map(image), self.encoder.unit)  # (B, C, D', H', W')
-        *skips, x = (
-            volume.permute(0, 2, 3, 4, 1).unsqueeze(1)
-            for volume in self.encoder.features(self.input_map.clamp(mapped))
-        )
+        features = self.encoder.features(self.input_map.clamp(mapped))
+        *skips, x = (block_of(volume) for volume in features)
+
         logits = []  # finest first
         for level in reversed(range(len(skips))):
             x = self.stages[level](self.expands[level](x), self.norms[level](skips[level]))
             if level == 0 or self.deep_supervision:
-                size = [round(n / 2**level) for n in image.shape[2:]]
+                size = [round(length / 2**level) for length in image.shape[2:]]
                 logits.insert(0, self.output(level, x, size))
         return logits if self.deep_supervision else logits[0]
 
     def output(self, level: int, blocks: Tensor, size: list[int]) -> Tensor:
-        """Logits of one scale. blocks: (B, 1, d, h, w, C). Returns (B, num_classes, *size)."""
+        """Logits of one scale.
+
+        Args:
+            level: number of the scale, 0 for full resolution.
+            blocks: (B, 1, d, h, w, C) tokens.
+            size: voxels to keep (z, y, x).
+
+        Returns:
+            (B, num_classes, *size).
+        """
         d, h, w = size
-        return self.input_map.turn(
-            self.heads[level](blocks.squeeze(1).permute(0, 4, 1, 2, 3))[:, :, :d, :h, :w]
-        )
+        logits = self.heads[level](volume_of(blocks))[:, :, :d, :h, :w]
+        return self.input_map.turn(logits)

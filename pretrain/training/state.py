@@ -8,9 +8,8 @@ from torch import nn
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.model.alice import Alice
-from alice_nnunet.model.transformer import compile_blocks, recompute_blocks
+from alice_nnunet.model.transformer import Block, compile_blocks, recompute_blocks
 from alice_nnunet.model.encoders.registry import build_encoder
-from alice_nnunet.model.encoders.vit import Block
 from alice_nnunet.pretrain.training.config import PretrainConfig
 from alice_nnunet.pretrain.runtime.distributed import parallel
 from alice_nnunet.ranks import world

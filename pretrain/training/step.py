@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from alice_nnunet.model.views import make_views
+from alice_nnunet.model.views import Views, make_views
 from alice_nnunet.model.losses import spread
-from alice_nnunet.model.alice import Alice, Output, Views
+from alice_nnunet.model.alice import Alice, Output
 from alice_nnunet.pretrain.training.config import PretrainConfig
 from alice_nnunet.pretrain.runtime.distributed import unsynchronised
 from alice_nnunet.pretrain.training.state import State

@@ -3,10 +3,14 @@ import torch
 
 from alice_nnunet.model.alice import Alice
 from alice_nnunet.model.encoders.registry import build_encoder
-from alice_nnunet.model.encoders.vit import Block
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.presets import PRESETS
-from alice_nnunet.model.transformer import Recomputable, compile_blocks, recompute_blocks
+from alice_nnunet.model.transformer import (
+    Block,
+    Recomputable,
+    compile_blocks,
+    recompute_blocks,
+)
 from alice_nnunet.model.views import make_views
 
 CROP = (32, 64, 64)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from monai.transforms import Affine
 
-from alice_nnunet.model.views import Augmentation, augment, draw_augmentation, make_views
 from alice_nnunet.model.method import Method
+from alice_nnunet.model.views import Augmentation, augment, draw_augmentation, make_views
 
 
 def drawn(

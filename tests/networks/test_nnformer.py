@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders.bias_table import BiasTable
 from alice_nnunet.model.encoders.stage import CrossStage
 from alice_nnunet.networks.nnformer import NnFormerNet
@@ -99,6 +100,11 @@ def test_turned_axes_come_back():
     )
     for ours, theirs in zip(turned(image), plain(image.flip(2, 4))):
         torch.testing.assert_close(ours, theirs.flip(2, 4))
+
+
+def test_an_encoder_of_one_stage_is_refused():
+    with pytest.raises(UserError, match="at least two stages"):
+        nnformer(depths=[2], heads=[1], windows=[[3, 3, 3]])
 
 
 def test_every_parameter_gets_a_gradient():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from monai.networks.nets import UNETR as MonaiUNETR
 
+from alice_nnunet.errors import UserError
 from alice_nnunet.networks.published.unetr import from_monai, to_monai
 from alice_nnunet.networks.unetr import UNETR
 
@@ -56,6 +57,13 @@ def test_a_foreign_tensor_is_refused():
     for convert in (to_monai, from_monai):
         with pytest.raises(ValueError, match="swinViT.bias"):
             convert({"swinViT.bias": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_encoder_with_features_at_fewer_than_four_depths_is_refused(depth):
+    with pytest.raises(UserError, match=f"at least 3, .* this encoder has depth {depth}"):
+        unetr(depth=depth)
+    assert unetr(depth=3)(torch.rand(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
 
 
 @torch.no_grad()

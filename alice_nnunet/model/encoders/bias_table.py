@@ -1,4 +1,7 @@
-"""Relative position bias: which row of its table belongs to a pair of tokens in a window (Liu et al. 2021)."""
+"""Relative position bias: which row of the bias table a pair of tokens in a window reads.
+
+See Liu et al. 2021 (Swin Transformer). Sizes and positions are (z, y, x), in tokens.
+"""
 
 from dataclasses import dataclass
 
@@ -10,15 +13,22 @@ from alice_nnunet.geometry import Triple
 
 @dataclass(frozen=True)
 class BiasTable:
-    """A row for each offset between two tokens of a window, z slowest; smaller windows use the rows of their offsets.
+    """A bias table with one row for each offset between two tokens of a window, z slowest.
 
-    window: (z, y, x) in tokens. reading: right, or as published weights were trained. monai: windows smaller than the
-    table's number their tokens in their own order and are read as if they were of the table's size. nnformer: one token
-    along z and y counts 3 w - 1 and 2 w - 1 rows, w being the window along y, so several offsets share a row.
+    The row of a pair is linear in its offset: `code(i) - code(j) + zero_row`, where the code of a
+    token is its position times `strides`, summed.
+
+    Attributes:
+        window: size of the largest window. Smaller windows read the rows of their own offsets.
+        indexing: "exact", or the way in which published weights were trained:
+            "monai": a window smaller than `window` numbers its tokens in its own order, but these
+            numbers are read as positions in a window of full size.
+            "nnformer": the strides along z and y are 3 w - 1 and 2 w - 1, where w is the window
+            along y, so several offsets share a row.
     """
 
     window: Triple
-    reading: str = "right"
+    indexing: str = "exact"
 
     @property
     def rows(self) -> int:
@@ -27,31 +37,48 @@ class BiasTable:
         return (2 * z - 1) * (2 * y - 1) * (2 * x - 1)
 
     @property
-    def steps(self) -> Triple:
+    def strides(self) -> Triple:
         """Rows between offsets that differ by one token along z, y and x."""
         _, y, x = self.window
-        return (
-            (3 * y - 1, 2 * y - 1, 1)
-            if self.reading == "nnformer"
-            else ((2 * y - 1) * (2 * x - 1), 2 * x - 1, 1)
-        )
+        if self.indexing == "nnformer":
+            return (3 * y - 1, 2 * y - 1, 1)
+        return ((2 * y - 1) * (2 * x - 1), 2 * x - 1, 1)
 
     @property
-    def zero(self) -> int:
-        """Row of the offset 0."""
-        return sum((w - 1) * s for w, s in zip(self.window, self.steps))
+    def zero_row(self) -> int:
+        """Row of the offset (0, 0, 0)."""
+        return sum((w - 1) * stride for w, stride in zip(self.window, self.strides))
 
-    def line(self, places: Tensor, size: Triple) -> Tensor:
-        """A number for each token, whose difference for two tokens is the distance of their row from that of offset 0.
+    def codes(self, positions: Tensor, size: Triple) -> Tensor:
+        """Code of each token, see the class.
 
-        places: (..., 3), in a window of size. Returns (...).
+        Args:
+            positions: (..., 3) positions inside a window.
+            size: size of this window, at most `window`.
+
+        Returns:
+            (...).
         """
-        if self.reading == "monai":
-            number = (places * places.new_tensor((size[1] * size[2], size[2], 1))).sum(-1)
+        if self.indexing == "monai":
+            number = (positions * positions.new_tensor((size[1] * size[2], size[2], 1))).sum(-1)
             _, y, x = self.window
-            places = torch.stack([number // (y * x), number // x % y, number % x], -1)
-        return (places * places.new_tensor(self.steps)).sum(-1)
+            positions = torch.stack([number // (y * x), number // x % y, number % x], -1)
+        return (positions * positions.new_tensor(self.strides)).sum(-1)
 
-    def pairs(self, line: Tensor) -> Tensor:
-        """Row for each pair of tokens, (..., T) of line() -> (..., T, T)."""
-        return line.unsqueeze(-1) - line.unsqueeze(-2) + self.zero
+    def pair_rows(self, codes: Tensor) -> Tensor:
+        """Row of each pair of tokens, codes (..., T) -> (..., T, T)."""
+        return codes.unsqueeze(-1) - codes.unsqueeze(-2) + self.zero_row
+
+    def full_window_rows(self) -> Tensor:
+        """Row of each pair of tokens of a window of full size, (T, T), tokens with z slowest.
+
+        Published networks keep this in their state dict as `relative_position_index`.
+        """
+        positions = box_positions(self.window, torch.device("cpu"))
+        return self.pair_rows(self.codes(positions, self.window))
+
+
+def box_positions(shape: Triple, device: torch.device) -> Tensor:
+    """Positions of all tokens of a box, z slowest. Returns (tokens, 3)."""
+    axes = [torch.arange(length, device=device) for length in shape]
+    return torch.cartesian_prod(*axes).view(-1, 3)

@@ -1,4 +1,8 @@
-"""Stages of Swin's blocks: regular and shifted windows in turn, over an intact grid or over visible units."""
+"""Stages of Swin's blocks: regular and shifted windows in turn, on an intact grid or visible units.
+
+Shapes: B crops, V blocks of z y x tokens, C channels, R = B * V * z * y * x rows. See units.py and
+windows.py.
+"""
 
 from torch import Tensor, nn
 
@@ -9,9 +13,14 @@ from alice_nnunet.model.encoders.windows import Packing, fit_windows, pack_block
 
 
 class Stage(nn.Module):
-    """depth blocks of one width, (B, V, z, y, x, C) -> the same shape; see units.py and windows.py.
+    """Transformer blocks of one width, (B, V, z, y, x, C) -> the same shape.
 
-    table: of the window. Tables that are not read right are those of published networks, for intact crops only.
+    Args:
+        width: channels C.
+        depth: number of blocks.
+        heads: attention heads of each block.
+        table: bias table of the stage's windows. Tables with the indexing of published networks
+            take intact crops only.
     """
 
     def __init__(self, width: int, depth: int, heads: int, table: BiasTable):
@@ -20,69 +29,83 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(WindowBlock(width, heads, table) for _ in range(depth))
 
     def forward(self, blocks: Tensor, corners: Tensor | None, units: Triple) -> Tensor:
-        """blocks: (B, V, z, y, x, C). corners: (B, V, 3) in the grid of units, None for intact crops. units: that grid.
+        """Let tokens attend to each other within windows.
 
-        Raises ValueError for corners where the bias table is not read right.
+        Args:
+            blocks: (B, V, z, y, x, C).
+            corners: (B, V, 3) positions of the blocks in the grid of units, None for intact crops.
+            units: size of this grid.
+
+        Raises:
+            ValueError: there are corners, and the bias table has the indexing of a published
+                network.
         """
-        if corners is not None and self.table.reading != "right":
-            raise ValueError("bug_compatible encoders take intact crops only")
+        if corners is not None and self.table.indexing != "exact":
+            raise ValueError("bug_compatible encoders take intact crops only, got visible units")
+
+        packings = pack_both(self.table, blocks, corners, units, depth=len(self.blocks))
         x = blocks.flatten(0, 4)  # (R, C)
-        packings = [
-            pack(self.table, blocks, corners, units, shifted)
-            for shifted in (False, True)[: len(self.blocks)]
-        ]
         for index, block in enumerate(self.blocks):
             x = block(x, packings[index % 2])
         return x.view_as(blocks)
 
 
 class CrossStage(nn.Module):
-    """A stage of nnFormer's decoder: a block that asks the skip connection, then depth - 1 that go on with shifted windows."""
+    """A stage of nnFormer's decoder.
+
+    The first block queries the skip connection. The others, depth - 1 of them, are self-attention,
+    beginning with shifted windows. Arguments as for `Stage`.
+    """
 
     def __init__(self, width: int, depth: int, heads: int, table: BiasTable):
         super().__init__()
-        self.table, self.cross = table, CrossBlock(width, heads, table)
+        self.table = table
+        self.cross = CrossBlock(width, heads, table)
         self.blocks = nn.ModuleList(WindowBlock(width, heads, table) for _ in range(depth - 1))
 
     def forward(self, blocks: Tensor, skip: Tensor) -> Tensor:
-        """(B, 1, D, H, W, C), twice -> the same shape."""
-        packings = [
-            pack(self.table, blocks, None, (1, 1, 1), shifted)
-            for shifted in (False, True)[: 1 + len(self.blocks)]
-        ]
+        """Both are (B, 1, D, H, W, C), and so is the result."""
+        depth = 1 + len(self.blocks)
+        packings = pack_both(self.table, blocks, None, (1, 1, 1), depth)
+
         x = self.cross(blocks.flatten(0, 4), skip.flatten(0, 4), packings[0])  # (R, C)
-        for index, block in enumerate(self.blocks, 1):
+        for index, block in enumerate(self.blocks, start=1):
             x = block(x, packings[index % 2])
         return x.view_as(blocks)
 
 
-def init_weights(module: nn.Module) -> None:
-    """Xavier uniform, as MAE: the first stages are narrow, and weights of 0.02, right for a width of 768, leave all their
-    tokens nearly alike. Zero biases, but for convolutions: air is 0, and where a token of it stays 0, each layer norm
-    multiplies its gradient by 300."""
-    if isinstance(module, (nn.Linear, nn.Conv3d)):
-        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+def pack_both(
+    table: BiasTable, blocks: Tensor, corners: Tensor | None, units: Triple, depth: int
+) -> list[Packing]:
+    """The packings for regular and for shifted windows, which the blocks of a stage use in turn.
+
+    A stage of one block gets the first only. Arguments as for `Stage.forward`.
+    """
+    packings = [pack(table, blocks, corners, units, shifted=False)]
+    if depth > 1:
+        packings.append(pack(table, blocks, corners, units, shifted=True))
+    return packings
 
 
 def pack(
     table: BiasTable, blocks: Tensor, corners: Tensor | None, units: Triple, shifted: bool
 ) -> Packing:
-    """The packing of a stage's tokens, which all blocks with the same shift share.
-
-    blocks, corners, units: see Stage.
-    """
+    """The packing of a stage's tokens for regular or shifted windows."""
     block = tuple(blocks.shape[2:5])
+
     if corners is None:
-        return pack_grid(
-            len(blocks), block, fit_windows(table.window, block, shifted), table, blocks.device
-        )
+        windows = fit_windows(table.window, block, shifted)
+        return pack_grid(len(blocks), block, windows, table, blocks.device)
+
     grid = tuple(u * n for u, n in zip(units, block))
-    return pack_blocks(
-        corners * corners.new_tensor(block),
-        block,
-        grid,
-        fit_windows(table.window, grid, shifted),
-        table,
-    )
+    windows = fit_windows(table.window, grid, shifted)
+    return pack_blocks(corners * corners.new_tensor(block), block, grid, windows, table)
+
+
+def check_stages(depths: tuple, heads: tuple, windows: tuple) -> None:
+    """Raise ValueError if depths, heads and windows are of different numbers of stages."""
+    if not len(depths) == len(heads) == len(windows):
+        raise ValueError(
+            "depths, heads and windows need one value for each stage, "
+            f"got {depths}, {heads}, {windows}"
+        )

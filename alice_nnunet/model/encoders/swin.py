@@ -1,6 +1,7 @@
-"""Swin UNETR's encoder (Hatamizadeh et al. 2022) on visible units only, Alice Sec. 3.1.
+"""Swin UNETR's encoder (Hatamizadeh et al. 2022), on visible units only (Alice, Sec. 3.1).
 
-B batch, C channels, D H W voxels in nnU-Net's (z, y, x) order, V visible units, N all units, E width of the last stage.
+Shapes: B crops, C channels, D H W voxels in (z, y, x) order, V visible units, N all units, E width
+of the last stage.
 """
 
 import torch
@@ -8,18 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple, grid_of
+from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.encoders.bias_table import BiasTable
-from alice_nnunet.model.encoders.stage import Stage, init_weights
+from alice_nnunet.model.encoders.stage import Stage, check_stages
 from alice_nnunet.model.encoders.units import cut_blocks, merge_blocks, unit_corners, volume_of
+from alice_nnunet.model.initialisation import xavier_uniform
 
 TOKEN: Triple = (2, 2, 2)  # voxels
-# Order of the eight neighbours that are merged: MONAI's, so that its weights fit. Index is 4 z + 2 y + x.
+# Order of the eight neighbours that are merged: MONAI's, so that its weights fit. The index of a
+# neighbour is 4 z + 2 y + x.
 MERGED = (0, 4, 2, 1, 6, 5, 3, 7)
-MIDDLE = 0.25  # of the window: air is 0, soft tissue about 0.45
+MIDDLE = 0.25  # typical brightness: air is 0, soft tissue about 0.45 of the window
 
 
 class Merge(nn.Module):
-    """Eight neighbouring tokens of C channels become one of 2 C (Liu et al. 2021)."""
+    """Merge eight neighbouring tokens of C channels into one of 2 C (Liu et al. 2021)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -32,14 +36,24 @@ class Merge(nn.Module):
         return self.reduction(self.norm(eight.transpose(-1, -2).flatten(-2)))
 
 
-class Swin(nn.Module):
-    """Stages of windowed attention, each followed by merging 2 x 2 x 2 tokens; the merged tokens of the last are the units.
+class Swin(Encoder):
+    """Stages of windowed attention, each followed by merging 2 x 2 x 2 tokens.
 
-    in_channels: image channels. crop_size: voxels of the pretraining crop. embed_width: channels of the first stage; each
-    merging doubles them. depths, heads, windows: blocks, attention heads and window (z, y, x, in tokens) of each stage.
-    bug_compatible: as MONAI computes it, for weights trained there: relative positions are misread in windows smaller
-    than the stage's, and padding is attended to. It encodes whole crops only.
-    Raises ValueError for settings that do not fit each other.
+    A merged token of the last stage is a unit.
+
+    Args:
+        in_channels: image channels.
+        crop_size: voxels of the pretraining crop (z, y, x).
+        embed_width: channels of the first stage. Each merging doubles them.
+        depths: number of blocks of each stage.
+        heads: attention heads of each stage.
+        windows: window (z, y, x) of each stage, in tokens.
+        bug_compatible: compute as MONAI does, for weights trained there. Windows smaller than the
+            stage's read wrong rows of the bias table, and padding is attended to. Such an encoder
+            takes intact crops only.
+
+    Raises:
+        ValueError: the settings do not fit each other.
     """
 
     def __init__(
@@ -53,56 +67,67 @@ class Swin(nn.Module):
         bug_compatible: bool = False,
     ):
         super().__init__()
-        if not len(depths) == len(heads) == len(windows):
-            raise ValueError(
-                f"depths, heads and windows need one value for each stage, got {depths}, {heads}, {windows}"
-            )
+        check_stages(depths, heads, windows)
+
         scale = 2 ** len(depths)
-        self.unit: Triple = tuple(
-            t * scale for t in TOKEN
-        )  # voxels hidden or shown together: a token of the last stage
-        self.grid, self.width = grid_of(crop_size, self.unit), embed_width * scale
+        self.unit = tuple(tokens * scale for tokens in TOKEN)
+        self.grid = grid_of(crop_size, self.unit)
+        self.width = embed_width * scale
+
         self.patch_embed = nn.Conv3d(in_channels, embed_width, TOKEN, TOKEN)
-        tables = [
-            BiasTable(tuple(window), "monai" if bug_compatible else "right") for window in windows
-        ]
+
+        indexing = "monai" if bug_compatible else "exact"
+        tables = [BiasTable(tuple(window), indexing) for window in windows]
+        widths = [embed_width * 2**stage for stage in range(len(depths))]
         self.stages = nn.ModuleList(
-            Stage(embed_width * 2**i, *settings)
-            for i, settings in enumerate(zip(depths, heads, tables))
+            Stage(*settings) for settings in zip(widths, depths, heads, tables)
         )
-        self.merges = nn.ModuleList(Merge(embed_width * 2**i) for i in range(len(depths)))
-        self.apply(init_weights)
+        self.merges = nn.ModuleList(Merge(width) for width in widths)
+
+        self.apply(xavier_uniform)
         self.centre_input()
 
     def centre_input(self) -> None:
-        """Start with the bias that takes an image of MIDDLE to zero. Brightness is what all tokens share: with a bias drawn at
-        random nearly all of their length is the same for every place, the layer norms keep that, and what differs is lost."""
+        """Start with the bias that maps an image of brightness MIDDLE to 0.
+
+        All tokens share their brightness. With a random bias, nearly all of a token's length is
+        the same everywhere. The layer norms keep that, and what differs between tokens is lost.
+        """
         with torch.no_grad():
             self.patch_embed.bias.copy_(-MIDDLE * self.patch_embed.weight.flatten(1).sum(1))
 
     def stage_outputs(self, crop: Tensor, keep: Tensor | None) -> list[Tensor]:
-        """Embedded tokens, then the merged tokens of each stage: blocks (B, V, z, y, x, C), see units.py."""
+        """The embedded tokens, then the merged tokens of each stage.
+
+        Arguments as for `forward`. Returns blocks (B, V, z, y, x, C), see units.py.
+        """
         voxels = merge_blocks(cut_blocks(crop, keep, self.unit), TOKEN).flatten(-4)  # (..., C * 8)
         x = F.linear(voxels, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
+
         units = grid_of(crop.shape[2:], self.unit)
-        corners, outputs = None if keep is None else unit_corners(keep, units), [x]
+        corners = None if keep is None else unit_corners(keep, units)
+        outputs = [x]
         for stage, merge in zip(self.stages, self.merges):
             x = merge(stage(x, corners, units))
             outputs.append(x)
         return outputs
 
     def forward(self, crop: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Encode the units listed in keep, or all of them (Alice, Sec. 3.1).
+        """Encode the units listed in `keep`, or all of them. See `Encoder.forward`.
 
-        crop: (B, C, D, H, W); keep: (B, V). Returns (B, V, E), or (B, N, E) without keep, normalised as MONAI normalises
-        what it hands to its decoder.
+        The result is normalised as MONAI normalises what it hands to its decoder.
         """
         x = self.stage_outputs(crop, keep)[-1].flatten(1, 4)
         return F.layer_norm(x, x.shape[-1:])
 
     def features(self, crop: Tensor) -> list[Tensor]:
-        """What Swin UNETR's decoder takes: the embedded tokens and the merged tokens of each stage, normalised.
+        """The embedded tokens and the merged tokens of each stage, for Swin UNETR's decoder.
 
-        crop: (B, C, D, H, W). Returns volumes (B, embed_width, D/2, H/2, W/2), then twice the channels at half the size.
+        Args:
+            crop: (B, C, D, H, W).
+
+        Returns:
+            Normalised volumes: (B, embed_width, D / 2, H / 2, W / 2), and from then on twice the
+            channels at half the size.
         """
         return [volume_of(F.layer_norm(x, x.shape[-1:])) for x in self.stage_outputs(crop, None)]

@@ -1,7 +1,7 @@
-"""Mask units of a crop as blocks of voxels or tokens: cut out, merged, and with their visible neighbours around them.
+"""Mask units of a crop as blocks of voxels or tokens: cut out, merged, surrounded by neighbours.
 
-Blocks are (B, V, z, y, x, C), channels last: V visible units of each crop, or V = 1 and the one block is the intact crop.
-B batch, V blocks, C channels; sizes are (z, y, x).
+Blocks are (B, V, z, y, x, C), channels last. V counts the visible units of each crop, or V = 1 and
+the block is the intact crop. Shapes: B crops, V blocks, C channels; sizes are (z, y, x).
 """
 
 import itertools
@@ -12,87 +12,138 @@ from torch import Tensor
 from alice_nnunet.geometry import Triple, grid_of
 from alice_nnunet.model.tokens import patchify, take_tokens
 
-SIDES = tuple(
-    itertools.product((-1, 0, 1), repeat=3)
-)  # the 27 sides of a unit, (0, 0, 0) is itself
+# The 27 sides of a unit; (0, 0, 0) is the unit itself.
+SIDES = tuple(itertools.product((-1, 0, 1), repeat=3))
 
 
 def unit_corners(keep: Tensor, units: Triple) -> Tensor:
-    """Where units are in the grid of units. keep: (B, V), indices with z slowest. Returns (B, V, 3)."""
+    """Positions of units in the grid of units.
+
+    Args:
+        keep: (B, V) indices, z slowest.
+        units: size of the grid.
+
+    Returns:
+        (B, V, 3).
+    """
     _, y, x = units
     return torch.stack([keep // (y * x), keep // x % y, keep % x], -1)
 
 
 def cut_blocks(crop: Tensor, keep: Tensor | None, unit: Triple) -> Tensor:
-    """The voxels of the units in keep, or of the whole crop as one block. Hidden voxels are left out before any arithmetic.
+    """The voxels of the units in `keep`. Hidden voxels are left out before any arithmetic.
 
-    crop: (B, C, D, H, W). Returns (B, V, *unit, C), or (B, 1, D, H, W, C) without keep. Raises ValueError where the crop
-    is no multiple of unit.
+    Args:
+        crop: (B, C, D, H, W).
+        keep: (B, V) indices of units, or None for the whole crop as one block.
+        unit: voxels of a unit.
+
+    Returns:
+        (B, V, *unit, C), or (B, 1, D, H, W, C) without keep.
+
+    Raises:
+        ValueError: the crop is not a multiple of `unit`.
     """
     grid_of(crop.shape[2:], unit)
     if keep is None:
         return crop.permute(0, 2, 3, 4, 1).unsqueeze(1)
+
     units = take_tokens(patchify(crop, unit), keep)  # (B, V, C * voxels)
     return units.view(*keep.shape, crop.shape[1], *unit).permute(0, 1, 3, 4, 5, 2)
 
 
-def merge_blocks(blocks: Tensor, unit: Triple) -> Tensor:
-    """Cut blocks into little boxes of unit tokens and put the channels of each behind one another.
+def merge_blocks(blocks: Tensor, box: Triple) -> Tensor:
+    """Cut blocks into boxes of tokens and gather the tokens of each box in the last axes.
 
-    (B, V, z, y, x, C) -> (B, V, z / unit, y / unit, x / unit, C, *unit).
+    Args:
+        blocks: (B, V, z, y, x, C).
+        box: tokens of a box.
+
+    Returns:
+        (B, V, z / box, y / box, x / box, C, *box).
     """
     b, v, z, y, x, c = blocks.shape
-    cut = blocks.reshape(
-        b, v, z // unit[0], unit[0], y // unit[1], unit[1], x // unit[2], unit[2], c
-    )
+    box_z, box_y, box_x = box
+    cut = blocks.reshape(b, v, z // box_z, box_z, y // box_y, box_y, x // box_x, box_x, c)
     return cut.permute(0, 1, 2, 4, 6, 8, 3, 5, 7)
 
 
 def volume_of(blocks: Tensor) -> Tensor:
-    """(B, 1, D, H, W, C) -> (B, C, D, H, W)."""
+    """An intact crop's block as a volume, (B, 1, D, H, W, C) -> (B, C, D, H, W)."""
     return blocks.squeeze(1).permute(0, 4, 1, 2, 3)
 
 
-def neighbours(corners: Tensor, units: Triple) -> Tensor:
-    """The visible unit on each of the 27 sides of a unit, itself in the middle.
+def block_of(volume: Tensor) -> Tensor:
+    """A volume as an intact crop's block, (B, C, D, H, W) -> (B, 1, D, H, W, C)."""
+    return volume.permute(0, 2, 3, 4, 1).unsqueeze(1)
 
-    corners: (B, V, 3). Returns (27, B * V): which of the B * V units it is, or B * V where it is hidden or outside.
+
+def neighbours(corners: Tensor, units: Triple) -> Tensor:
+    """The visible unit on each of the 27 sides of each unit.
+
+    Args:
+        corners: (B, V, 3) positions of the visible units in the grid of units.
+        units: size of this grid.
+
+    Returns:
+        (27, B * V): number of the unit on this side among all B * V units. It is B * V where the
+        neighbour is hidden or outside the crop.
     """
     b, v, _ = corners.shape
-    numbers = torch.full((b, *(u + 2 for u in units)), b * v, device=corners.device)
-    crop = torch.arange(b, device=corners.device).unsqueeze(1)
+    device = corners.device
+
+    # Number the units on a grid with a border of one unit.
+    numbers = torch.full((b, *(length + 2 for length in units)), b * v, device=device)
+    crop = torch.arange(b, device=device).unsqueeze(1)
     z, y, x = (corners + 1).unbind(-1)
-    numbers[crop, z, y, x] = torch.arange(b * v, device=corners.device).view(b, v)
+    numbers[crop, z, y, x] = torch.arange(b * v, device=device).view(b, v)
+
     return torch.stack([numbers[crop, z + dz, y + dy, x + dx].flatten() for dz, dy, dx in SIDES])
 
 
 def surround(blocks: Tensor, sides: Tensor, after: tuple[bool, bool, bool]) -> Tensor:
-    """Blocks with one layer of their visible neighbours before them, and after them along the axes where after is True.
+    """Blocks with one layer of their visible neighbours around them.
 
-    What is hidden or outside the crop is zero. blocks: (B, V, z, y, x, C). sides: of neighbours().
-    Returns (B * V, z + 1 or 2, y + 1 or 2, x + 1 or 2, C).
+    The layer is before the block along every axis, and after it along some. What is hidden or
+    outside the crop is zero.
+
+    Args:
+        blocks: (B, V, z, y, x, C).
+        sides: see `neighbours`.
+        after: whether there is a layer after the block, along (z, y, x).
+
+    Returns:
+        (B * V, z + 1 or 2, y + 1 or 2, x + 1 or 2, C).
     """
     units = blocks.flatten(0, 1)
     units = torch.cat([units, torch.zeros_like(units[:1])])  # (B * V + 1, z, y, x, C)
-    steps = [(-1, 0, 1) if both else (-1, 0) for both in after]
+    steps_z, steps_y, steps_x = ((-1, 0, 1) if both else (-1, 0) for both in after)
 
-    def cut(piece: Tensor, axis: int, side: int) -> Tensor:
-        return (
-            piece if side == 0 else piece.narrow(axis, 0 if side > 0 else piece.shape[axis] - 1, 1)
-        )
-
-    planes = []  # cut axis by axis, so that most gradients are of thin pieces
-    for z in steps[0]:
-        plane, lines = cut(units, 1, z), []
-        for y in steps[1]:
-            line, pieces = cut(plane, 2, y), []
-            for x in steps[2]:
-                piece = cut(line, 3, x)
-                pieces.append(
-                    piece[:-1]
-                    if (z, y, x) == (0, 0, 0)
-                    else piece.index_select(0, sides[SIDES.index((z, y, x))])
-                )
+    # Cut axis by axis, so that most gradients are of thin pieces.
+    planes = []
+    for z in steps_z:
+        plane = facing_layer(units, 1, z)
+        lines = []
+        for y in steps_y:
+            line = facing_layer(plane, 2, y)
+            pieces = []
+            for x in steps_x:
+                piece = facing_layer(line, 3, x)
+                if (z, y, x) == (0, 0, 0):
+                    pieces.append(piece[:-1])
+                else:
+                    pieces.append(piece.index_select(0, sides[SIDES.index((z, y, x))]))
             lines.append(torch.cat(pieces, 3))
         planes.append(torch.cat(lines, 2))
     return torch.cat(planes, 1)
+
+
+def facing_layer(units: Tensor, axis: int, side: int) -> Tensor:
+    """What a unit shows to a neighbour that has it on this side along an axis.
+
+    Its last layer for side -1, its first for side 1, all of it for side 0.
+    """
+    if side == 0:
+        return units
+    first = 0 if side > 0 else units.shape[axis] - 1
+    return units.narrow(axis, first, 1)

@@ -1,6 +1,7 @@
-"""Swin's transformer block on tokens packed by their windows (Liu et al. 2021); used by Swin and nnFormer alike.
+"""Swin's transformer block on tokens packed by their windows (Liu et al. 2021).
 
-R rows (tokens of a batch), E width, G groups of T slots: see windows.py.
+Swin and nnFormer share it. Shapes: R rows (tokens of a batch), S slots, E width, G groups of T
+slots; see windows.py.
 """
 
 import itertools
@@ -10,23 +11,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alice_nnunet.model.encoders.bias_table import BiasTable
-from alice_nnunet.model.transformer import Recomputable
-from alice_nnunet.model.encoders.windows import Batch, Packing
+from alice_nnunet.model.encoders.windows import GroupBatch, Packing
+from alice_nnunet.model.transformer import Recomputable, check_heads, mlp
 
-CPU_SCORES = (
-    2**20
-)  # scores that a CPU holds at a time: 4 MB stay in its cache from the product to the softmax and back
+# Scores that a CPU computes at a time: 4 MB stay in its cache from the product to the softmax and
+# back.
+CPU_SCORES = 2**20
 
 
 class Rearrange(torch.autograd.Function):
-    """Rows in another order, with a gradient that only looks up: every row has one slot that counts.
+    """Rows in another order, x[forth], with a gradient that only looks up: gradient[back].
 
-    forward: rows (R, E), order (S,), place (R,), spare (S,) or None -> (S, E), and the other way round.
+    This is right because each row's gradient comes from one slot; spare slots get none.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, forth: Tensor, back: Tensor, spare: Tensor | None) -> Tensor:
-        """spare: of the slots that x holds, if any; they get no gradient."""
+        """Reorder rows to slots or slots to rows.
+
+        Args:
+            ctx: autograd's context.
+            x: (R, E), or (S, E) for the way back.
+            forth: index of x for each row of the result.
+            back: index of the result for each row of x.
+            spare: (S,) bool, True for rows of x that get no gradient. None if there are none.
+        """
         ctx.save_for_backward(back, spare)
         return x.index_select(0, forth)
 
@@ -34,79 +43,107 @@ class Rearrange(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple:
         back, spare = ctx.saved_tensors
         grad = grad.index_select(0, back)
-        return (
-            (grad if spare is None else grad.masked_fill_(spare.unsqueeze(-1), 0)),
-            None,
-            None,
-            None,
-        )
+        if spare is not None:
+            grad.masked_fill_(spare.unsqueeze(-1), 0)
+        return grad, None, None, None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """F.scaled_dot_product_attention, (G, heads, T, E / heads) each; every query has a key that it may attend to.
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """F.scaled_dot_product_attention, (G, heads, T, E / heads) each, a little faster on a CPU.
 
-    On a CPU torch computes it in these steps too, but with a look for queries without keys at every score.
+    On a CPU torch computes these steps too, but looks at every score for queries without keys.
+    Here every query has a key to attend to.
     """
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, bias)
-    return (q * q.shape[-1] ** -0.5 @ k.mT).add_(bias).softmax(-1) @ v
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, bias)
+    scores = (query * query.shape[-1] ** -0.5 @ key.mT).add_(bias)
+    return scores.softmax(-1) @ value
 
 
 class WindowAttention(nn.Module):
     """Multi-head attention within windows, with a bias for the offset between two tokens.
 
-    Subclasses say where queries, keys and values come from. table: of the largest window.
+    Subclasses say where queries, keys and values come from.
+
+    Args:
+        width: E.
+        heads: attention heads.
+        table: bias table of the stage's windows.
     """
 
     def __init__(self, width: int, heads: int, table: BiasTable):
         super().__init__()
-        if width % heads:
-            raise ValueError(
-                f"width must be a multiple of heads, got width {width} and {heads} heads"
-            )
+        check_heads(width, heads)
         self.heads = heads
         self.bias = nn.Parameter(torch.empty(table.rows, heads))
         self.out = nn.Linear(width, width)
         nn.init.trunc_normal_(self.bias, std=0.02)
 
     def mix(self, qkv: Tensor, packing: Packing) -> Tensor:
-        """Queries, keys and values side by side, (R + padding, 3E), -> what the queries found, (R, E)."""
-        slots = Rearrange.apply(qkv, packing.order, packing.place, None)  # (S, 3E)
+        """Attention for all tokens.
+
+        Args:
+            qkv: (R + padding, 3E), queries, keys and values side by side.
+            packing: of these tokens.
+
+        Returns:
+            (R, E).
+        """
+        slots = Rearrange.apply(qkv, packing.row_of_slot, packing.slot_of_row, None)  # (S, 3E)
+
+        # One more row for pairs that must not attend.
         forbidden = self.bias.new_full((1, self.heads), -torch.inf)
-        table = (
-            torch.cat([self.bias, forbidden]).to(slots.dtype).t().contiguous()
-        )  # (heads, rows + 1)
+        table = torch.cat([self.bias, forbidden]).to(slots.dtype).t().contiguous()
+
         parts = slots.split([batch.groups * batch.slots for batch in packing.batches])
         mixed = torch.cat(
             [self.attend(part, table, batch) for part, batch in zip(parts, packing.batches)]
         )
-        rows = Rearrange.apply(mixed, packing.place, packing.order, packing.spare)
+
+        rows = Rearrange.apply(mixed, packing.slot_of_row, packing.row_of_slot, packing.spare)
         return self.out(rows[: len(rows) - packing.padding])
 
-    def attend(self, slots: Tensor, table: Tensor, batch: Batch) -> Tensor:
-        """Attention of one batch of groups, on a CPU a few groups at a time. slots: (G * T, 3E). Returns (G * T, E)."""
-        size = (
-            max(1, CPU_SCORES // (self.heads * batch.slots**2))
-            if slots.device.type == "cpu"
-            else batch.groups
-        )
+    def attend(self, slots: Tensor, table: Tensor, batch: GroupBatch) -> Tensor:
+        """Attention of one batch of groups, on a CPU a few groups at a time.
+
+        Args:
+            slots: (G * T, 3E).
+            table: (heads, rows + 1) biases.
+            batch: the groups.
+
+        Returns:
+            (G * T, E).
+        """
+        at_a_time = batch.groups
+        if slots.device.type == "cpu":
+            at_a_time = max(1, CPU_SCORES // (self.heads * batch.slots**2))
+
+        # There is one bias for all groups, or one for each.
         biases = itertools.cycle(
-            [self.offsets(table, pairs) for pairs in batch.pairs.split(size)]
-        )  # one for all, or one each
-        qkv = slots.view(batch.groups, batch.slots, 3, self.heads, -1).permute(
-            2, 0, 3, 1, 4
-        )  # (3, G, heads, T, E / heads)
-        mixed = [attention(*part, next(biases)) for part in qkv.split(size, 1)]
+            [self.bias_of(table, rows) for rows in batch.bias_rows.split(at_a_time)]
+        )
+        qkv = slots.view(batch.groups, batch.slots, 3, self.heads, -1)
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, G, heads, T, E / heads)
+
+        mixed = [attention(*part, next(biases)) for part in qkv.split(at_a_time, 1)]
         return torch.cat(mixed).transpose(1, 2).reshape(len(slots), -1)
 
-    def offsets(self, table: Tensor, pairs: Tensor) -> Tensor:
-        """Biases for pairs of slots. table: (heads, rows + 1), pairs: (G or 1, T, T). Returns (G or 1, heads, T, T)."""
-        bias = table.gather(1, pairs.view(1, -1).expand(self.heads, -1))
-        return bias.view(self.heads, *pairs.shape).transpose(0, 1)
+    def bias_of(self, table: Tensor, rows: Tensor) -> Tensor:
+        """Biases of pairs of slots.
+
+        Args:
+            table: (heads, rows + 1).
+            rows: (G or 1, T, T) rows of the table.
+
+        Returns:
+            (G or 1, heads, T, T).
+        """
+        bias = table.gather(1, rows.view(1, -1).expand(self.heads, -1))
+        return bias.view(self.heads, *rows.shape).transpose(0, 1)
 
 
 class SelfAttention(WindowAttention):
-    """(R, E) -> (R, E)."""
+    """Queries, keys and values come from the same tokens, (R, E) -> (R, E)."""
 
     def __init__(self, width: int, heads: int, table: BiasTable):
         super().__init__(width, heads, table)
@@ -117,21 +154,23 @@ class SelfAttention(WindowAttention):
 
 
 class CrossAttention(WindowAttention):
-    """Queries are x as it is, keys and values come from skip (nnFormer's decoder). (R, E), (R, E) -> (R, E)."""
+    """Tokens query the skip connection (nnFormer's decoder), (R, E) and (R, E) -> (R, E).
+
+    Queries are x itself, without a linear layer. Keys and values come from skip.
+    """
 
     def __init__(self, width: int, heads: int, table: BiasTable):
         super().__init__(width, heads, table)
         self.kv = nn.Linear(width, 2 * width)
 
     def forward(self, x: Tensor, skip: Tensor, packing: Packing) -> Tensor:
-        keys_values = self.kv(with_padding(skip, packing))
-        return self.mix(
-            torch.cat([with_padding(x, packing).to(keys_values.dtype), keys_values], -1), packing
-        )
+        key_value = self.kv(with_padding(skip, packing))
+        query = with_padding(x, packing).to(key_value.dtype)
+        return self.mix(torch.cat([query, key_value], -1), packing)
 
 
 def with_padding(x: Tensor, packing: Packing) -> Tensor:
-    """(R, E) -> (R + padding, E)."""
+    """Append the packing's rows of zeros, (R, E) -> (R + padding, E)."""
     return F.pad(x, (0, 0, 0, packing.padding)) if packing.padding else x
 
 
@@ -140,7 +179,8 @@ class WindowBlock(Recomputable):
 
     def __init__(self, width: int, heads: int, table: BiasTable):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, table)
         self.mlp = mlp(width)
 
@@ -150,20 +190,19 @@ class WindowBlock(Recomputable):
 
 
 class CrossBlock(nn.Module):
-    """Transformer block in which x asks the skip connection, both normalised by one norm (nnFormer's decoder)."""
+    """Transformer block in which x queries the skip connection (nnFormer's decoder).
+
+    One layer norm serves both.
+    """
 
     def __init__(self, width: int, heads: int, table: BiasTable):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
         self.attention = CrossAttention(width, heads, table)
         self.mlp = mlp(width)
 
     def forward(self, x: Tensor, skip: Tensor, packing: Packing) -> Tensor:
-        """(R, E), (R, E) -> (R, E)."""
+        """Both are (R, E), and so is the result."""
         x = x + skip + self.attention(self.norm1(x), self.norm1(skip), packing)
         return x + self.mlp(self.norm2(x))
-
-
-def mlp(width: int) -> nn.Sequential:
-    """The two linear layers of a transformer block."""
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))

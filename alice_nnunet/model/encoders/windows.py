@@ -1,28 +1,36 @@
-"""Which tokens attend to each other in a window, and how windows are packed for it.
+"""Which tokens share a window, and how the windows are packed for attention.
 
-A stage's tokens come as blocks: (B, V, z, y, x, E), block v of crop b starting at corner[b, v] of the stage's grid. For a
-masked crop the blocks are its visible units, so hidden tokens do not exist; an intact crop is one block, the whole grid.
+A stage's tokens come as blocks (B, V, z, y, x, E). Block v of crop b starts at token corners[b, v]
+of the stage's grid. For a masked crop the blocks are its visible units, so hidden tokens do not
+exist. An intact crop is one block, the whole grid.
 
-B batch, V blocks, R = B * V * z * y * x rows (tokens), G groups of T slots. Sizes are (z, y, x), in tokens of the stage.
+Attention needs equal lengths, but windows hold different numbers of visible tokens. So windows are
+packed into groups: a group has T slots and holds one window or several, and a slot holds a token or
+is spare. Groups of equal length form a batch for one call of attention.
+
+Shapes: B crops, V blocks, R = B * V * z * y * x rows (one for each token), S slots of all groups,
+G groups of T slots. Sizes and positions are (z, y, x), in tokens of the stage.
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from alice_nnunet.geometry import Triple, ceil_to
-from alice_nnunet.model.encoders.bias_table import BiasTable
+from alice_nnunet.model.encoders.bias_table import BiasTable, box_positions
 
 SMALLEST_GROUP = 32  # slots; windows with fewer visible tokens share a group
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Regular or shifted windows over a grid: token p is in window (p + offset) // size, at (p + offset) % size.
+    """Regular or shifted windows over a grid.
 
-    That is Swin's cyclic shift with its mask: windows that reach over the border are cut there. Padding does not exist.
+    Token p is in window (p + offset) // size, at position (p + offset) % size. This is Swin's
+    cyclic shift with its mask: windows that reach over the border are cut there, without padding.
     """
 
     size: Triple
@@ -30,78 +38,122 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Groups of equal length, for one call of attention."""
+class AxisSegment:
+    """Neighbouring windows of equal size along one axis."""
+
+    start: int  # first token
+    windows: int
+    size: int  # tokens per window
+    offset: int  # position of the first token inside its window
+
+    @property
+    def tokens(self) -> slice:
+        """The tokens of all these windows."""
+        return slice(self.start, self.start + self.windows * self.size)
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Groups of equal length, for one call of attention.
+
+    Attributes:
+        groups: G.
+        slots: T.
+        bias_rows: (G, T, T), or (1, T, T) if all groups are alike. Row of the bias table for each
+            pair of slots. Pairs that must not attend have the number of rows, one past the last.
+    """
 
     groups: int
-    slots: int  # T
-    pairs: Tensor  # (G or 1, T, T): row of the bias table for each pair of slots, its rows where they must not attend
+    slots: int
+    bias_rows: Tensor
 
 
 @dataclass(frozen=True)
 class Packing:
-    """The rows of all tokens, in an order in which windows lie together."""
+    """The rows of all tokens in an order in which windows lie together.
 
-    order: Tensor  # (S,): row of each slot; spare slots repeat some row and nothing attends to them
-    place: Tensor  # (R + padding,): slot of each row
-    spare: Tensor | None  # (S,) bool, None where every slot is a token
-    batches: list[Batch]
-    padding: int  # rows of zeros behind the tokens that take part; 0 but for weights published so
+    Attributes:
+        row_of_slot: (S,). Spare slots repeat some row, and nothing attends to them.
+        slot_of_row: (R + padding,).
+        spare: (S,) bool, True for spare slots. None if every slot holds a token.
+        batches: the groups, in the order of the slots.
+        padding: rows of zeros behind the tokens that take part. 0 except for published weights.
+    """
+
+    row_of_slot: Tensor
+    slot_of_row: Tensor
+    spare: Tensor | None
+    batches: list[GroupBatch]
+    padding: int
 
 
 def fit_windows(window: Triple, grid: Triple, shifted: bool) -> Windows:
-    """Windows on a grid: an axis that is no longer than the window is one window and is not shifted (Swin)."""
+    """Windows on a grid.
+
+    An axis that is not longer than the window is one window and is not shifted (Swin).
+    """
     size = tuple(min(w, g) for w, g in zip(window, grid))
     offset = tuple(w - w // 2 if shifted and g > w else 0 for w, g in zip(size, grid))
     return Windows(size, offset)
 
 
-def axis_pieces(length: int, size: int, offset: int) -> list[tuple[int, int, int, int]]:
-    """Windows along one axis, equal ones together: (first token, number of windows, tokens of each, place in the window)."""
-    head = min((size - offset) % size, length)
-    full, tail = divmod(length - head, size)
-    pieces = [(0, 1, head, offset), (head, full, size, 0), (head + full * size, 1, tail, 0)]
-    return [piece for piece in pieces if piece[1] * piece[2]]
+def axis_segments(length: int, size: int, offset: int) -> list[AxisSegment]:
+    """Cut an axis of `length` tokens into windows, neighbours of equal size together."""
+    head = min((size - offset) % size, length)  # tokens before the first whole window
+    whole, tail = divmod(length - head, size)
 
-
-def box_positions(shape: Triple, device: torch.device) -> Tensor:
-    """Coordinates of all tokens of a box, z slowest. Returns (tokens, 3)."""
-    return torch.cartesian_prod(*(torch.arange(n, device=device) for n in shape)).view(-1, 3)
+    segments = [
+        AxisSegment(start=0, windows=1, size=head, offset=offset),
+        AxisSegment(start=head, windows=whole, size=size, offset=0),
+        AxisSegment(start=head + whole * size, windows=1, size=tail, offset=0),
+    ]
+    return [segment for segment in segments if segment.windows and segment.size]
 
 
 def pack_grid(
     batch: int, grid: Triple, windows: Windows, table: BiasTable, device: torch.device
 ) -> Packing:
-    """Pack every token of intact crops: windows of one shape are a batch and share one bias.
+    """Pack every token of intact crops. Windows of one shape form a batch and share one bias.
 
-    batch: crops. Tables that are read as published networks do fill their windows up with padding, as these do.
+    Published networks fill incomplete windows with padding and attend to it. Tables with their
+    indexing do the same here.
+
+    Args:
+        batch: number of crops.
+        grid: size of the grid.
+        windows: the windows on this grid.
+        table: bias table of the stage.
+        device: where the packing is needed.
     """
     count = batch * grid[0] * grid[1] * grid[2]
-    full = grid if table.reading == "right" else ceil_to(grid, windows.size)
-    rows = torch.full((batch, *full), -1, device=device)
+    padded = grid if table.indexing == "exact" else ceil_to(grid, windows.size)
+
+    # Number the tokens first, then the padding.
+    rows = torch.full((batch, *padded), -1, device=device)
     rows[:, : grid[0], : grid[1], : grid[2]] = torch.arange(count, device=device).view(batch, *grid)
     padding = rows.numel() - count
     rows[rows < 0] = torch.arange(count, count + padding, device=device)
-    order, batches = [], []
-    for z, y, x in itertools.product(
-        *(axis_pieces(*axis) for axis in zip(full, windows.size, windows.offset))
-    ):
-        (z0, nz, dz, az), (y0, ny, dy, ay), (x0, nx, dx, ax) = z, y, x
-        part = rows[:, z0 : z0 + nz * dz, y0 : y0 + ny * dy, x0 : x0 + nx * dx]
-        order.append(
-            part.reshape(batch, nz, dz, ny, dy, nx, dx).permute(0, 1, 3, 5, 2, 4, 6).flatten()
-        )
-        places = box_positions((dz, dy, dx), device) + torch.tensor((az, ay, ax), device=device)
-        batches.append(
-            Batch(
-                batch * nz * ny * nx,
-                dz * dy * dx,
-                table.pairs(table.line(places, windows.size))[None],
-            )
-        )
-    order = torch.cat(order)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
-    return Packing(order, place, None, batches, padding)
+
+    # Each combination of segments along z, y and x has windows of one shape.
+    row_parts = []
+    batches = []
+    axes = [axis_segments(*axis) for axis in zip(padded, windows.size, windows.offset)]
+    for z, y, x in itertools.product(*axes):
+        part = rows[:, z.tokens, y.tokens, x.tokens]
+        part = part.reshape(batch, z.windows, z.size, y.windows, y.size, x.windows, x.size)
+        part = part.permute(0, 1, 3, 5, 2, 4, 6)  # (batch, windows, tokens of a window)
+        row_parts.append(part.flatten())
+
+        size = (z.size, y.size, x.size)
+        offset = torch.tensor((z.offset, y.offset, x.offset), device=device)
+        codes = table.codes(box_positions(size, device) + offset, windows.size)
+        groups = batch * z.windows * y.windows * x.windows
+        batches.append(GroupBatch(groups, math.prod(size), table.pair_rows(codes)[None]))
+
+    row_of_slot = torch.cat(row_parts)
+    slots = torch.arange(len(row_of_slot), device=device)
+    slot_of_row = torch.empty_like(row_of_slot).scatter_(0, row_of_slot, slots)
+    return Packing(row_of_slot, slot_of_row, None, batches, padding)
 
 
 def pack_blocks(
@@ -112,87 +164,130 @@ def pack_blocks(
     table: BiasTable,
     smallest: int = SMALLEST_GROUP,
 ) -> Packing:
-    """Pack the tokens of visible units: groups of bounded size, whose tokens attend within their own window (GreenMIM).
+    """Pack the tokens of visible units: tokens attend within their own window (GreenMIM).
 
-    A group has smallest slots and several windows, or one window and smallest * 2, 4, ... slots, at most a whole window's.
+    A group has `smallest` slots and holds several windows, or it holds one window and has
+    `smallest` * 2, 4, ... slots, at most those of a whole window.
 
-    corners: (B, V, 3), first token of each unit. block: tokens of a unit. grid: of the whole crop.
+    Args:
+        corners: (B, V, 3), first token of each unit.
+        block: tokens of a unit.
+        grid: size of the whole crop's grid.
+        windows: the windows on this grid.
+        table: bias table of the stage.
+        smallest: slots of the shortest groups.
     """
-    window, places = tokens_in_windows(corners, block, grid, windows)  # (R,), (R, 3)
-    line = table.line(places, windows.size)
+    window, positions = tokens_in_windows(corners, block, grid, windows)  # (R,), (R, 3)
+    codes = table.codes(positions, windows.size)
+
+    # Order the rows by window. lengths and starts, one value for each window that has tokens,
+    # say where it lies in this order.
     by_window = window.argsort(stable=True)
-    _, lengths = window[by_window].unique_consecutive(return_counts=True)  # (windows,)
-    starts, orders, spares, batches = lengths.cumsum(0) - lengths, [], [], []
-    for length, chosen in by_length(lengths, smallest, windows.size):
-        slots, owner, spare = fill_groups(
-            starts[chosen], lengths[chosen], length, max(1, smallest // length)
-        )  # (G, T)
-        rows = by_window[slots]
+    _, lengths = window[by_window].unique_consecutive(return_counts=True)
+    starts = lengths.cumsum(0) - lengths
+
+    row_parts = []
+    spare_parts = []
+    batches = []
+    for slots, chosen in windows_by_length(lengths, smallest, windows.size):
+        share = max(1, smallest // slots)
+        places, owner, spare = fill_groups(starts[chosen], lengths[chosen], slots, share)  # (G, T)
+        rows = by_window[places]
+
         allowed = (owner.unsqueeze(-1) == owner.unsqueeze(-2)) & ~spare.unsqueeze(-2)
-        batches.append(Batch(*rows.shape, table.pairs(line[rows]).where(allowed, table.rows)))
-        orders.append(rows.flatten())
-        spares.append(spare.flatten())
-    order, spare = torch.cat(orders), torch.cat(spares)
-    real = spare.logical_not().nonzero().flatten()
-    return Packing(
-        order, torch.empty_like(window).scatter_(0, order[real], real), spare, batches, padding=0
-    )
+        bias_rows = table.pair_rows(codes[rows]).where(allowed, table.rows)
+        batches.append(GroupBatch(*rows.shape, bias_rows))
+        row_parts.append(rows.flatten())
+        spare_parts.append(spare.flatten())
+
+    row_of_slot = torch.cat(row_parts)
+    spare = torch.cat(spare_parts)
+    filled = spare.logical_not().nonzero().flatten()
+    slot_of_row = torch.empty_like(window).scatter_(0, row_of_slot[filled], filled)
+    return Packing(row_of_slot, slot_of_row, spare, batches, padding=0)
 
 
 def tokens_in_windows(
     corners: Tensor, block: Triple, grid: Triple, windows: Windows
 ) -> tuple[Tensor, Tensor]:
-    """Number of each row's window, counted through all crops, and its position there. Returns (R,) and (R, 3)."""
-    tokens = (
-        corners.unsqueeze(-2)
-        + box_positions(block, corners.device)
-        + torch.tensor(windows.offset, device=corners.device)
-    )
-    size = torch.tensor(windows.size, device=corners.device)
-    z, y, x = (tokens // size).unbind(-1)  # (B, V, block)
-    nz, ny, nx = ((g + o - 1) // w + 1 for g, o, w in zip(grid, windows.offset, windows.size))
-    crop = torch.arange(len(corners), device=corners.device).view(-1, 1, 1)
-    return (((crop * nz + z) * ny + y) * nx + x).flatten(), (tokens % size).view(-1, 3)
+    """The window of each row, and the position inside it.
 
+    Args: see `pack_blocks`.
 
-def by_length(lengths: Tensor, smallest: int, size: Triple) -> list[tuple[int, Tensor]]:
-    """Windows of about the same number of tokens: (slots that each gets, which they are), none of them empty.
-
-    Slots are smallest / 8 (for those with fewer tokens too), then twice that and so on, at most a whole window's.
+    Returns:
+        Number of the window, counted through all crops, (R,), and position there, (R, 3).
     """
-    whole, slots, below, found = (
-        max(smallest, size[0] * size[1] * size[2]),
-        max(1, smallest // 8),
-        0,
-        [],
-    )
-    while below < whole:
+    device = corners.device
+    size = torch.tensor(windows.size, device=device)
+    offset = torch.tensor(windows.offset, device=device)
+
+    tokens = corners.unsqueeze(-2) + box_positions(block, device) + offset  # (B, V, block, 3)
+    z, y, x = (tokens // size).unbind(-1)  # window along each axis, (B, V, block)
+
+    lengths = zip(grid, windows.offset, windows.size)
+    windows_z, windows_y, windows_x = ((g + o - 1) // w + 1 for g, o, w in lengths)
+    crop = torch.arange(len(corners), device=device).view(-1, 1, 1)
+    number = ((crop * windows_z + z) * windows_y + y) * windows_x + x
+
+    return number.flatten(), (tokens % size).view(-1, 3)
+
+
+def windows_by_length(lengths: Tensor, smallest: int, size: Triple) -> list[tuple[int, Tensor]]:
+    """Sort windows by the number of slots that they get, so that few slots are spare.
+
+    The numbers of slots are `smallest` / 8, then twice that and so on, at most a whole window's
+    (or `smallest`, if that is more). A window gets the first number that holds its tokens.
+
+    Args:
+        lengths: (windows,) number of tokens of each window.
+        smallest: slots of the shortest groups.
+        size: size of a whole window.
+
+    Returns:
+        Pairs (slots, indices of the windows that get so many). No list of indices is empty.
+    """
+    most = max(smallest, math.prod(size))
+    slots = max(1, smallest // 8)
+    below = 0
+
+    found = []
+    while below < most:
         chosen = ((lengths > below) & (lengths <= slots)).nonzero().flatten()
         if len(chosen):
-            found.append((min(slots, whole), chosen))
-        below, slots = slots, 2 * slots
+            found.append((min(slots, most), chosen))
+        below = slots
+        slots = 2 * slots
     return found
 
 
 def fill_groups(
-    starts: Tensor, lengths: Tensor, length: int, share: int
+    starts: Tensor, lengths: Tensor, slots: int, share: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Groups of share windows with length slots each.
+    """Fill groups of `share` windows with `slots` slots each.
 
-    starts, lengths: (M,), of the windows' tokens in the order of windows. What is left over of a window's slots repeats its
-    last token, what is left over of the last group repeats its last window, and both are spare.
-    Returns place in that order, number of the window, and spare, (G, share * length) each.
+    Slots that a window does not need repeat its last token. Windows that the last group does not
+    need repeat the last window. Both are spare.
+
+    Args:
+        starts: (M,), where each window's tokens start in the order of windows.
+        lengths: (M,), number of tokens of each window.
+        slots: slots of one window.
+        share: windows of one group.
+
+    Returns:
+        Three tensors (G, share * slots): place in the order of windows, number of the window,
+        and whether the slot is spare.
     """
     count = len(starts)
-    owner = torch.arange(-(-count // share) * share, device=starts.device)
-    owner, filler = owner.clamp(max=count - 1), owner >= count
-    step = torch.arange(length, device=starts.device)
+    number = torch.arange(-(-count // share) * share, device=starts.device)  # M, rounded up
+    owner = number.clamp(max=count - 1)
+    repeated = number >= count
+
+    step = torch.arange(slots, device=starts.device)
     last = lengths[owner].unsqueeze(-1) - 1
-    slots = starts[owner].unsqueeze(-1) + torch.minimum(step, last)
-    spare = (step > last) | filler.unsqueeze(-1)
-    shape = (-1, share * length)
-    return (
-        slots.view(shape),
-        owner.unsqueeze(-1).expand(-1, length).reshape(shape),
-        spare.view(shape),
-    )
+    places = starts[owner].unsqueeze(-1) + torch.minimum(step, last)
+    spare = (step > last) | repeated.unsqueeze(-1)
+
+    shape = (-1, share * slots)
+    owners = owner.unsqueeze(-1).expand(-1, slots)
+    return places.view(shape), owners.reshape(shape), spare.view(shape)

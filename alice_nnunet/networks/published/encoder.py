@@ -1,12 +1,9 @@
-"""An encoder's tensors by the names of the published network that it comes from, and how to load them there."""
+"""An encoder's tensors under the names of the published network, and how to load them there."""
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from alice_nnunet.model.encoders.bias_table import BiasTable
-from alice_nnunet.model.encoders.windows import box_positions
 from alice_nnunet.networks.published import nnformer as nnformer_names
 from alice_nnunet.networks.published import swin_unetr, unetr
 
@@ -15,7 +12,14 @@ OUTPUTS = 14  # of the networks in the examples: background and FLARE 2022's 13 
 
 @dataclass(frozen=True)
 class Published:
-    """file: name for weights as safetensors. code: Python that loads them. remark: what to know about it."""
+    """Weights for a published network.
+
+    Attributes:
+        file: name for the weights as safetensors.
+        weights: the tensors under the published names.
+        code: Python that loads them into the published network.
+        remark: what to know about it.
+    """
 
     file: str
     weights: dict[str, Tensor]
@@ -26,98 +30,133 @@ class Published:
 def published_encoder(
     encoder: str, arguments: dict, weights: dict[str, Tensor]
 ) -> tuple[Published | None, str]:
-    """The tensors under published names, or None and the reason why there are none.
+    """The tensors of an encoder under published names.
 
-    encoder, arguments: as in a checkpoint's config. weights: of the encoder alone, our names.
+    Args:
+        encoder: its name, as in a checkpoint's config.
+        arguments: of its constructor, as in a checkpoint's config.
+        weights: of the encoder alone, our names.
+
+    Returns:
+        The tensors and an empty string, or None and the reason why there are none.
     """
-    inside = {f"encoder.{name}": tensor for name, tensor in weights.items()}
+    # The conversions are for networks, in which our encoder is called encoder.
+    weights = {f"encoder.{name}": tensor for name, tensor in weights.items()}
     if encoder == "vit":
-        return vit(arguments, unetr.to_monai(inside)), ""
+        return vit(arguments, weights), ""
     if encoder == "nnformer":
-        return nnformer(arguments, inside), ""
+        return nnformer(arguments, weights), ""
+
     windows = {tuple(window) for window in arguments["windows"]}
-    if len(arguments["depths"]) != 4 or len(windows) != 1 or arguments["embed_width"] % 12:
+    stages = len(arguments["depths"])
+    if stages != 4 or len(windows) != 1 or arguments["embed_width"] % 12:
         return None, (
-            "MONAI's SwinUNETR has four stages, one window and a width that is a multiple of 12; this encoder has "
-            f"{len(arguments['depths'])} stages, windows {arguments['windows']} and width {arguments['embed_width']}"
+            "MONAI's SwinUNETR has four stages, one window and a width that is a multiple of 12; "
+            f"this encoder has {stages} stages, windows {arguments['windows']} and width "
+            f"{arguments['embed_width']}"
         )
-    return swin(arguments, swin_unetr.to_monai(inside, *windows)), ""
+    return swin(arguments, weights), ""
 
 
 def vit(arguments: dict, weights: dict[str, Tensor]) -> Published:
-    """For MONAI's UNETR, whose ViT has 12 blocks, else for its ViT alone."""
-    size, width = tuple(arguments["crop_size"]), arguments["width"]
+    """For MONAI's UNETR, or for its ViT alone: the ViT of MONAI's UNETR always has 12 blocks."""
+    channels = arguments["in_channels"]
+    size = tuple(arguments["crop_size"])
+    width = arguments["width"]
+    depth = arguments["depth"]
     common = (
         f"img_size={size}, hidden_size={width}, mlp_dim={4 * width}, num_heads={arguments['heads']}"
     )
-    if arguments["depth"] == 12:
-        call = f"UNETR(in_channels={arguments['in_channels']}, out_channels={OUTPUTS}, {common})"
-        return Published(
-            "monai.safetensors", weights, partly("UNETR", call, "vit."), size_remark(size)
+
+    if depth == 12:
+        call = f"UNETR(in_channels={channels}, out_channels={OUTPUTS}, {common})"
+        code = loading_code("UNETR", call, "vit.")
+    else:
+        call = f"ViT(in_channels={channels}, patch_size=16, num_layers={depth}, {common})"
+        code = (
+            "from monai.networks.nets import ViT\n"
+            "from safetensors.torch import load_file\n"
+            "\n"
+            f"network = {call}\n"
+            'weights = load_file("monai.safetensors")\n'
+            'network.load_state_dict({name.removeprefix("vit."): tensor '
+            "for name, tensor in weights.items()}, strict=True)"
         )
-    call = f"ViT(in_channels={arguments['in_channels']}, patch_size=16, num_layers={arguments['depth']}, {common})"
-    code = (
-        "from monai.networks.nets import ViT\nfrom safetensors.torch import load_file\n\n"
-        f'network = {call}\nweights = load_file("monai.safetensors")\n'
-        'network.load_state_dict({name.removeprefix("vit."): tensor for name, tensor in weights.items()}, strict=True)'
-    )
-    return Published("monai.safetensors", weights, code, size_remark(size))
 
-
-def size_remark(size: tuple) -> str:
-    return (
-        f"MONAI's class takes images of one size only, and its position embeddings are for {size} voxels (z, y, x). For another "
-        "size interpolate vit.patch_embedding.position_embeddings; alice-nnunet's own UNETR does that by itself."
+    remark = (
+        "MONAI's class takes images of one size only, and its position embeddings are for "
+        f"{size} voxels (z, y, x). For another size, interpolate "
+        "vit.patch_embedding.position_embeddings; alice-nnunet's own UNETR does this itself."
     )
+    return Published("monai.safetensors", unetr.to_monai(weights), code, remark)
 
 
 def swin(arguments: dict, weights: dict[str, Tensor]) -> Published:
     """For MONAI's SwinUNETR."""
+    window = tuple(arguments["windows"][0])
     call = (
-        f"SwinUNETR(in_channels={arguments['in_channels']}, out_channels={OUTPUTS}, feature_size={arguments['embed_width']}, "
-        f"depths={tuple(arguments['depths'])}, num_heads={tuple(arguments['heads'])}, window_size={tuple(arguments['windows'][0])})"
+        f"SwinUNETR(in_channels={arguments['in_channels']}, out_channels={OUTPUTS}, "
+        f"feature_size={arguments['embed_width']}, depths={tuple(arguments['depths'])}, "
+        f"num_heads={tuple(arguments['heads'])}, window_size={window})"
     )
+    code = loading_code("SwinUNETR", call, "swinViT.")
     remark = (
-        "MONAI attends to the padding of windows and misreads the position bias of windows that it shrinks. Where it does neither, "
-        "outputs are those of this package; elsewhere they differ."
+        "MONAI attends to the padding of windows and misreads the position bias of windows that "
+        "it shrinks. Where it does neither, its outputs equal those of this package; elsewhere "
+        "they differ."
     )
-    return Published("monai.safetensors", weights, partly("SwinUNETR", call, "swinViT."), remark)
+    return Published("monai.safetensors", swin_unetr.to_monai(weights, window), code, remark)
 
 
-def partly(name: str, call: str, prefix: str) -> str:
-    """Code that loads the encoder's part of MONAI's network called name, all of it."""
-    return (
-        f"from monai.networks.nets import {name}\nfrom safetensors.torch import load_file\n\n"
-        f'network = {call}\nmissing, unexpected = network.load_state_dict(load_file("monai.safetensors"), strict=False)\n'
-        f'assert not unexpected and not any(key.startswith("{prefix}") for key in missing)  # the decoder\'s alone are missing'
-    )
+def loading_code(name: str, call: str, prefix: str) -> str:
+    """Code that loads the encoder's part of one of MONAI's networks.
 
-
-def nnformer(arguments: dict, inside: dict[str, Tensor]) -> Published:
-    """For the authors' nnFormer. inside: our names, with encoder. before them.
-
-    What their code reads biases by is a tensor of the state dict. It goes with the weights as they were trained: the
-    authors' for bug_compatible encoders, else one in which every offset has its own row.
+    Args:
+        name: class of the network.
+        call: expression that builds it.
+        prefix: beginning of the names of the encoder's tensors. The code asserts that none of them
+            is missing.
     """
+    return (
+        f"from monai.networks.nets import {name}\n"
+        "from safetensors.torch import load_file\n"
+        "\n"
+        f"network = {call}\n"
+        "missing, unexpected = network.load_state_dict("
+        'load_file("monai.safetensors"), strict=False)\n'
+        f'assert not unexpected and not any(key.startswith("{prefix}") for key in missing)'
+        "  # the decoder's alone are missing"
+    )
+
+
+def nnformer(arguments: dict, weights: dict[str, Tensor]) -> Published:
+    """For the authors' nnFormer.
+
+    Their code reads biases by an index that is in the state dict. So the weights get the index
+    with which they were trained: the authors' for bug_compatible encoders, otherwise one in which
+    every offset has its own row.
+    """
+    depths = tuple(arguments["depths"])
     windows = [tuple(window) for window in arguments["windows"]]
-    weights = nnformer_names.to_published(inside, tuple(arguments["depths"]), tuple(windows))
-    for name in weights if not arguments.get("bug_compatible") else ():
-        if name.endswith(nnformer_names.INDEX):
-            window = windows[int(name.split(".")[2])]
-            table = BiasTable(window)
-            weights[name] = table.pairs(
-                table.line(box_positions(window, torch.device("cpu")), window)
-            )
+    indexing = "nnformer" if arguments.get("bug_compatible") else "exact"
+    published = nnformer_names.to_published(weights, depths, tuple(windows), indexing)
+
     code = (
-        "from safetensors.torch import load_file\n\n"
-        "# network: nnFormer of nnformer/network_architecture/nnFormer_synapse.py in 282857341/nnFormer\n"
-        'missing, unexpected = network.load_state_dict(load_file("nnformer.safetensors"), strict=False)\n'
-        'decoder = ("decoder.", "final.", "model_down.norm")  # these norms are of what the decoder takes; model_down.norm'
-        f"{len(windows) - 1} is here\nassert not unexpected and all(key.startswith(decoder) for key in missing)"
+        "from safetensors.torch import load_file\n"
+        "\n"
+        "# network: nnFormer of nnformer/network_architecture/nnFormer_synapse.py "
+        "in 282857341/nnFormer\n"
+        "missing, unexpected = network.load_state_dict("
+        'load_file("nnformer.safetensors"), strict=False)\n'
+        'decoder = ("decoder.", "final.", "model_down.norm")'
+        "  # these norms are of what the decoder takes; "
+        f"model_down.norm{len(windows) - 1} is here\n"
+        "assert not unexpected and all(key.startswith(decoder) for key in missing)"
     )
     remark = (
-        f"Settings: embed_dim={arguments['embed_width']}, depths={tuple(arguments['depths'])}, num_heads={tuple(arguments['heads'])}, "
-        f"window_size={tuple(w[0] for w in windows)}, patch_size (2, 4, 4); the authors' network has four stages. The names are theirs; "
-        "loading was not run with their code."
+        f"Settings: embed_dim={arguments['embed_width']}, depths={depths}, "
+        f"num_heads={tuple(arguments['heads'])}, "
+        f"window_size={tuple(window[0] for window in windows)}, patch_size (2, 4, 4); the authors' "
+        "network has four stages. The names are theirs; loading was not run with their code."
     )
-    return Published("nnformer.safetensors", weights, code, remark)
+    return Published("nnformer.safetensors", published, code, remark)

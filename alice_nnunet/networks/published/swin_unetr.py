@@ -1,24 +1,14 @@
-"""State dicts of our Swin UNETR and of MONAI's, one turned into the other, every tensor."""
+"""Convert state dicts between our Swin UNETR and MONAI's, every tensor."""
 
 import re
 
-import torch
 from torch import Tensor
 
 from alice_nnunet.geometry import Triple
 from alice_nnunet.model.encoders.bias_table import BiasTable
-from alice_nnunet.model.encoders.windows import box_positions
+from alice_nnunet.networks.published.names import inverse, rename
 
-# (our name, MONAI's), with what follows or stands between taken over; {} is a number, MONAI counts stages from 1
-BLOCK = (
-    ("norm1.", "norm1."),
-    ("norm2.", "norm2."),
-    ("attention.bias", "attn.relative_position_bias_table"),
-    ("attention.qkv.", "attn.qkv."),
-    ("attention.out.", "attn.proj."),
-    ("mlp.0.", "mlp.linear1."),
-    ("mlp.2.", "mlp.linear2."),
-)
+# Beginnings of names, ours and MONAI's
 PARTS = (
     ("encoder.patch_embed.", "swinViT.patch_embed.proj."),
     ("stem.", "encoder1."),
@@ -33,54 +23,76 @@ PARTS = (
     ("rises.4.", "decoder1."),
     ("out.", "out."),
 )
-OURS = re.compile(
-    r"encoder\.stages\.(\d+)\.(blocks\.\d+)\.(.+)|encoder\.merges\.(\d+)\.((?:norm|reduction)\..+)"
+# The same for what follows the name of a block
+BLOCK_PARTS = (
+    ("norm1.", "norm1."),
+    ("norm2.", "norm2."),
+    ("attention.bias", "attn.relative_position_bias_table"),
+    ("attention.qkv.", "attn.qkv."),
+    ("attention.out.", "attn.proj."),
+    ("mlp.0.", "mlp.linear1."),
+    ("mlp.2.", "mlp.linear2."),
 )
-MONAIS = re.compile(
-    r"swinViT\.layers(\d+)\.0\.(?:(blocks\.\d+)\.(.+)|downsample\.((?:norm|reduction)\..+))"
-)
-INDEX = "attn.relative_position_index"  # MONAI keeps it, we compute it
+# Names with numbers: (stage, block, rest) and (stage, rest). MONAI counts stages from 1.
+OUR_BLOCK = re.compile(r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.(.+)")
+OUR_MERGE = re.compile(r"encoder\.merges\.(\d+)\.((?:norm|reduction)\..+)")
+MONAI_BLOCK = re.compile(r"swinViT\.layers(\d+)\.0\.blocks\.(\d+)\.(.+)")
+MONAI_MERGE = re.compile(r"swinViT\.layers(\d+)\.0\.downsample\.((?:norm|reduction)\..+)")
 
-
-def rename(key: str, rules: tuple, ours: int) -> str:
-    """key with its beginning replaced by the rule that fits. ours: 0 from our names, 1 from MONAI's. Raises ValueError."""
-    for rule in rules:
-        if key.startswith(rule[ours]):
-            return rule[1 - ours] + key[len(rule[ours]) :]
-    raise ValueError(f"{key} is not a tensor of Swin UNETR")
+INDEX = "attn.relative_position_index"  # MONAI keeps it in the state dict, we compute it
 
 
 def to_monai(weights: dict[str, Tensor], window: Triple) -> dict[str, Tensor]:
-    """Our Swin UNETR's state dict -> one that MONAI's SwinUNETR (not its version 2) loads strictly.
+    """Convert our Swin UNETR's state dict to one that MONAI's SwinUNETR loads strictly.
 
-    window: of all stages, which MONAI wants to be one. Raises ValueError for a foreign tensor.
+    Not for version 2 of MONAI's network.
+
+    Args:
+        weights: our state dict.
+        window: of all stages; MONAI's network has one for all.
+
+    Raises:
+        ValueError: a tensor is not of Swin UNETR.
     """
-    converted, table = {}, BiasTable(window)
-    index = table.pairs(table.line(box_positions(window, torch.device("cpu")), window))
-    for key, value in weights.items():
-        if not (match := OURS.fullmatch(key)):
-            converted[rename(key, PARTS, 0)] = value
-        elif match[4]:
-            converted[f"swinViT.layers{int(match[4]) + 1}.0.downsample.{match[5]}"] = value
-        else:
-            place = f"swinViT.layers{int(match[1]) + 1}.0.{match[2]}."
-            converted[place + rename(match[3], BLOCK, 0)] = value
+    index = BiasTable(window).full_window_rows()
+
+    converted = {}
+    for name, value in weights.items():
+        block = OUR_BLOCK.fullmatch(name)
+        merge = OUR_MERGE.fullmatch(name)
+        if block:
+            stage, number, rest = block.groups()
+            place = f"swinViT.layers{int(stage) + 1}.0.blocks.{number}."
+            converted[place + rename(rest, BLOCK_PARTS, "Swin UNETR", whole=name)] = value
             converted[place + INDEX] = index
+        elif merge:
+            stage, rest = merge.groups()
+            converted[f"swinViT.layers{int(stage) + 1}.0.downsample.{rest}"] = value
+        else:
+            converted[rename(name, PARTS, "Swin UNETR")] = value
     return converted
 
 
 def from_monai(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of MONAI's SwinUNETR -> ours, loads strictly. Raises ValueError for a foreign tensor."""
+    """Convert the state dict of MONAI's SwinUNETR to one that ours loads strictly.
+
+    Raises:
+        ValueError: a tensor is not of Swin UNETR.
+    """
     converted = {}
-    for key, value in weights.items():
-        if key.endswith(INDEX):
+    for name, value in weights.items():
+        if name.endswith(INDEX):
             continue
-        if not (match := MONAIS.fullmatch(key)):
-            converted[rename(key, PARTS, 1)] = value
-        elif match[4]:
-            converted[f"encoder.merges.{int(match[1]) - 1}.{match[4]}"] = value
+
+        block = MONAI_BLOCK.fullmatch(name)
+        merge = MONAI_MERGE.fullmatch(name)
+        if block:
+            stage, number, rest = block.groups()
+            rest = rename(rest, inverse(BLOCK_PARTS), "Swin UNETR", whole=name)
+            converted[f"encoder.stages.{int(stage) - 1}.blocks.{number}.{rest}"] = value
+        elif merge:
+            stage, rest = merge.groups()
+            converted[f"encoder.merges.{int(stage) - 1}.{rest}"] = value
         else:
-            converted[
-                f"encoder.stages.{int(match[1]) - 1}.{match[2]}.{rename(match[3], BLOCK, 1)}"
-            ] = value
+            converted[rename(name, inverse(PARTS), "Swin UNETR")] = value
     return converted

@@ -1,71 +1,84 @@
-"""State dicts of our UNETR and of MONAI's, one turned into the other, every tensor."""
+"""Convert state dicts between our UNETR and MONAI's, every tensor."""
 
 import re
 
 import torch
 from torch import Tensor
 
-# our name -> MONAI's; a rule applies to the beginning of a key
-PARTS = {
-    "stem.": "encoder1.",
-    "rise2.": "encoder2.",
-    "rise4.": "encoder3.",
-    "rise8.": "encoder4.",
-    "merge8.": "decoder5.",
-    "merge4.": "decoder4.",
-    "merge2.": "decoder3.",
-    "merge1.": "decoder2.",
-    "out.": "out.",
-    "encoder.positions": "vit.patch_embedding.position_embeddings",
-    "encoder.patch_embed.": "vit.patch_embedding.patch_embeddings.",
-    "encoder.norm.": "vit.norm.",
-    "encoder.blocks.": "vit.blocks.",
-}
-# the same for what follows encoder.blocks.N.
-BLOCK = {
-    "norm1.": "norm1.",
-    "norm2.": "norm2.",
-    "attention.qkv.": "attn.qkv.",
-    "attention.out.": "attn.out_proj.",
-    "mlp.0.": "mlp.linear1.",
-    "mlp.2.": "mlp.linear2.",
-}
-OURS_BLOCK, MONAI_BLOCK = r"(encoder\.blocks\.\d+\.)(.+)", r"(vit\.blocks\.\d+\.)(.+)"
-# MONAI's transformer block owns cross attention that its UNETR never calls: in 1.6.1 two tensors of norm_cross_attn
-# in each of the 12 blocks, in earlier versions more. They are left out on the way to us, and made up (weight 1,
-# bias 0, as MONAI starts them) on the way back.
+from alice_nnunet.networks.published.names import inverse, rename
+
+# Beginnings of names, ours and MONAI's
+PARTS = (
+    ("stem.", "encoder1."),
+    ("rise2.", "encoder2."),
+    ("rise4.", "encoder3."),
+    ("rise8.", "encoder4."),
+    ("merge8.", "decoder5."),
+    ("merge4.", "decoder4."),
+    ("merge2.", "decoder3."),
+    ("merge1.", "decoder2."),
+    ("out.", "out."),
+    ("encoder.positions", "vit.patch_embedding.position_embeddings"),
+    ("encoder.patch_embed.", "vit.patch_embedding.patch_embeddings."),
+    ("encoder.norm.", "vit.norm."),
+)
+# The same for what follows encoder.blocks.N. and vit.blocks.N.
+BLOCK_PARTS = (
+    ("norm1.", "norm1."),
+    ("norm2.", "norm2."),
+    ("attention.qkv.", "attn.qkv."),
+    ("attention.out.", "attn.out_proj."),
+    ("mlp.0.", "mlp.linear1."),
+    ("mlp.2.", "mlp.linear2."),
+)
+OUR_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.(.+)")
+MONAI_BLOCK = re.compile(r"vit\.blocks\.(\d+)\.(.+)")
+
+# MONAI's transformer block owns cross attention that its UNETR never calls: in 1.6.1 two tensors of
+# norm_cross_attn in each of the 12 blocks, in earlier versions more. They are left out on the way
+# to us. On the way back they are made up as MONAI starts them: weight 1, bias 0.
 UNUSED = re.compile(r"vit\.blocks\.\d+\.(norm_)?cross_attn\.")
-
-
-def rename(key: str, rules: dict[str, str]) -> str:
-    """key with its beginning replaced by the one rule that fits. Raises ValueError if none does."""
-    for old, new in rules.items():
-        if key.startswith(old):
-            return new + key[len(old) :]
-    raise ValueError(f"{key} is not a tensor of UNETR")
+MONAI_NORM1 = re.compile(r"vit\.blocks\.\d+\.norm1\.(weight|bias)")
 
 
 def to_monai(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our UNETR's state dict -> one that MONAI's UNETR loads strictly. Raises ValueError for a foreign tensor."""
+    """Convert our UNETR's state dict to one that MONAI's UNETR loads strictly.
+
+    Raises:
+        ValueError: a tensor is not of UNETR.
+    """
     converted = {}
-    for key, value in weights.items():
-        if match := re.fullmatch(OURS_BLOCK, key):
-            key = match[1] + rename(match[2], BLOCK)
-        converted[rename(key, PARTS)] = value
-    for key in [k for k in converted if re.fullmatch(r"vit\.blocks\.\d+\.norm1\.(weight|bias)", k)]:
-        fill = torch.ones_like if key.endswith("weight") else torch.zeros_like
-        converted[key.replace("norm1", "norm_cross_attn")] = fill(converted[key])
+    for name, value in weights.items():
+        block = OUR_BLOCK.fullmatch(name)
+        if block:
+            number, rest = block.groups()
+            rest = rename(rest, BLOCK_PARTS, "UNETR", whole=name)
+            converted[f"vit.blocks.{number}.{rest}"] = value
+        else:
+            converted[rename(name, PARTS, "UNETR")] = value
+
+    for name in [name for name in converted if MONAI_NORM1.fullmatch(name)]:
+        start = torch.ones_like if name.endswith("weight") else torch.zeros_like
+        converted[name.replace("norm1", "norm_cross_attn")] = start(converted[name])
     return converted
 
 
 def from_monai(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of MONAI's UNETR -> ours, loads strictly. Raises ValueError for a foreign tensor."""
-    parts, block = ({new: old for old, new in rules.items()} for rules in (PARTS, BLOCK))
+    """Convert the state dict of MONAI's UNETR to one that ours loads strictly.
+
+    Raises:
+        ValueError: a tensor is not of UNETR.
+    """
     converted = {}
-    for key, value in weights.items():
-        if UNUSED.match(key):
+    for name, value in weights.items():
+        if UNUSED.match(name):
             continue
-        if match := re.fullmatch(MONAI_BLOCK, key):
-            key = match[1] + rename(match[2], block)
-        converted[rename(key, parts)] = value
+
+        block = MONAI_BLOCK.fullmatch(name)
+        if block:
+            number, rest = block.groups()
+            rest = rename(rest, inverse(BLOCK_PARTS), "UNETR", whole=name)
+            converted[f"encoder.blocks.{number}.{rest}"] = value
+        else:
+            converted[rename(name, inverse(PARTS), "UNETR")] = value
     return converted

@@ -20,20 +20,22 @@ def test_a_shrunken_window_reads_the_rows_of_its_offsets(window, size):
     number = {offset: row for row, offset in enumerate(offsets)}
     places, table = tokens(size), BiasTable(window)
     expected = [[number[tuple((a - b).tolist())] for b in places] for a in places]
-    assert table.pairs(table.line(places, size)).tolist() == expected and table.rows == len(number)
+    assert table.pair_rows(table.codes(places, size)).tolist() == expected and table.rows == len(
+        number
+    )
 
 
 def test_monai_reads_two_per_cent_of_a_shrunken_window_right():
     """The figure counted in MONAI 1.6.1 for a window of 7 on a grid of 6."""
     places = tokens((6, 6, 6))
     right, monai = (
-        table.pairs(table.line(places, (6, 6, 6)))
+        table.pair_rows(table.codes(places, (6, 6, 6)))
         for table in (BiasTable((7, 7, 7)), BiasTable((7, 7, 7), "monai"))
     )
     assert round((right == monai).double().mean().item() * 100, 2) == 2.03
     full = tokens((7, 7, 7))
     assert torch.equal(
-        *(BiasTable((7, 7, 7), reading).line(full, (7, 7, 7)) for reading in ("right", "monai"))
+        *(BiasTable((7, 7, 7), indexing).codes(full, (7, 7, 7)) for indexing in ("exact", "monai"))
     )
 
 
@@ -42,5 +44,5 @@ def test_nnformers_offsets_share_rows(window, rows):
     """The figures counted in its authors' code."""
     cube = (window,) * 3
     table = BiasTable(cube, "nnformer")
-    pairs = table.pairs(table.line(tokens(cube), cube))
+    pairs = table.full_window_rows()
     assert len(pairs.unique()) == rows < table.rows and pairs.min() == 0

@@ -3,9 +3,10 @@ import torch
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders.registry import build_encoder
-from alice_nnunet.model.encoders.vit import Attention, ViT
+from alice_nnunet.model.encoders.vit import ViT
 from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.model.tokens import masked_from, random_keep, take_tokens, unpatchify
+from alice_nnunet.model.transformer import Attention
 
 CROP = (32, 48, 64)
 N = 2 * 3 * 4

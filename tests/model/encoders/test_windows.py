@@ -5,11 +5,10 @@ import itertools
 import pytest
 import torch
 
-from alice_nnunet.model.encoders.bias_table import BiasTable
+from alice_nnunet.model.encoders.bias_table import BiasTable, box_positions
 from alice_nnunet.model.encoders.windows import (
     Windows,
-    axis_pieces,
-    box_positions,
+    axis_segments,
     fit_windows,
     pack_blocks,
     pack_grid,
@@ -25,10 +24,11 @@ CPU = torch.device("cpu")
 def test_pieces_of_an_axis_are_its_windows(length, size, offset):
     numbers = [(token + offset) // size for token in range(length)]
     found = [None] * length
-    for start, count, tokens, place in axis_pieces(length, size, offset):
-        for token in range(start, start + count * tokens):
-            found[token] = start, (token - start) // tokens
-            assert (token + offset) % size == place + (token - start) % tokens
+    for segment in axis_segments(length, size, offset):
+        for token in range(length)[segment.tokens]:
+            window, position = divmod(token - segment.start, segment.size)
+            found[token] = segment.start, window
+            assert (token + offset) % size == segment.offset + position
     assert [a == b for a, b in zip(found, found[1:])] == [
         a == b for a, b in zip(numbers, numbers[1:])
     ]
@@ -47,9 +47,9 @@ def test_groups_are_bounded_and_hold_every_token_once(smallest, shifted):
     windows = fit_windows(window, grid, shifted)
     packing = pack_blocks(corners, (4, 4, 4), grid, windows, BiasTable(window), smallest)
     rows = 2 * 3 * 64
-    assert sorted(packing.order[~packing.spare].tolist()) == list(range(rows))
-    assert torch.equal(packing.order[packing.place], torch.arange(rows))
-    assert sum(batch.groups * batch.slots for batch in packing.batches) == len(packing.order)
+    assert sorted(packing.row_of_slot[~packing.spare].tolist()) == list(range(rows))
+    assert torch.equal(packing.row_of_slot[packing.slot_of_row], torch.arange(rows))
+    assert sum(batch.groups * batch.slots for batch in packing.batches) == len(packing.row_of_slot)
     assert all(smallest <= batch.slots <= max(smallest, 4 * 5 * 4) for batch in packing.batches)
     tokens = corners.unsqueeze(2) + box_positions((4, 4, 4), CPU)
     numbers = (tokens + torch.tensor(windows.offset)) // torch.tensor(windows.size)
@@ -59,10 +59,12 @@ def test_groups_are_bounded_and_hold_every_token_once(smallest, shifted):
         for group in range(batch.groups):
             slots = range(start, start + batch.slots)
             for i, j in itertools.product(range(batch.slots), repeat=2):
-                together = names[packing.order[slots[i]]] == names[packing.order[slots[j]]]
+                together = (
+                    names[packing.row_of_slot[slots[i]]] == names[packing.row_of_slot[slots[j]]]
+                )
                 if packing.spare[slots[i]] or packing.spare[slots[j]]:
                     together = together and not packing.spare[slots[j]]
-                assert (batch.pairs[group, i, j] < BiasTable(window).rows) == together
+                assert (batch.bias_rows[group, i, j] < BiasTable(window).rows) == together
             start += batch.slots
 
 
@@ -73,14 +75,16 @@ def test_an_intact_grid_has_no_spare_slots():
     assert (
         packing.spare is None
         and packing.padding == 0
-        and sorted(packing.order.tolist()) == list(range(2 * 5 * 4 * 7))
+        and sorted(packing.row_of_slot.tolist()) == list(range(2 * 5 * 4 * 7))
     )
-    assert torch.equal(packing.order[packing.place], torch.arange(len(packing.order)))
+    assert torch.equal(
+        packing.row_of_slot[packing.slot_of_row], torch.arange(len(packing.row_of_slot))
+    )
 
 
-@pytest.mark.parametrize("reading", ["monai", "nnformer"])
-def test_published_networks_fill_windows_up_with_padding(reading):
+@pytest.mark.parametrize("indexing", ["monai", "nnformer"])
+def test_published_networks_fill_windows_up_with_padding(indexing):
     windows = fit_windows((3, 4, 4), (5, 4, 7), True)
-    packing = pack_grid(2, (5, 4, 7), windows, BiasTable((3, 4, 4), reading), CPU)
+    packing = pack_grid(2, (5, 4, 7), windows, BiasTable((3, 4, 4), indexing), CPU)
     assert packing.padding == 2 * (6 * 4 * 8 - 5 * 4 * 7)
-    assert sorted(packing.order.tolist()) == list(range(2 * 6 * 4 * 8))
+    assert sorted(packing.row_of_slot.tolist()) == list(range(2 * 6 * 4 * 8))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alice_nnunet.sharing.exported import save_tensors
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.networks.published.encoder import published_encoder
 from alice_nnunet.networks.published.nnformer import from_published
+from alice_nnunet.sharing.exported import save_tensors
 from tests.networks.test_nnformer import published_names
 
 VIT = {"in_channels": 1, "crop_size": [32, 48, 64], "width": 48, "depth": 12, "heads": 3}
