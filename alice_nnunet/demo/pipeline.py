@@ -160,7 +160,7 @@ class Demo:
         self.call(
             f"Pretrain the tiny {self.encoder} encoder for {self.pretraining_steps} steps",
             f"alice-pretrain -d 100 -encoder {self.encoder} -preset tiny -device cpu "
-            f"--set iterations={self.pretraining_steps} validate_every=100",
+            f"--set iterations={self.pretraining_steps} --set validate_every=100",
         )
 
     def finetune(self) -> None:
