@@ -18,7 +18,8 @@ SIZES = (
 class Method:
     """The settings of Alice.
 
-    The defaults are the project's; the documentation says where and why they depart from the paper.
+    The defaults are the project's; docs/explanation/differences-from-the-paper.md says where and
+    why they depart from the paper.
 
     Raises:
         ValueError: a value is out of range.
