@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -11,8 +13,10 @@ from alice_nnunet.files import file_sha256, locked, new_folder, replacing, write
 
 def test_writes_and_replaces_json(tmp_path):
     path = tmp_path / "report.json"
+
     write_json_atomically(path, {"ok": ["a"], "failed": {"ä": "why"}})
     write_json_atomically(path, {"ok": ["a", "b"], "failed": {}})
+
     assert json.loads(path.read_text(encoding="utf-8")) == {"ok": ["a", "b"], "failed": {}}
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
 
@@ -20,64 +24,93 @@ def test_writes_and_replaces_json(tmp_path):
 def test_failure_keeps_the_old_file_and_leaves_nothing(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
+
     with pytest.raises(RuntimeError), replacing(path) as partial:
         partial.write_text("half")
         assert path.read_text() == "old"
         raise RuntimeError
     with pytest.raises(TypeError):
         write_json_atomically(path, {"not json": {1, 2}})
+
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_leftover_of_a_kill_is_written_over(tmp_path):
+def test_leftover_of_a_kill_is_overwritten(tmp_path):
     path = tmp_path / "file"
     with replacing(path) as partial:
         partial.write_text("x")
+
     partial.write_text("half a file from a killed process")
     with replacing(path) as partial:
         partial.write_text("new")
+
     assert path.read_text() == "new" and not partial.exists()
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from alice_nnunet.files import locked
+
+with locked(Path(sys.argv[1])):
+    print('held', flush=True)
+    time.sleep(600)
+"""
+
+
 def test_lock_keeps_a_second_process_out_until_the_first_ends(tmp_path):
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys, time; from pathlib import Path\n"
-            "from alice_nnunet.files import locked\n"
-            "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)",
-            str(tmp_path / "lock"),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
+    path = tmp_path / "lock"
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
     )
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another process"), locked(tmp_path / "lock"):
+    assert first.stdout.readline() == "held\n"
+
+    with pytest.raises(UserError) as refused, locked(path):
         pass
-    holder.kill()
-    holder.wait()
+    message = rf"another process \(process {first.pid} on .+, since .+\) is working in"
+    assert re.match(message, str(refused.value))
+
+    first.kill()
+    first.wait()
+    with locked(path):
+        pass
+
+
+def test_lock_is_free_after_the_block_and_after_an_error_in_it(tmp_path):
     with locked(tmp_path / "lock"):
+        pass
+    with pytest.raises(KeyError), locked(tmp_path / "lock"):
+        raise KeyError
+    with (
+        locked(tmp_path / "lock"),
+        pytest.raises(UserError, match=str(os.getpid())),
+        locked(tmp_path / "lock"),
+    ):
         pass
 
 
 def test_sha256_of_a_file(tmp_path):
-    (tmp_path / "f").write_bytes(b"abc" * 1_000_000)
-    assert file_sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+    content = b"abc" * 1_000_000
+    (tmp_path / "file").write_bytes(content)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "old").write_text("left by a kill")
-    with pytest.raises(OSError), new_folder(tmp_path / "out") as folder:
+    with pytest.raises(OSError, match="no space"), new_folder(tmp_path / "out") as folder:
         (folder / "half").write_text("x")
         raise OSError("no space left")
     assert not list(tmp_path.iterdir())
+
     with new_folder(tmp_path / "a" / "out") as folder:
         (folder / "inside").mkdir()
         (folder / "inside" / "file").write_text("x")
         assert not (tmp_path / "a" / "out").exists()
-    assert [p.name for p in (tmp_path / "a").rglob("*")] == ["out", "inside", "file"]
-    with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "a" / "out"):
-        raise AssertionError("never comes here")
+    assert [path.name for path in (tmp_path / "a").rglob("*")] == ["out", "inside", "file"]
+
+
+def test_an_existing_folder_is_not_touched(tmp_path):
+    with pytest.raises(UserError, match="exists already"), new_folder(tmp_path):
+        raise AssertionError("the block does not run")
