@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from organ_retrieval import labeled_volume, organ_retrieval
 
 from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.model.encoders.registry import build_encoder
-from organ_retrieval import labeled_volume, organ_retrieval
 
 PLAIN = {"predictor": False, "ema_casa": False, "center_teacher": False, "weight_r": 1.0}
 VARIANTS = {

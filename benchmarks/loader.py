@@ -32,13 +32,13 @@ from torch.utils.data import default_collate
 
 from alice_nnunet.data.body import find_body
 from alice_nnunet.data.pairs import AlignedPairs
-from alice_nnunet.data.volumes import open_volume, save_volume
+from alice_nnunet.data.volumes import save_volume
+from alice_nnunet.demo.datasets import volumes
 from alice_nnunet.geometry import crop_around
 from alice_nnunet.matcher.baselines import match_by_body
 from alice_nnunet.matcher.embedding import pack
 from alice_nnunet.matcher.index import save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher
-from alice_nnunet.demo.datasets import volumes
 from alice_nnunet.pretrain.runtime.loading import batches
 
 SIZE, SPACING = (200, 460, 460), (1.5, 0.76, 0.76)  # voxels and mm, (z, y, x)
@@ -178,7 +178,7 @@ def row(folder: Path, people: list[str], count: int, seconds: float) -> dict:
     matchers = {"embedding": EmbeddingMatcher(anatomy), "body": match_by_body}
     speeds, rejected = {}, {}
     for name, matcher in matchers.items():
-        pairs = AlignedPairs(stored, cases, cases, CROP, matcher, 0.7, (0, 0), 10**9)
+        pairs = AlignedPairs(stored, cases, cases, CROP, matcher, 0.7, (0, 0))
         speeds[name], rejected[name] = measure(pairs, seconds)
     ours, clock = speeds["embedding"]
     official, official_clock = rate(
@@ -220,7 +220,7 @@ def measure(pairs: AlignedPairs, seconds: float) -> tuple[tuple[float, float], f
 
     def one_by_one() -> Iterator[None]:
         for batch in batches(pairs, Batches()):
-            rejected.extend(batch["rejected"].tolist())
+            rejected.extend(batch.rejected.tolist())
             yield from [None] * 8
 
     speed = rate(one_by_one(), seconds, warm_up=16)

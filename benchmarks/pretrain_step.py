@@ -26,9 +26,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from alice_nnunet.model.presets import CROPS, PRESETS
+from alice_nnunet.pretrain.runtime.device import autocast
 from alice_nnunet.pretrain.training.config import PretrainConfig, make_config, read_settings
+from alice_nnunet.pretrain.training.dry_run import noise
 from alice_nnunet.pretrain.training.state import State, build_state
-from alice_nnunet.pretrain.training.step import autocast, train_step
+from alice_nnunet.pretrain.training.step import train_step
 
 MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the square matrices of the peak
 
@@ -128,7 +130,7 @@ def row(
     config: PretrainConfig, device: torch.device, volumes: Path | None, repeats: int, workers: int
 ) -> dict:
     """All that is measured of one encoder and preset."""
-    state, batch = build_state(config, device), random_batch(config, device)
+    state, batch = build_state(config, device), noise(config, config.batch_size, device)
     spacing = CROPS[config.preset].spacing
     step_s = seconds(lambda: train_step(state, batch, config, spacing), device, repeats)
     with_data_s = (
@@ -156,25 +158,14 @@ def row(
     }
 
 
-def random_batch(config: PretrainConfig, device: torch.device) -> dict:
-    """Pairs of noise, on the device."""
-    crops = torch.rand(
-        2, config.batch_size, 1, *config.encoder_arguments["crop_size"], device=device
-    )
-    return {
-        "query": crops[0],
-        "key": crops[1],
-        "query_case": [""] * config.batch_size,
-        "key_case": [""] * config.batch_size,
-    }
-
-
 def step_flops(config: PretrainConfig, device: torch.device) -> int:
     """Floating point operations of one step. Attention is computed as plain products for this, which every device counts alike."""
     plain = dataclasses.replace(config, compile="off", checkpoint_blocks=False)
     state = build_state(plain, device)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        train_step(state, random_batch(plain, device), plain, CROPS[config.preset].spacing)
+        train_step(
+            state, noise(plain, plain.batch_size, device), plain, CROPS[config.preset].spacing
+        )
     return counter.get_total_flops()
 
 
@@ -188,7 +179,7 @@ def time_with_data(
 ) -> float:
     """Seconds for a step whose pairs are read from volumes as alice-pretrain reads them, over repeats steps after the first two."""
     from alice_nnunet.data.volumes import case_names
-    from alice_nnunet.pretrain.training.loop import Run
+    from alice_nnunet.pretrain.training.run import Run
 
     cases = case_names(volumes)
     run = Run(

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.data.volumes import case_names, case_properties, open_volume
-from alice_nnunet.datasets.raw_dataset import dataset_name
+from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import file_sha256, locked, write_json_atomically
 from alice_nnunet.matcher.embedding import embed_volume
@@ -20,15 +20,23 @@ from alice_nnunet.model.presets import CROPS
 from alice_nnunet.names import ANATOMY, FINAL, LATEST
 from alice_nnunet.options import add_processes_option
 from alice_nnunet.pictures import matches_figure, pair_figure, save_figure
-from alice_nnunet.pretrain.datasets.preprocessed import choose_device, preprocessed_volumes, split
+from alice_nnunet.pretrain.datasets.preprocessed import (
+    choose_device,
+    is_preprocessed,
+    preprocessed_volumes,
+    split,
+)
 from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
-from alice_nnunet.pretrain.embedding import training as embed_loop
 from alice_nnunet.pretrain.embedding.config import (
     EmbedConfig,
     embed_config,
     embed_config_from_dict,
 )
-from alice_nnunet.pretrain.training.step import NonFiniteLoss
+from alice_nnunet.pretrain.embedding.dry_run import print_plan
+from alice_nnunet.pretrain.embedding.run import EmbedRun, train
+from alice_nnunet.pretrain.embedding.state import build_state, load_state
+from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
+from alice_nnunet.pretrain.runtime.stop import exit_code
 
 SHOWN_POINTS = 6
 
@@ -74,6 +82,11 @@ def parser() -> CommandParser:
         help="throw the training and the index away and do both again",
     )
     p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan of the training, its memory and its time, and do nothing else",
+    )
+    p.add_argument(
         "--show",
         nargs=2,
         metavar=("A", "B"),
@@ -87,6 +100,9 @@ def main(argv: list[str] | None) -> None:
     arguments = parser().parse_args(argv)
     device = choose_device(arguments.device)
     name = dataset_name(arguments.d)
+    if arguments.dry_run:
+        dry_run(arguments, name, device)
+        return
     spacing, patch = (
         CROPS[arguments.preset].spacing,
         CROPS[arguments.preset].size,
@@ -114,6 +130,31 @@ def main(argv: list[str] | None) -> None:
         arguments.np,
         arguments.overwrite and not arguments.released,
     )
+
+
+def dry_run(arguments, name: str, device: torch.device) -> None:
+    """Print what the command would do; nothing is started, no earlier training touched."""
+    config = embed_config(name, arguments.preset, arguments.assignments, arguments.config)
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / name
+    folder = preprocessed / ANATOMY
+
+    if is_preprocessed(preprocessed):
+        size = CROPS[arguments.preset]
+        volumes = preprocessed_volumes(name, arguments.np, size.spacing, size.size)[1]
+        cases = case_names(volumes)
+    else:
+        cases = sorted(open_raw_dataset(name).cases)
+        print(f"{name}: {len(cases)} cases, not (completely) preprocessed yet: that comes first")
+
+    step = 0
+    if (folder / FINAL).is_file() and not arguments.overwrite:
+        print(f"the embedding is trained: {folder / FINAL}; only the index would be completed")
+        step = config.iterations
+    elif (folder / LATEST).is_file() and not arguments.overwrite:
+        step = load_checkpoint(folder / LATEST)["step"]
+
+    training, held_out = split(cases, config.validation_share, config.seed)
+    print_plan(config, device, folder, step, len(training), len(held_out))
 
 
 def put_released(
@@ -154,9 +195,11 @@ def embed_dataset(
             remove(folder)
         if not (folder / FINAL).is_file():
             try:
-                embed_loop.train(make_run(config, plans, volumes, folder, device, workers))
+                stopped_by = train(make_run(config, plans, volumes, folder, device, workers))
             except NonFiniteLoss as error:
                 raise UserError(f"{error}. The last checkpoint is intact: {folder}") from error
+            if stopped_by:
+                raise SystemExit(exit_code(stopped_by))
         else:
             check_same(config, load_checkpoint(folder / FINAL), folder)
             print(f"the embedding is trained: {folder / FINAL}", flush=True)
@@ -193,24 +236,24 @@ def make_run(
     folder: Path,
     device: torch.device,
     workers: int,
-) -> embed_loop.EmbedRun:
+) -> EmbedRun:
     """A new training, or the interrupted one in folder."""
     cases = case_names(volumes)
     training, held_out = split(cases, config.validation_share, config.seed)
     data = data_description(plans, cases)
     if (folder / LATEST).is_file():
         check_same(config, load_checkpoint(folder / LATEST), folder, data)
-        state = embed_loop.load_state(folder / LATEST, config, device)
+        state = load_state(folder / LATEST, config, device)
         print(f"going on from step {state.step} of {folder / LATEST}", flush=True)
     else:
-        state = embed_loop.build_state(config, device)
+        state = build_state(config, device)
     write_json_atomically(folder / "config.json", config.as_dict())
     print(
         f"embedding {config.preset} on {device}: {len(training)} training and {len(held_out)} held-out volumes, "
         f"{sum(p.numel() for p in state.network.parameters()) / 1e6:.1f} M parameters, results in {folder}",
         flush=True,
     )
-    return embed_loop.EmbedRun(
+    return EmbedRun(
         config,
         state,
         volumes,

@@ -26,6 +26,7 @@ from alice_nnunet.pretrain.datasets.preprocessed import (
 )
 from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
 from alice_nnunet.pretrain.runtime.distributed import Team, launch, launched, team
+from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
 from alice_nnunet.pretrain.runtime.stop import exit_code
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
 from alice_nnunet.pretrain.training.config import (
@@ -37,9 +38,8 @@ from alice_nnunet.pretrain.training.config import (
     read_settings,
 )
 from alice_nnunet.pretrain.training.dry_run import draw_first_pair, print_plan
-from alice_nnunet.pretrain.training.loop import Run, train
+from alice_nnunet.pretrain.training.run import Run, train
 from alice_nnunet.pretrain.training.state import build_state, load_state
-from alice_nnunet.pretrain.training.step import NonFiniteLoss
 from alice_nnunet.ranks import rank, world
 
 # Settings that --c may change: they decide how a run is computed and when it is saved, not what comes out of it.

@@ -1,14 +1,22 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C let a run finish its step and save."""
+"""SIGTERM, SIGUSR1 and Ctrl-C let a training finish its step and save."""
 
 import signal
 
-from alice_nnunet.pretrain.runtime.distributed import stop_signals
-
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
+INTERRUPTED = 130  # as shells report Ctrl-C
+
+
+def stop_signals() -> list[int]:
+    """The signals that ask a run to save and end, on this system."""
+    names = ("SIGTERM", "SIGUSR1", "SIGINT")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 class StopRequest:
-    """Inside, the first such signal is noted in number and nothing more; a second Ctrl-C interrupts at once."""
+    """Inside, the first such signal is noted in number and does nothing more.
+
+    A second Ctrl-C interrupts at once.
+    """
 
     def __init__(self):
         self.number = 0
@@ -28,11 +36,11 @@ class StopRequest:
 
 
 def ignore_signals(worker: int) -> None:
-    """For a process that loads data: whoever signals all processes of a run leaves it to the run when to end it."""
+    """Leave it to the run to end this process, which loads data, where a signal reaches both."""
     for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
 
 
 def exit_code(number: int) -> int:
-    """Of a run that was stopped by a signal and has saved: 130 for Ctrl-C, as everywhere, else TRY_AGAIN."""
-    return 130 if number == signal.SIGINT else TRY_AGAIN
+    """The code of a run that was stopped by a signal and has saved."""
+    return INTERRUPTED if number == signal.SIGINT else TRY_AGAIN

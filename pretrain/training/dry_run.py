@@ -1,21 +1,70 @@
-"""What a pretraining would do, said before it starts: its size, its schedule, its memory, its first pair."""
+"""alice-pretrain --dry-run: size, schedule, memory and time of a run, and its first pair."""
 
 import dataclasses
-import time
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from alice_nnunet.planning.step_memory import Ledger
+from alice_nnunet.data.pairs import PairBatch
+from alice_nnunet.geometry import Spacing
 from alice_nnunet.pictures import pair_figure, save_figure
+from alice_nnunet.planning.step_memory import Ledger
+from alice_nnunet.pretrain.runtime.device import GB, TRAINING, autocast
+from alice_nnunet.pretrain.runtime.estimate import (
+    fastest_of_two,
+    gradient_bytes,
+    millions,
+    precision_name,
+    print_row,
+    tensor_bytes,
+    time_for,
+)
 from alice_nnunet.pretrain.training.config import PretrainConfig
-from alice_nnunet.pretrain.runtime.log import time_left
-from alice_nnunet.pretrain.training.loop import make_pairs
+from alice_nnunet.pretrain.training.run import make_pairs
 from alice_nnunet.pretrain.training.state import State, build_state
-from alice_nnunet.pretrain.training.step import TRAINING, autocast, train_step, views_of
+from alice_nnunet.pretrain.training.step import train_step, views_of
 
-GB = 1e9
+NOISE_SPACING = (1.0, 1.0, 1.0)  # mm; what a step takes does not depend on it
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """What a run takes on each device.
+
+    Attributes:
+        fixed_bytes: Memory of a step whatever the batch: weights, gradients, AdamW's moments.
+        pair_bytes: What each pair adds to it.
+        pairs_at_once: Pairs that a step computes together.
+        checkpoint_bytes: Size of a checkpoint.
+        timed_pairs: Pairs in the steps that were timed.
+        step_seconds: Time of a step of config.batch_size pairs.
+    """
+
+    fixed_bytes: int
+    pair_bytes: int
+    pairs_at_once: int
+    checkpoint_bytes: int
+    timed_pairs: int
+    step_seconds: float
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.fixed_bytes + self.pair_bytes * self.pairs_at_once
+
+
+def estimate_run(state: State, config: PretrainConfig) -> RunEstimate:
+    """Measure steps with noise. The state's weights are those of another run afterwards."""
+    fixed, pair = step_bytes(state, config)
+    pairs_at_once = config.batch_size // config.accumulate
+    return RunEstimate(
+        fixed_bytes=fixed,
+        pair_bytes=pair,
+        pairs_at_once=pairs_at_once,
+        checkpoint_bytes=checkpoint_bytes(state),
+        timed_pairs=timed_pairs(config),
+        step_seconds=step_seconds(state, config),
+    )
 
 
 def print_plan(
@@ -27,39 +76,87 @@ def print_plan(
     training: int,
     held_out: int = 0,
 ) -> None:
-    """Print it. folder: of the results; step: from which it goes on; training, held_out: volumes."""
+    """Print what a run would do and take.
+
+    Args:
+        config: Its settings.
+        device: Where it would be computed.
+        processes: How many would train together.
+        folder: Of its results.
+        step: From which it goes on, 0 for a new run.
+        training: Number of training volumes.
+        held_out: Number of held-out volumes.
+    """
     state = build_state(config, device)
-    fixed, each = step_bytes(state, config)
-    together, rows = config.batch_size // config.accumulate, config.batch_size * processes
-    left = config.iterations - step
-    millions = lambda module: f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M"
+    encoder = millions(state.model.encoder)
+    model = millions(state.model)
     shape = " x ".join(map(str, config.encoder_arguments["crop_size"]))
-    with autocast(device, config.precision):
-        precision = "bf16" if torch.is_autocast_enabled(device.type) else "fp32"
-    begins = (
-        f"goes on from step {step}"
-        if step
-        else (
-            "starts anew; the run that is there is kept beside it"
-            if any(folder.glob("checkpoint_*.pth"))
-            else "starts anew"
-        )
+    precision = precision_name(device, autocast(device, config.precision))
+    pairs = config.batch_size * processes
+    steps = config.iterations - step
+    estimate = estimate_run(state, config)
+
+    print_row(
+        "model",
+        f"{config.encoder} {config.preset}, {encoder} parameters; with decoder, heads and the EMA "
+        f"target {model}",
     )
-    for name, text in {
-        "model": f"{config.encoder} {config.preset}, {millions(state.model.encoder)} parameters; with decoder, heads and the EMA target "
-        f"{millions(state.model)}",
-        "data": f"{config.dataset}, {training} training and {held_out} held-out volumes, pairs of crops of {shape} voxels, matcher {config.matcher}",
-        "batch": f"{config.batch_size} pairs x {processes} processes = {rows} pairs in a step, parts {config.accumulate}, {precision} on {device}",
-        "schedule": f"{left} of {config.iterations} steps, {left * rows / max(1, training):.0f} pairs for each training volume; lr {config.lr:g} after "
-        f"{config.warmup_iterations} steps of warm-up, then a cosine to 0; EMA {config.ema:g} to 1",
-        "saved": f"every {config.save_every} steps, some {checkpoint_bytes(state) / GB:.2f} GB; validation every {config.validate_every}",
-        "memory": f"{(fixed + each * together) / GB:.2f} GB on each device: {fixed / GB:.2f} whatever the batch, and {each / GB:.2f} for each of "
-        f"{together} pairs; measured with one pair and two, {precision} on {device.type}; CUDA's own and gaps come on top",
-        "time": f"{time_left(left * (seconds := step_seconds(state, config)))} for {left} steps of {seconds:.3g} s, by the fastest of two steps "
-        f"with {timed_pairs(config)} pairs; reading, validation and what several devices tell each other come on top",
-        "results": f"{folder}: {begins}",
-    }.items():
-        print(f"{name:9} {text}", flush=True)
+    print_row(
+        "data",
+        f"{config.dataset}, {training} training and {held_out} held-out volumes, pairs of crops of "
+        f"{shape} voxels, matcher {config.matcher}",
+    )
+    print_row(
+        "batch",
+        f"{config.batch_size} pairs x {processes} processes = {pairs} pairs in a step, "
+        f"parts {config.accumulate}, {precision} on {device}",
+    )
+    print_row(
+        "schedule",
+        f"{steps} of {config.iterations} steps, {steps * pairs / max(1, training):.0f} pairs for "
+        f"each training volume; lr {config.lr:g} after {config.warmup_iterations} steps of "
+        f"warm-up, then a cosine to 0; EMA {config.ema:g} to 1",
+    )
+    print_row(
+        "saved",
+        f"every {config.save_every} steps, some {estimate.checkpoint_bytes / GB:.2f} GB; "
+        f"validation every {config.validate_every}",
+    )
+    print_row(
+        "memory",
+        f"{estimate.memory_bytes / GB:.2f} GB on each device: {estimate.fixed_bytes / GB:.2f} "
+        f"whatever the batch, and {estimate.pair_bytes / GB:.2f} for each of "
+        f"{estimate.pairs_at_once} pairs. Measured with one pair and two, {precision} on "
+        f"{device.type}; the CUDA context and fragmentation are not included",
+    )
+    print_row(
+        "time",
+        f"{time_for(steps, estimate.step_seconds)}, by the fastest of two steps with "
+        f"{estimate.timed_pairs} pairs; reading, validation and the exchange between devices are "
+        "not included",
+    )
+    print_row("results", f"{folder}: {how_it_begins(folder, step)}")
+
+
+def how_it_begins(folder: Path, step: int) -> str:
+    if step:
+        return f"resumes from step {step}"
+    if any(folder.glob("checkpoint_*.pth")):
+        return "starts a new run; the existing one is kept under another name"
+    return "starts a new run"
+
+
+def noise(config: PretrainConfig, pairs: int, device: torch.device) -> PairBatch:
+    """Pairs of crops of noise, on the device."""
+    shape = (pairs, config.encoder_arguments["in_channels"], *config.encoder_arguments["crop_size"])
+    return PairBatch(
+        query=torch.rand(shape, device=device),
+        key=torch.rand(shape, device=device),
+        query_case=["noise"] * pairs,
+        key_case=["noise"] * pairs,
+        score=torch.ones(pairs, dtype=torch.float64),
+        rejected=torch.zeros(pairs, dtype=torch.int64),
+    )
 
 
 def timed_pairs(config: PretrainConfig) -> int:
@@ -68,93 +165,108 @@ def timed_pairs(config: PretrainConfig) -> int:
 
 
 def step_seconds(state: State, config: PretrainConfig) -> float:
-    """Seconds of a step on one device, whose pairs it computes by two: those of the fastest of two steps with noise, after one to warm up."""
-    device, pairs, times = next(state.model.parameters()).device, timed_pairs(config), []
+    """Seconds of a step on one device, from steps of a few pairs of noise."""
+    pairs = timed_pairs(config)
     small = dataclasses.replace(config, batch_size=pairs, accumulate=1)
-    crops = torch.rand(
-        2, pairs, config.encoder_arguments["in_channels"], *config.encoder_arguments["crop_size"]
-    )
-    for _ in range(3):
-        start = time.perf_counter()
-        numbers = train_step(state, {"query": crops[0], "key": crops[1]}, small, (1.0, 1.0, 1.0))
-        numbers["loss"].item()  # waits for the device
-        times.append(time.perf_counter() - start)
-    return min(times[1:]) * config.batch_size / pairs
+    batch = noise(config, pairs, torch.device("cpu"))
+
+    def step() -> None:
+        result = train_step(state, batch, small, NOISE_SPACING)
+        result.loss.item()  # waits for the device
+
+    return fastest_of_two(step) * config.batch_size / pairs
 
 
 def checkpoint_bytes(state: State) -> int:
     """Of a checkpoint: weights, and AdamW's two moments of those that are trained."""
-    return size(state.model.state_dict().values()) + moment_bytes(state)
+    return tensor_bytes(state.model.state_dict().values()) + 2 * gradient_bytes(state.model)
 
 
 def step_bytes(state: State, config: PretrainConfig) -> tuple[int, int]:
-    """What a step takes whatever the batch (weights, gradients, AdamW's moments), and what each pair adds to that: to what forward keeps, or
-    to the height of the step where that is more, as it is with recomputed blocks."""
-    one, two = (bytes_of_pairs(state, config, pairs) for pairs in (1, 2))
-    return size(state.model.state_dict().values()) + moment_bytes(state) * 3 // 2, max(
-        b - a for a, b in zip(one, two)
-    )
+    """Memory of a step whatever the batch, and what each pair adds.
+
+    The first is that of weights, gradients and AdamW's two moments. A pair adds to what forward
+    keeps, and to the height of the step, which with recomputed blocks grows by more.
+    """
+    fixed = tensor_bytes(state.model.state_dict().values()) + 3 * gradient_bytes(state.model)
+
+    kept_one, peak_one = bytes_of_pairs(state, config, 1)
+    kept_two, peak_two = bytes_of_pairs(state, config, 2)
+    return fixed, max(kept_two - kept_one, peak_two - peak_one)
 
 
 def bytes_of_pairs(state: State, config: PretrainConfig, pairs: int) -> tuple[int, int]:
-    """Views, forward and backward of so many pairs of noise: what forward keeps for backward, weights left out, and the most
-    bytes of tensors at once, weights and gradients included."""
-    device, ledger = next(state.model.parameters()).device, Ledger()
-    shape = (pairs, config.encoder_arguments["in_channels"], *config.encoder_arguments["crop_size"])
-    weights, kept = {p.untyped_storage().data_ptr() for p in state.model.parameters()}, {}
+    """Run views, forward and backward on so many pairs of noise.
+
+    Returns:
+        What forward keeps for backward, weights left out, and the most bytes of tensors at once,
+        weights and gradients included.
+    """
+    model = state.model
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}  # address -> bytes of a storage
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    def give_back(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    ledger = Ledger()
     with ledger:
-        ledger.count([*state.model.parameters(), *state.model.buffers()])
-        for parameter in state.model.parameters():
+        ledger.count([*model.parameters(), *model.buffers()])
+        for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        crops = {name: torch.rand(shape, device=device) for name in ("query", "key")}
-        views = views_of(
-            crops, state.model, torch.Generator(device).manual_seed(0), (1.0, 1.0, 1.0)
-        )
+
+        generator = torch.Generator(state.device).manual_seed(0)
+        batch = noise(config, pairs, state.device)
+        views = views_of(batch, model, generator, NOISE_SPACING)
         with (
-            autocast(device, config.precision),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            autocast(state.device, config.precision),
+            torch.autograd.graph.saved_tensors_hooks(keep, give_back),
         ):
-            loss = state.model(*views).loss
+            loss = model(*views).loss
         loss.backward()
-    state.model.zero_grad(set_to_none=True)
-    return sum(length for address, length in kept.items() if address not in weights), ledger.peak
 
-
-def moment_bytes(state: State) -> int:
-    return 2 * size(p for p in state.model.parameters() if p.requires_grad)
-
-
-def size(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+    model.zero_grad(set_to_none=True)
+    kept_bytes = sum(size for address, size in kept.items() if address not in weights)
+    return kept_bytes, ledger.peak
 
 
 def draw_first_pair(
     config: PretrainConfig,
     volumes: Path,
     training: list[str],
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     number: int,
     folder: Path,
 ) -> None:
-    """Draw sample number of the stream beside the results folder, so that no run in it is touched."""
-    pairs = make_pairs(config, volumes, training, training, TRAINING, number + 1, config.min_score)
-    pair, picture = pairs[number], folder.with_name(f"{folder.name}_dry_run.png")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    save_figure(
-        pair_figure(
-            pair["query"],
-            pair["key"],
-            spacing,
-            (f"query {pair['query_case']}", f"key {pair['key_case']}"),
-        ),
-        picture,
+    """Draw a pair of the training stream beside the results folder: no run in it is touched.
+
+    Args:
+        config: Settings of the run.
+        volumes: Folder of the preprocessed cases.
+        training: Cases to draw from.
+        spacing: mm of a voxel (z, y, x).
+        number: Of the pair in the stream.
+        folder: Of the results.
+    """
+    pairs = make_pairs(config, volumes, training, training, TRAINING, config.min_score)
+    pair = pairs.draw(number)
+
+    figure = pair_figure(
+        pair.query.read_crop(pair.point, pairs.size),
+        pair.key.read_crop(pair.match.point, pairs.size),
+        spacing,
+        (f"query {pair.query.name}", f"key {pair.key.name}"),
     )
-    print(
-        f"{'picture':9} {picture}: the first pair, score {pair['score']:.2f}, {pair['rejected']} rejected before it",
-        flush=True,
+    picture = folder.with_name(f"{folder.name}_dry_run.png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(figure, picture)
+    print_row(
+        "picture",
+        f"{picture}: the first pair, score {pair.match.score:.2f}, {pair.rejected} rejected "
+        "before it",
     )

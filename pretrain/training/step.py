@@ -1,57 +1,135 @@
-"""One step of a pretraining: a function of (state, batch), whose random numbers come from the seed and the number of the step.
+"""One step of a pretraining: a function of (state, batch), with random numbers from (seed, step).
 
-Where several processes train together each has its part of a batch, and every number here that is not a pair's own is that
-of the whole batch.
+Where several processes train together each has its part of a batch, and every number here that is
+not a pair's own is that of the whole batch.
 """
 
-import numpy as np
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from alice_nnunet.model.views import Views, make_views
-from alice_nnunet.model.losses import spread
+from alice_nnunet.data.pairs import PairBatch
+from alice_nnunet.geometry import Spacing
 from alice_nnunet.model.alice import Alice, Output
-from alice_nnunet.pretrain.training.config import PretrainConfig
+from alice_nnunet.model.losses import spread
+from alice_nnunet.model.views import Views, make_views
+from alice_nnunet.pretrain.runtime.device import TRAINING, VALIDATION, autocast, generator_at
 from alice_nnunet.pretrain.runtime.distributed import unsynchronised
+from alice_nnunet.pretrain.training.config import PretrainConfig
 from alice_nnunet.pretrain.training.state import State
 from alice_nnunet.ranks import mean_over_ranks, rank, world
 from alice_nnunet.schedules import ema_momentum, warmup_cosine
 
-Spacing = tuple[float, float, float]
-TRAINING, VALIDATION, PROBE = 0, 1, 2  # streams of random numbers
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step computed; tensors are still on the device.
+
+    Attributes:
+        loss: The weighted sum of the losses.
+        losses: l_r, l_dv and l_st (Eqs. 1, 2, 5).
+        spreads: Spread of cls, S and T; under 0.1 the features have collapsed.
+        gradient_norm: Of all gradients together, before they are clipped.
+        rejected: Pairs that were rejected for each pair of the batch, of this process alone.
+        finite: Whether loss and gradient were finite; otherwise the step was skipped.
+    """
+
+    loss: Tensor
+    losses: dict[str, Tensor]
+    spreads: dict[str, Tensor]
+    gradient_norm: Tensor
+    rejected: Tensor
+    finite: bool
+
+    def scalars(self) -> dict[str, Tensor]:
+        """What is logged, by its name in the log."""
+        spreads = {f"spread {name}": value for name, value in self.spreads.items()}
+        return {
+            "loss": self.loss,
+            **self.losses,
+            **spreads,
+            "gradient norm": self.gradient_norm,
+            "rejected": self.rejected,
+        }
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is not a finite number."""
+@dataclass(frozen=True)
+class BatchMeans:
+    """Means over the parts of a batch and over all processes. Names and shapes as in Output."""
+
+    loss: Tensor
+    losses: dict[str, Tensor]
+    spreads: dict[str, Tensor]
+    target_means: dict[str, Tensor]
 
 
-def generator_at(seed: int, stream: int, step: int, device: torch.device) -> torch.Generator:
-    """The generator of one step: the same numbers whether or not the run was interrupted."""
-    words = np.random.SeedSequence((seed, stream, step)).generate_state(2, np.uint32)
-    return torch.Generator(device).manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+def train_step(
+    state: State, batch: PairBatch, config: PretrainConfig, spacing: Spacing
+) -> StepResult:
+    """Take one optimizer step on a batch of aligned pairs.
 
+    Where the loss or the gradient is not finite, the step is counted and nothing else changes.
+    """
+    model = state.model
+    optimizer = state.optimizer
+    step = state.step
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 where asked for, or where the device has it and precision is auto (a CPU emulates it slowly: fp32 there)."""
-    auto = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.autocast(
-        device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and auto)
+    model.train()
+    lr = warmup_cosine(step, config.iterations, config.warmup_iterations, config.lr)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+    generator = generator_at(config.seed, TRAINING, step, state.device)
+    views = views_of(batch, model, generator, spacing, rank(), world())
+
+    optimizer.zero_grad(set_to_none=True)
+    means = add_gradients(state, views, config)
+    gradient_norm = clip_grad_norm_(model.parameters(), config.clip_grad)
+
+    finite = bool(torch.isfinite(gradient_norm) & torch.isfinite(means.loss))
+    if finite:
+        optimizer.step()
+        momentum = ema_momentum(step, config.iterations, config.ema)
+        model.update_target(momentum, means.target_means)  # EMA, Sec. 3.1
+    state.count_step(finite)
+
+    return StepResult(
+        means.loss,
+        means.losses,
+        means.spreads,
+        gradient_norm,
+        batch.rejected.float().mean(),
+        finite,
     )
 
 
 def views_of(
-    batch: dict,
+    batch: PairBatch,
     model: Alice,
     generator: torch.Generator,
     spacing: Spacing,
     part: int = 0,
     parts: int = 1,
 ) -> tuple[Views, Views]:
-    """Views of both crops of each pair, on the generator's device. batch: number part of so many parts of a step's batch."""
-    return tuple(
+    """Draw the views of both crops of each pair.
+
+    Args:
+        batch: Pairs, on any device.
+        model: Decides the size of a token and the method.
+        generator: The views are made on its device.
+        spacing: mm of a voxel (z, y, x).
+        part: Number of this batch among the equal parts of a step's batch.
+        parts: Number of these parts.
+
+    Returns:
+        The views of the queries and those of the keys.
+    """
+    query, key = (
         make_views(
-            batch[name].to(generator.device, non_blocking=True),
+            crops.to(generator.device, non_blocking=True),
             model.unit,
             spacing,
             model.method,
@@ -59,95 +137,83 @@ def views_of(
             part,
             parts,
         )
-        for name in ("query", "key")
+        for crops in (batch.query, batch.key)
     )
+    return query, key
 
 
-def train_step(
-    state: State, batch: dict, config: PretrainConfig, spacing: Spacing
-) -> dict[str, Tensor]:
-    """One optimiser step on a batch of aligned pairs. Returns the numbers to log, still on the device.
-
-    Where the loss or the gradient is not finite, the step is counted and nothing else changes: state.nonfinite says how many
-    in a row.
-    """
-    model, optimizer, step = state.model.train(), state.optimizer, state.step
-    for group in optimizer.param_groups:
-        group["lr"] = warmup_cosine(step, config.iterations, config.warmup_iterations, config.lr)
-    generator = generator_at(config.seed, TRAINING, step, next(model.parameters()).device)
-    optimizer.zero_grad(set_to_none=True)
-    numbers, target_means = add_gradients(
-        state, views_of(batch, model, generator, spacing, rank(), world()), config
-    )
-    numbers["gradient norm"] = clip_grad_norm_(model.parameters(), config.clip_grad)
-    finite = bool(torch.isfinite(numbers["gradient norm"]) & torch.isfinite(numbers["loss"]))
-    if finite:
-        optimizer.step()
-        model.update_target(
-            ema_momentum(step, config.iterations, config.ema), target_means
-        )  # EMA, Sec. 3.1
-    state.step, state.nonfinite = step + 1, 0 if finite else state.nonfinite + 1
-    return numbers
-
-
-def add_gradients(
-    state: State, views: tuple[Views, Views], config: PretrainConfig
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Add the gradient of the batch to the weights', in config.accumulate parts. Returns losses and spreads, and target_means."""
+def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConfig) -> BatchMeans:
+    """Add the gradient of the batch to that of the weights, in config.accumulate parts."""
     query, key = views
-    device, size, parts = query.online.device, len(query.online) // config.accumulate, []
+    pairs = len(query.online) // config.accumulate  # in a part
+    parts = []
+
     for number in range(config.accumulate):
-        rows = slice(number * size, (number + 1) * size)
-        with unsynchronised(state.network, number + 1 < config.accumulate):
-            with autocast(device, config.precision):
+        rows = slice(number * pairs, (number + 1) * pairs)
+        more_to_come = number + 1 < config.accumulate
+
+        with unsynchronised(state.network, more_to_come):
+            with autocast(state.device, config.precision):
                 output = state.network(query.rows(rows), key.rows(rows))
             (output.loss / config.accumulate).backward()
+
         parts.append(
             {
                 "loss": output.loss.detach(),
-                **output.losses,
-                **output.moments,
-                **{f"mean {n}": v for n, v in output.target_means.items()},
+                "losses": output.losses,
+                "moments": output.moments,
+                "target_means": output.target_means,
             }
         )
+
     means = mean_of_parts(parts)
     factor = config.accumulate * world()
     spreads = {
-        f"spread {name}": spread(means.pop(name), factor * count)
-        for name, count in output.vectors.items()
+        name: spread(means["moments"][name], factor * vectors)
+        for name, vectors in output.vectors.items()
     }
-    target_means = {name: means.pop(f"mean {name}") for name in output.target_means}
-    return {**means, **spreads}, target_means
+    return BatchMeans(means["loss"], means["losses"], spreads, means["target_means"])
 
 
 @torch.no_grad()
-def mean_of_parts(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The means of tensors over the parts of a batch and over all processes, in one exchange."""
+def mean_of_parts(parts: list[dict]) -> dict:
+    """Average tensors over the parts of a batch and over all processes, in one exchange.
+
+    Args:
+        parts: Dictionaries, also nested ones, of the same tensors for each part.
+    """
+    first, structure = tree_flatten(parts[0])
     flat = torch.stack(
-        [torch.cat([value.double().flatten() for value in part.values()]) for part in parts]
+        [torch.cat([leaf.double().flatten() for leaf in tree_leaves(part)]) for part in parts]
     )
-    pieces = mean_over_ranks(flat.mean(0)).split([value.numel() for value in parts[0].values()])
-    return {
-        name: piece.view(value.shape).to(value.dtype)
-        for (name, value), piece in zip(parts[0].items(), pieces)
-    }
+
+    pieces = mean_over_ranks(flat.mean(0)).split([leaf.numel() for leaf in first])
+    means = [piece.view(leaf.shape).to(leaf.dtype) for piece, leaf in zip(pieces, first)]
+    return tree_unflatten(means, structure)
 
 
 @torch.no_grad()
 def validate(
-    state: State, batches: list[dict], config: PretrainConfig, spacing: Spacing
+    state: State, batches: list[PairBatch], config: PretrainConfig, spacing: Spacing
 ) -> tuple[dict[str, float], Output]:
-    """Mean losses over the held-out pairs, with the same views every time, and the output for the first batch. For one process
-    alone: the model asks nothing of the others."""
-    model, device, outputs = state.model.eval(), next(state.model.parameters()).device, []
+    """Compute the mean losses over held-out pairs, with the same views every time.
+
+    For one process alone: the model asks nothing of the others.
+
+    Returns:
+        The means of l_r, l_dv and l_st, and the output for the first batch.
+    """
+    state.model.eval()
+
+    outputs = []
     for index, batch in enumerate(batches):
-        views = views_of(
-            batch, model, generator_at(config.seed, VALIDATION, index, device), spacing
-        )
-        with autocast(device, config.precision):
-            outputs.append(model(*views))
+        generator = generator_at(config.seed, VALIDATION, index, state.device)
+        views = views_of(batch, state.model, generator, spacing)
+        with autocast(state.device, config.precision):
+            outputs.append(state.model(*views))
+
     means = {
-        f"validation {name}": torch.stack([o.losses[name] for o in outputs]).mean().item()
+        name: torch.stack([output.losses[name] for output in outputs]).mean().item()
         for name in outputs[0].losses
     }
     return means, outputs[0]

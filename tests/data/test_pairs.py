@@ -1,22 +1,26 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import default_collate
 
 from alice_nnunet.data.body import find_body
+from alice_nnunet.data.match import Match
 from alice_nnunet.data.pairs import DRAWS, AlignedPairs, NoMatch
 from alice_nnunet.data.volumes import open_volume, save_volume
 from alice_nnunet.matcher.baselines import match_by_body
-from alice_nnunet.data.match import Match
 
 SIZE = (8, 12, 16)
+CASES = [f"case{i}" for i in range(4)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Four volumes of different sizes; voxel values tell volume and place."""
-    folder, rng = tmp_path_factory.mktemp("volumes"), np.random.default_rng(0)
-    for index in range(4):
+    folder = tmp_path_factory.mktemp("volumes")
+    rng = np.random.default_rng(0)
+
+    for index, case in enumerate(CASES):
         size = tuple(int(n) for n in rng.integers(24, 40, 3))
         image = rng.random((1, *size), np.float32) * 0.5 + index
         inside = np.zeros(size, bool)
@@ -27,17 +31,12 @@ def folder(tmp_path_factory):
             "body": find_body(inside, spacing).to_dict(),
             "plans_sha256": "",
         }
-        save_volume(folder, f"case{index}", image, {"alice": known}, SIZE)
+        save_volume(folder, case, image, {"alice": known}, SIZE)
     return folder
 
 
-CASES = [f"case{i}" for i in range(4)]
-
-
-def pairs(
-    folder, matcher=match_by_body, queries=CASES, keys=CASES, seed=(0, 0), min_score=0.7
-) -> AlignedPairs:
-    return AlignedPairs(folder, queries, keys, SIZE, matcher, min_score, seed, 100)
+def pairs(folder, matcher=match_by_body, queries=CASES, keys=CASES, seed=(0, 0)) -> AlignedPairs:
+    return AlignedPairs(folder, queries, keys, SIZE, matcher, min_score=0.7, seed=seed)
 
 
 def test_crops_are_centred_on_the_point_and_its_match(folder):
@@ -47,48 +46,72 @@ def test_crops_are_centred_on_the_point_and_its_match(folder):
         asked.append((point, query.name, key.name))
         return Match((5, 6, 7), 0.9)
 
-    item = pairs(folder, matcher)[3]
+    batch = pairs(folder, matcher).batch([3])
+
     ((point, query, key),) = asked
-    assert (item["query_case"], item["key_case"], item["score"], item["rejected"]) == (
-        query,
-        key,
-        0.9,
-        0,
-    )
-    assert np.array_equal(item["query"], open_volume(folder, query).read_crop(point, SIZE))
-    assert np.array_equal(item["key"], open_volume(folder, key).read_crop((5, 6, 7), SIZE))
-    assert item["query"].shape == (1, *SIZE) and item["query"].dtype == np.float32
+    assert batch.query_case == [query] and batch.key_case == [key]
+    assert batch.score.tolist() == [0.9] and batch.rejected.tolist() == [0]
+    assert batch.query.shape == (1, 1, *SIZE) and batch.query.dtype == torch.float32
+    assert np.array_equal(batch.query[0], open_volume(folder, query).read_crop(point, SIZE))
+    assert np.array_equal(batch.key[0], open_volume(folder, key).read_crop((5, 6, 7), SIZE))
 
 
-def test_an_item_depends_on_seed_and_index_alone(folder):
-    first, second = pairs(folder), pairs(folder)
-    second[7], second[2]
-    assert all(np.array_equal(first[5][k], second[5][k]) for k in first[5])
-    assert not np.array_equal(first[5]["query"], first[6]["query"])
-    assert not np.array_equal(first[5]["query"], pairs(folder, seed=(1, 0))[5]["query"])
-    assert not np.array_equal(first[5]["query"], pairs(folder, seed=(0, 1))[5]["query"])
+def test_a_batch_is_its_pairs_in_order(folder):
+    batch = pairs(folder).batch([3, 4, 5])
+
+    assert batch.score.dtype == torch.float64 and batch.rejected.dtype == torch.int64
+    for row, index in enumerate([3, 4, 5]):
+        pair = pairs(folder).draw(index)
+        assert (batch.query_case[row], batch.key_case[row]) == (pair.query.name, pair.key.name)
+        assert (batch.score[row], batch.rejected[row]) == (pair.match.score, pair.rejected)
+        assert np.array_equal(batch.query[row], pair.query.read_crop(pair.point, SIZE))
+        assert np.array_equal(batch.key[row], pair.key.read_crop(pair.match.point, SIZE))
+
+
+def test_a_pair_depends_on_seed_and_index_alone(folder):
+    def query(index: int, seed=(0, 0), before=()) -> torch.Tensor:
+        stream = pairs(folder, seed=seed)
+        for other in before:
+            stream.draw(other)
+        return stream.batch([index]).query
+
+    assert torch.equal(query(5), query(5, before=(7, 2)))
+    assert not torch.equal(query(5), query(6))
+    assert not torch.equal(query(5), query(5, seed=(1, 0)))
+    assert not torch.equal(query(5), query(5, seed=(0, 1)))
 
 
 def test_query_and_key_are_always_two_people_and_everyone_comes(folder):
-    drawn = [(i["query_case"], i["key_case"]) for i in (pairs(folder)[n] for n in range(100))]
-    assert all(q != k for q, k in drawn) and len(set(drawn)) == 12
-    held_out = [
-        (i["query_case"], i["key_case"])
-        for i in (pairs(folder, queries=["case3"])[n] for n in range(20))
-    ]
-    assert {q for q, _ in held_out} == {"case3"} and {k for _, k in held_out} == set(CASES[:3])
+    everyone = [pairs(folder).draw(index) for index in range(100)]
+    drawn = {(pair.query.name, pair.key.name) for pair in everyone}
+    assert all(query != key for query, key in drawn) and len(drawn) == 12
+
+    held_out = [pairs(folder, queries=["case3"]).draw(index) for index in range(20)]
+    assert {pair.query.name for pair in held_out} == {"case3"}
+    assert {pair.key.name for pair in held_out} == set(CASES[:3])
+
+
+def test_the_same_volume_twice_where_that_is_asked_for(folder):
+    stream = dataclasses.replace(pairs(folder), same_volume=True)
+    drawn = [stream.draw(index) for index in range(20)]
+    assert all(pair.query.name == pair.key.name for pair in drawn)
 
 
 def test_low_scores_are_rejected_redrawn_and_counted(folder):
     scores = iter([0.1, 0.69, 0.2, 0.7])
-    item = pairs(folder, lambda point, query, key: Match(point, next(scores)))[0]
-    assert item["rejected"] == 3 and item["score"] == 0.7
+    pair = pairs(folder, lambda point, query, key: Match(point, next(scores))).draw(0)
+    assert pair.rejected == 3 and pair.match.score == 0.7
 
 
 def test_a_dataset_that_does_not_match_says_so(folder):
     calls = []
+
+    def matcher(point, query, key):
+        calls.append(point)
+        return Match(point, 0.0)
+
     with pytest.raises(NoMatch, match="same body region"):
-        pairs(folder, lambda point, query, key: calls.append(point) or Match(point, 0.0))[0]
+        pairs(folder, matcher).draw(0)
     assert len(calls) == DRAWS
 
 
@@ -97,29 +120,21 @@ def test_one_case_is_no_pair(folder):
         pairs(folder, queries=["case0"], keys=["case0"])
 
 
-def test_a_batch_is_the_items_put_together(folder):
-    share = [3, 4, 5]
-    batch, expected = (
-        pairs(folder).batch(share),
-        default_collate([pairs(folder)[index] for index in share]),
-    )
-    assert batch.keys() == expected.keys()
-    for name in ("query", "key", "score", "rejected"):
-        assert (
-            torch.equal(batch[name], expected[name]) and batch[name].dtype == expected[name].dtype
-        )
-    assert (
-        batch["query_case"] == expected["query_case"] and batch["key_case"] == expected["key_case"]
-    )
-
-
 def test_the_other_person_is_drawn_as_from_a_list_without_the_first(folder):
     many = [f"c{i}" for i in range(7)]
     for queries, keys in ((many, many), (many[:2], many), (["other"], many)):
-        drawn = AlignedPairs(folder, queries, keys, SIZE, match_by_body, 0.7, (0, 0), 100)
+        drawn = pairs(folder, queries=queries, keys=keys)
         for seed in range(40):
             rng = np.random.default_rng(seed)
             query = queries[rng.integers(len(queries))]
             others = [key for key in keys if key != query]
-            expected = query, others[rng.integers(len(others))]
+            expected = (query, others[rng.integers(len(others))])
             assert drawn.draw_cases(np.random.default_rng(seed)) == expected
+
+
+def test_only_the_crops_are_pinned(folder, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t.shape) or t)
+    batch = pairs(folder).batch([0, 1])
+    assert torch.equal(batch.pin_memory().key, batch.key)
+    assert pinned == [batch.query.shape, batch.key.shape]

@@ -28,7 +28,7 @@ from alice_nnunet.pretrain.commands.embed import main, put_released
 from alice_nnunet.pretrain.commands.pretrain import main as pretrain
 from alice_nnunet.pretrain.datasets.preprocessed import split
 from alice_nnunet.pretrain.embedding.config import EmbedConfig, embed_config, embed_config_from_dict
-from alice_nnunet.pretrain.training import loop
+from alice_nnunet.pretrain.training import run as pretraining
 
 BIN = Path(sys.executable).parent
 CASES = ("crlm1004", "cptacpda_c3l00189", "lidc0314")
@@ -239,10 +239,10 @@ def test_held_out_volumes_that_match_nobody_are_named_and_do_not_stop_the_run(fo
     by_name = lambda config, volumes: (
         lambda point, query, key: Match((5, 30, 30), 1.0 if query.name in training else 0.3)
     )
-    with patch.object(loop, "make_matcher", by_name):
+    with patch.object(pretraining, "make_matcher", by_name):
         output = run(folders, pretrain, *words)
     assert (
-        "match no other with a score of 0.65" in output
+        "do not reach the minimum match score (0.65)" in output
         and "step 2/2" in output
         and "validation | l_r" in output
     )

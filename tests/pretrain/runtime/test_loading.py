@@ -9,7 +9,7 @@ import torch
 
 from alice_nnunet.data.pairs import NoMatch
 from alice_nnunet.errors import UserError
-from alice_nnunet.pretrain.runtime.loading import Batches, batches, death
+from alice_nnunet.pretrain.runtime.loading import Batches, batches, worker_ended
 
 SHARES = [[0, 1], [5], [2, 3, 4]]
 
@@ -115,4 +115,6 @@ def test_a_fault_is_an_item_and_the_others_come():
 
 
 def test_a_death_that_comes_with_an_empty_error_is_told_too():
-    assert "one of 4 processes that load data has ended (EOFError: )" in str(death(EOFError(), 4))
+    assert "one of 4 processes that load data has ended (EOFError: )" in str(
+        worker_ended(EOFError(), 4)
+    )

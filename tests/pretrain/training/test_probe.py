@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from alice_nnunet.pretrain.training.config import make_config, read_settings
 from alice_nnunet.pretrain.training.probe import matched_crops_found, share_found
 from alice_nnunet.pretrain.training.state import build_state
+from tests.helpers.pretraining import CPU, noise, pair_batch, small_config
 
 
 def test_share_is_counted_pair_by_pair():
@@ -24,24 +24,16 @@ def test_features_that_are_all_the_same_are_at_chance():
     assert share_found(torch.ones(8, 4), torch.ones(8, 4)) == 1 / 8
 
 
-def crops(seed: int, noise: float) -> dict:
-    rng = np.random.default_rng(seed)
-    query = rng.random((4, 1, 32, 32, 32), np.float32)
-    return {
-        "query": torch.from_numpy(query),
-        "key": torch.from_numpy(query + noise * rng.random(query.shape, np.float32)),
-    }
-
-
 def test_an_encoder_finds_copies_and_no_strangers():
-    small = ["width=24", "depth=2", "heads=2", "crop_size=32,32,32"]
-    config = make_config("Dataset001_X", read_settings("vit", "tiny", small))
-    model = build_state(config, torch.device("cpu")).model
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    batches = [crops(seed, 1e-3) for seed in range(4)]
-    assert matched_crops_found(model, batches, "fp32") == 1.0
-    strangers = [
-        {"query": crops(seed, 0)["query"], "key": crops(seed + 9, 0)["query"]} for seed in range(4)
+    state = build_state(small_config(), CPU)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+
+    strangers = [noise(seed, pairs=4) for seed in range(4)]
+    copies = [
+        pair_batch(batch.query, batch.query + 1e-3 * batch.key)  # with other noise
+        for batch in strangers
     ]
-    assert matched_crops_found(model, strangers, "fp32") < 0.5
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+    assert matched_crops_found(state, copies, "fp32") == 1.0
+    assert matched_crops_found(state, strangers, "fp32") < 0.5
+    assert all(torch.equal(before[name], v) for name, v in state.model.state_dict().items())

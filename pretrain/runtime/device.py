@@ -1,0 +1,47 @@
+"""What a training asks of its device: precision, random numbers, memory."""
+
+import sys
+
+import numpy as np
+import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+GB = 1e9
+
+# Streams of random numbers
+TRAINING = 0
+VALIDATION = 1
+PROBE = 2
+
+
+def generator_at(seed: int, stream: int, step: int, device: torch.device) -> torch.Generator:
+    """The random generator of one step: the same numbers whether or not the run was interrupted."""
+    words = np.random.SeedSequence((seed, stream, step)).generate_state(2, np.uint32)
+    return torch.Generator(device).manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of a precision: auto, fp32 or bf16.
+
+    auto is bf16 on a GPU that has it, and fp32 elsewhere: a CPU emulates bf16 slowly.
+    """
+    bf16 = precision == "bf16"
+    if precision == "auto" and device.type == "cuda":
+        bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def peak_memory(device: torch.device) -> float:
+    """GB: the most that tensors have taken on a CUDA device, or that this process has on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GB
+    if resource is None:
+        return 0.0
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes, of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB

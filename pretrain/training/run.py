@@ -1,0 +1,285 @@
+"""A pretraining as run_steps() drives it: its pairs, and what is logged, validated and saved."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alice_nnunet.data.match import Matcher
+from alice_nnunet.data.pairs import AlignedPairs, NoMatch, PairBatch
+from alice_nnunet.geometry import Spacing
+from alice_nnunet.matcher.baselines import match_by_body, match_same
+from alice_nnunet.matcher.learned import EmbeddingMatcher
+from alice_nnunet.names import ANATOMY
+from alice_nnunet.pictures import pair_figure, reconstruction_figure
+from alice_nnunet.pretrain.runtime.device import PROBE, TRAINING, VALIDATION, peak_memory
+from alice_nnunet.pretrain.runtime.distributed import gather_lists, largest, own_share
+from alice_nnunet.pretrain.runtime.loading import batches
+from alice_nnunet.pretrain.runtime.log import RunLog, time_left
+from alice_nnunet.pretrain.runtime.steps import Schedule, run_steps
+from alice_nnunet.pretrain.training.config import PretrainConfig
+from alice_nnunet.pretrain.training.probe import matched_crops_found
+from alice_nnunet.pretrain.training.state import State, save_state
+from alice_nnunet.pretrain.training.step import StepResult, train_step, validate
+from alice_nnunet.ranks import rank
+from alice_nnunet.schedules import ema_momentum
+
+COLLAPSED = 0.1  # spread under which a run warns
+VALIDATION_PAIRS = 32  # at most, but for whole batches: they stay in memory
+
+PANELS = {  # of progress.png
+    "losses": ("l_r", "l_dv", "l_st", "validation l_r", "validation l_dv", "validation l_st"),
+    "spread (under 0.1: collapse)": ("spread cls", "spread S", "spread T"),
+    "share of held-out crops that find their match": ("retrieval", "retrieval chance"),
+    "seconds per step": ("step time", "data time"),
+}
+
+
+def make_matcher(config: PretrainConfig, volumes: Path) -> Matcher:
+    """The function that finds the same body part in another volume: config.matcher."""
+    if config.matcher == "embedding":
+        return EmbeddingMatcher(volumes.parent / ANATOMY, config.max_return)
+    if config.matcher == "body":
+        return match_by_body
+    return match_same
+
+
+def make_pairs(
+    config: PretrainConfig,
+    volumes: Path,
+    queries: list[str],
+    keys: list[str],
+    stream: int,
+    min_score: float,
+) -> AlignedPairs:
+    """A stream of pairs: TRAINING, VALIDATION or PROBE."""
+    return AlignedPairs(
+        folder=volumes,
+        queries=queries,
+        keys=keys,
+        size=config.encoder_arguments["crop_size"],
+        matcher=make_matcher(config, volumes),
+        min_score=min_score,
+        seed=(config.seed, stream),
+        same_volume=config.matcher == "same",
+    )
+
+
+@dataclass
+class Run:
+    """A pretraining and everything it needs to go on.
+
+    Attributes:
+        config: Its settings.
+        state: Weights, optimizer, steps done.
+        volumes: Folder of the preprocessed cases.
+        folder: Folder of the results.
+        spacing: mm of a voxel (z, y, x).
+        data: Description of the data, for the checkpoint.
+        adaptation_plan: In nnssl's schema, for the checkpoint.
+        training: Cases to learn from.
+        held_out: Cases to validate on.
+        workers: Processes that load data, 0 for this one.
+        validation: Batches of held-out pairs; train() reads them, in process 0 of several.
+    """
+
+    config: PretrainConfig
+    state: State
+    volumes: Path
+    folder: Path
+    spacing: Spacing
+    data: dict
+    adaptation_plan: dict
+    training: list[str]
+    held_out: list[str]
+    workers: int
+    validation: list[PairBatch] = field(default_factory=list)
+
+    how_to_resume = "Resume it with --c"
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(
+            steps=self.config.iterations,
+            log_every=self.config.log_every,
+            validate_every=self.config.validate_every,
+            save_every=self.config.save_every,
+            probe_every=self.config.probe_every,
+            max_nonfinite=self.config.max_nonfinite,
+        )
+
+    def training_batches(self) -> Iterator[PairBatch]:
+        """This process's batches from the present step to the last.
+
+        A step's pairs depend on how many pairs it has in all processes, not on how many these are.
+        """
+        pairs = make_pairs(
+            self.config,
+            self.volumes,
+            self.training,
+            self.training,
+            TRAINING,
+            self.config.min_score,
+        )
+        steps = range(self.state.step, self.config.iterations)
+        shares = [own_share(step, self.config.batch_size) for step in steps]
+        on_gpu = self.state.device.type == "cuda"
+        return batches(pairs, shares, self.workers, pin_memory=on_gpu)
+
+    def read_validation(self, log: RunLog) -> None:
+        """Read 2 pairs for each held-out case, at least 4 and at most some VALIDATION_PAIRS."""
+        wanted = min(max(4, 2 * len(self.held_out)), VALIDATION_PAIRS)
+        self.validation = list(self.held_out_batches(VALIDATION, wanted, log))
+
+    def held_out_batches(self, stream: int, wanted: int, log: RunLog) -> Iterator[PairBatch]:
+        """Pairs of a held-out person with another one, the same every time.
+
+        Args:
+            stream: VALIDATION or PROBE.
+            wanted: Number of pairs; batches are whole, so there may be a few more.
+            log: Told where held-out pairs do not reach the minimum score, and any are taken.
+
+        Returns:
+            Batches; none without held-out cases.
+        """
+        if not self.held_out:
+            return
+
+        keys = self.held_out if len(self.held_out) > 1 else self.held_out + self.training
+        size = self.config.batch_size
+        shares = [range(first, first + size) for first in range(0, wanted, size)]
+
+        def pairs_over(min_score: float) -> AlignedPairs:
+            return make_pairs(self.config, self.volumes, self.held_out, keys, stream, min_score)
+
+        pairs = pairs_over(self.config.min_score)
+        try:
+            for index in range(len(shares) * size):
+                pairs.draw(index)
+        except NoMatch:
+            log.line(
+                f"WARNING: held-out pairs do not reach the minimum match score "
+                f"({self.config.min_score}); the held-out cases are {', '.join(self.held_out)}. "
+                "Validation and the retrieval probe use lower-scoring pairs and are less reliable. "
+                "Training is not affected."
+            )
+            pairs = pairs_over(0.0)
+
+        yield from batches(pairs, shares)
+
+    def take_step(self, batch: PairBatch) -> StepResult:
+        return train_step(self.state, batch, self.config, self.spacing)
+
+    def cases_of(self, batch: PairBatch) -> dict[str, list]:
+        """The cases of all processes' pairs."""
+        return {"pairs": gather_lists(list(zip(batch.query_case, batch.key_case)))}
+
+    def agree_to_stop(self, number: int) -> int:
+        """The largest number of a signal that a process has received."""
+        return largest(number, self.state.device)
+
+    def report(self, log: RunLog, means: dict[str, float]) -> None:
+        """Log one line, and TensorBoard, for the steps since the last; warn of a collapse."""
+        config = self.config
+        state = self.state
+
+        rejected = means.pop("rejected")  # for each pair that was not
+        means["rejection rate"] = rejected / (1 + rejected)
+        means["lr"] = state.optimizer.param_groups[0]["lr"]
+        means["ema"] = ema_momentum(state.step - 1, config.iterations, config.ema)
+        means["memory"] = peak_memory(state.device)
+        log.scalars(state.step, means, state.history)
+
+        left = time_left(means["step time"] * (config.iterations - state.step))
+        log.line(
+            f"step {state.step}/{config.iterations} | loss {means['loss']:.4f} "
+            f"l_r {means['l_r']:.4f} l_dv {means['l_dv']:.4f} l_st {means['l_st']:.4f} | "
+            f"spread cls {means['spread cls']:.3f} S {means['spread S']:.3f} "
+            f"T {means['spread T']:.3f} | rejected {means['rejection rate']:.0%} | "
+            f"lr {means['lr']:.2e} ema {means['ema']:.5f} | grad {means['gradient norm']:.2f} | "
+            f"data {means['data time']:.3f} s, step {means['step time']:.3f} s | "
+            f"memory {means['memory']:.2f} GB | left {left}"
+        )
+
+        spreads = {name: means[f"spread {name}"] for name in ("cls", "S", "T")}
+        low = [
+            f"spread({name}) = {value:.2f}" for name, value in spreads.items() if value < COLLAPSED
+        ]
+        if low:
+            log.line(
+                f"WARNING: possible feature collapse: {', '.join(low)} (threshold {COLLAPSED}). "
+                "These features are nearly constant, so the corresponding loss provides no "
+                "training signal. See docs/how-to/troubleshooting.md"
+            )
+
+    def probe(self, log: RunLog) -> None:
+        """Log the share of held-out crops that find their match, where there are held-out cases."""
+        if not self.held_out:
+            return
+
+        config = self.config
+        held_out = self.held_out_batches(PROBE, config.probe_pairs, log)
+        share = matched_crops_found(self.state, held_out, config.precision)
+        pairs = -(-config.probe_pairs // config.batch_size) * config.batch_size  # in whole batches
+
+        means = {"retrieval": share, "retrieval chance": 1 / pairs}
+        log.scalars(self.state.step, means, self.state.history)
+        log.line(
+            f"probe | {share:.1%} of held-out crops find their match among {pairs}, "
+            f"chance {1 / pairs:.1%}"
+        )
+
+    def validate(self, log: RunLog) -> None:
+        """Log the losses on held-out cases, and pictures of their first pair."""
+        if not self.validation:
+            return
+
+        means, output = validate(self.state, self.validation, self.config, self.spacing)
+        scalars = {f"validation {name}": value for name, value in means.items()}
+        log.scalars(self.state.step, scalars, self.state.history)
+        losses = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+        log.line(f"validation | {losses} | {len(self.held_out)} held-out cases")
+
+        batch = self.validation[0]
+        pair = pair_figure(
+            batch.query[0].numpy(),
+            batch.key[0].numpy(),
+            self.spacing,
+            (f"query {batch.query_case[0]}", f"key {batch.key_case[0]}"),
+        )
+        log.picture(self.state.step, "pair", pair)
+
+        reconstruction = reconstruction_figure(
+            output.crop[0].cpu(),
+            output.predicted[0].cpu(),
+            output.masked[0].cpu(),
+            self.state.model.unit,
+            self.spacing,
+        )
+        log.picture(self.state.step, "reconstruction", reconstruction)
+
+    def save(self, path: Path) -> None:
+        save_state(path, self.state, self.config, self.data, self.adaptation_plan)
+
+
+def train(run: Run) -> int:
+    """Train from the present step to the last. Process 0 of several logs, validates and saves.
+
+    Returns:
+        0, or the number of the signal that stopped the run after a step, which is saved.
+
+    Raises:
+        NonFiniteLoss: config.max_nonfinite steps in a row were skipped.
+        NoMatch: The volumes match each other too badly to draw pairs.
+        UserError: The data cannot be read, or the checkpoint cannot be written.
+    """
+    log = None
+    if rank() == 0:
+        log = RunLog(run.folder, run.state.step, PANELS)
+        run.read_validation(log)
+        if run.state.step == 0 and run.config.probe_every:
+            run.probe(log)  # of random weights, to compare with
+
+    stopped_by = run_steps(run, log)
+    if log:
+        log.close()
+    return stopped_by
