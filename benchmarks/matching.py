@@ -22,18 +22,19 @@ import numpy as np
 import torch
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from organ_retrieval import draw_points, labeled_volume
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
 from alice_nnunet.data.body import find_body
-from alice_nnunet.model.views import Augmentation, augment
 from alice_nnunet.data.volumes import Volume
 from alice_nnunet.matcher.baselines import match_by_body
-from alice_nnunet.matcher.embedding import Embedding, body_vectors, embed_volume, pack
+from alice_nnunet.matcher.embed import body_vectors, embed_volume
+from alice_nnunet.matcher.embedding import Embedding, pack
 from alice_nnunet.matcher.index import open_embedding, save_embedding
 from alice_nnunet.matcher.learned import match_millimetres, return_distance
 from alice_nnunet.matcher.weights import load_network
-from organ_retrieval import draw_points, labeled_volume
+from alice_nnunet.model.views import Augmentation, augment
 
 PEOPLE = ("lidc0001", "ts_example", "ts_dicomslab")
 ORGANS = (

@@ -1,6 +1,6 @@
-"""How SAM learns: the same point in two patches is alike, other points are not (Yan et al., Sec. III).
+"""The loss of SAM: the same point in two patches is similar, other points are not.
 
-B volumes, K points of each, C channels.
+Yan et al., IEEE TMI 2022, Sec. III. B volumes, K points of each, C channels.
 """
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor
 Vectors = tuple[Tensor, Tensor]  # fine and coarse, (B, K, C) each
 
 
-def contrast(
+def info_nce(
     anchors: Tensor,
     positives: Tensor,
-    others: Tensor,
+    candidates: Tensor,
     allowed: Tensor,
     hardness: Tensor,
     hardest: int,
@@ -21,25 +21,34 @@ def contrast(
 ) -> Tensor:
     """InfoNCE of each anchor against its positive and its hardest negatives, mean over anchors.
 
-    anchors, positives: (P, C). others: (M, C), the candidates for negatives. allowed: (P, M), False where a candidate
-    is no negative of an anchor: it is left out of the softmax altogether. hardness: (P, M), what is counted as hard.
-    Without anchors it is 0.
+    Args:
+        anchors: (P, C).
+        positives: (P, C).
+        candidates: (M, C), for negatives.
+        allowed: (P, M), False where a candidate is no negative of an anchor; it is then left out
+            of the softmax.
+        hardness: (P, M), by which the hardest negatives are chosen.
+        hardest: negatives of each anchor.
+        temperature: of the softmax.
+
+    Returns:
+        (); 0 without anchors.
     """
     if not len(anchors):
         return anchors.sum()
-    picked = (
-        hardness.masked_fill(~allowed, -torch.inf)
-        .topk(min(hardest, others.shape[0]), dim=1)
-        .indices
-    )  # (P, hardest)
-    negatives = (anchors @ others.T).masked_fill(~allowed, -torch.inf).gather(1, picked)
-    logits = torch.cat([(anchors * positives).sum(1, keepdim=True), negatives], 1) / temperature
-    return F.cross_entropy(
-        logits, torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
-    )
+
+    allowed_hardness = hardness.masked_fill(~allowed, -torch.inf)
+    chosen = allowed_hardness.topk(min(hardest, len(candidates)), dim=1).indices  # (P, hardest)
+    similarity = (anchors @ candidates.T).masked_fill(~allowed, -torch.inf)
+    negatives = similarity.gather(1, chosen)
+
+    positive = (anchors * positives).sum(1, keepdim=True)
+    logits = torch.cat([positive, negatives], 1) / temperature
+    first = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
+    return F.cross_entropy(logits, first)
 
 
-def anatomy_losses(
+def contrastive_losses(
     first: Vectors,
     second: Vectors,
     inside: Tensor,
@@ -49,47 +58,48 @@ def anatomy_losses(
     hardest: int,
     temperature: float,
 ) -> dict[str, Tensor]:
-    """Loss of the fine and of the coarse vectors of the same points in two patches, both directions.
+    """Loss of the fine and of the coarse vectors of the same points in two patches.
 
-    inside: (B, K), whether both patches show the point. points: (B, K, 3) mm in their volume. volume: (B,) int, which one
-    that is. ignore: mm around a point, fine and coarse, where another point is neither positive nor negative. Negatives
-    of a fine vector come from its own volume, from all patches of it: the same place in another person is no negative, and
-    nobody knows where that is. Those of a coarse vector come from all volumes of the batch: that is what tells one body
-    region from another. SAM draws them at random in the others, here the hardest count wherever they are.
+    Both directions are averaged. Negatives of a fine vector come from all patches of its own
+    volume: the same place in another person is no negative, and nobody knows where it is. Negatives
+    of a coarse vector come from all volumes of the batch, which tells body regions apart. SAM draws
+    those in other volumes at random; here the hardest count wherever they are.
+
+    Args:
+        first: vectors of the points in the first patch.
+        second: vectors of the points in the second patch.
+        inside: (B, K), whether both patches show the point.
+        points: (B, K, 3) mm in their volume.
+        volume: (B,) int, which volume that is.
+        ignore: mm around a point, for fine and coarse vectors, within which another point is
+            neither positive nor negative.
+        hardest: negatives of each point.
+        temperature: of the softmax.
+
+    Returns:
+        "fine" and "coarse", () each.
     """
+    # P points that both patches show, of all patches.
     owner = volume[inside.nonzero()[:, 0]]
-    place = points[inside]  # (P, 3), the points of all patches
-    same = owner[:, None] == owner[None]  # (P, P)
-    apart = torch.cdist(place, place)
+    place = points[inside]  # (P, 3)
+    same_volume = owner[:, None] == owner[None]  # (P, P)
+    distance = torch.cdist(place, place)
+    allowed_fine = same_volume & (distance > ignore[0])
+    allowed_coarse = ~same_volume | (distance > ignore[1])
+
     losses = {"fine": 0.0, "coarse": 0.0}
-    for here, there in ((first, second), (second, first)):
-        (fine, coarse), (fine_other, coarse_other) = (
-            [v[inside] for v in vectors] for vectors in (here, there)
-        )
+    for anchor_vectors, other_vectors in ((first, second), (second, first)):
+        fine, coarse = (v[inside] for v in anchor_vectors)
+        fine_other, coarse_other = (v[inside] for v in other_vectors)
         with torch.no_grad():
             hardness = fine @ fine_other.T + coarse @ coarse_other.T
-        losses["fine"] += (
-            contrast(
-                fine,
-                fine_other,
-                fine_other,
-                same & (apart > ignore[0]),
-                hardness,
-                hardest,
-                temperature,
-            )
-            / 2
+
+        of_fine = info_nce(
+            fine, fine_other, fine_other, allowed_fine, hardness, hardest, temperature
         )
-        losses["coarse"] += (
-            contrast(
-                coarse,
-                coarse_other,
-                coarse_other,
-                ~same | (apart > ignore[1]),
-                hardness,
-                hardest,
-                temperature,
-            )
-            / 2
+        of_coarse = info_nce(
+            coarse, coarse_other, coarse_other, allowed_coarse, hardness, hardest, temperature
         )
+        losses["fine"] += of_fine / 2
+        losses["coarse"] += of_coarse / 2
     return losses

@@ -1,6 +1,11 @@
-"""The embedding of one volume: a vector for each node of a grid in its body, small enough to keep 2,000 of them.
+"""The embedding of one volume: a vector for each node of a grid in its body.
 
-Axes are (z, y, x). Millimetres are counted from the outer corner of the preprocessed volume's first voxel.
+A vector tells where in a body its node lies. An embedding is small enough to keep thousands of
+them. Nodes are stored in blocks of BLOCK x BLOCK x BLOCK, so that a search can compare the middles
+of all blocks first and read only the most promising blocks whole.
+
+Axes are (z, y, x). Millimetres count from the outer corner of the first voxel of the preprocessed
+volume. C channels, A blocks.
 """
 
 import itertools
@@ -8,227 +13,217 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from alice_nnunet.data.body import tight_box
-from alice_nnunet.data.volumes import Volume
-from alice_nnunet.geometry import Triple, ceil_to
-from alice_nnunet.matcher.network import AnatomyNet
-from alice_nnunet.matcher.presets import FINE_STRIDE
+from alice_nnunet.geometry import Spacing, Triple, ceil_to
 
 BLOCK = 3  # nodes along each edge of a block
+BLOCK_SIZE = (BLOCK, BLOCK, BLOCK)
+NODES = BLOCK**3  # of a block
 SEARCHED = 8  # blocks that are searched node by node
+UNSEEN = 0.3  # see Embedding.find
+
+# Surroundings of a node in blocks: the 27 offsets up to 1 away and the outer 26 of them doubled.
 NEAR = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
-NEIGHBOURS = np.concatenate([NEAR, 2 * NEAR[NEAR.any(1)]])  # blocks away
-UNSEEN = 0.3  # what a place counts for that the volume does not show, as unlike
-Millimetres = tuple[float, float, float]
+NEIGHBOURS = np.concatenate([NEAR, 2 * NEAR[NEAR.any(1)]])  # (53, 3)
+
+Position = tuple[float, float, float]  # mm
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """middles: (A, C) int8, the vector in the middle of each block, z slowest; blocks: (A, 27, C) int8, all its vectors.
+    """The vectors of one volume.
 
-    grid: blocks along each axis, A in all. origin: mm of the first node, step: mm between nodes. scale: of the int8
-    values; scaled, a vector has length 1, its fine and its coarse half the same. Vectors outside the body are 0.
+    Times scale, a vector has length 1, and its fine and its coarse half have the same length.
+    Vectors outside the body are 0.
+
+    Attributes:
+        middles: (A, C) int8, the vector in the middle of each block, x fastest.
+        blocks: (A, 27, C) int8, all vectors of each block.
+        grid: blocks along each axis, A in all.
+        origin: mm of the first node.
+        step: mm from one node to the next.
+        scale: of the int8 values.
     """
 
     middles: np.ndarray
     blocks: np.ndarray
     grid: Triple
-    origin: Millimetres
-    step: Millimetres
+    origin: Position
+    step: Spacing
     scale: float
 
     def nearest(self, point: np.ndarray) -> np.ndarray:
-        """The node nearest to a point (mm), (3,) int."""
-        node = np.rint((point - self.origin) / np.array(self.step)).astype(int)
-        return np.clip(node, 0, np.array(self.grid) * BLOCK - 1)
+        """The node nearest to a point, (3,) mm: (3,) int."""
+        return np.clip(self.round_to_nodes(point), 0, self.size - 1)
 
     def position(self, node: np.ndarray) -> np.ndarray:
         """Where a node lies, (3,) mm."""
         return np.array(self.origin) + node * np.array(self.step)
 
     def vectors(self, points: np.ndarray) -> np.ndarray:
-        """The vectors of the nodes nearest to points, (P, 3) mm: (P, C) float32, 0 outside the grid and the body."""
-        nodes = np.rint((points - self.origin) / np.array(self.step)).astype(int)
-        inside = ((nodes >= 0) & (nodes < np.array(self.grid) * BLOCK)).all(1)
+        """The vectors of the nodes nearest to points.
+
+        Args:
+            points: (P, 3) mm.
+
+        Returns:
+            (P, C) float32; 0 outside the grid and the body.
+        """
+        nodes = self.round_to_nodes(points)
+        inside = ((nodes >= 0) & (nodes < self.size)).all(1)
         block, within = np.divmod(nodes[inside], BLOCK)
+        block_number = np.ravel_multi_index(block.T, self.grid)
+        node_number = np.ravel_multi_index(within.T, BLOCK_SIZE)
+
         found = np.zeros((len(points), self.blocks.shape[2]), np.float32)
-        found[inside] = self.blocks[
-            np.ravel_multi_index(block.T, self.grid), np.ravel_multi_index(within.T, 3 * (BLOCK,))
-        ]
+        found[inside] = self.blocks[block_number, node_number]
         return found * self.scale
 
-    def find(self, around: np.ndarray) -> tuple[np.ndarray, float]:
-        """The node of the body around which vectors are most like around, and the mean of their similarities, at most 1.
+    def find(self, wanted: np.ndarray) -> tuple[np.ndarray, float]:
+        """The node of the body whose surroundings are most similar to the wanted vectors.
 
-        around: (53, C), the vectors wanted at NEIGHBOURS blocks from the node; those that are 0 are not asked for. Places
-        above or below what the volume shows count little, those beside the body as unlike. The middles of all blocks are
-        compared, then every node of the most similar SEARCHED blocks.
+        With v(n) the vector of node n, 0 outside the body, and w(o) the vector wanted at offset o,
+        in blocks, of NEIGHBOURS; sums are over the offsets whose w(o) is not 0, `asked` in all:
+
+            score(n) = sum_o <v(n + BLOCK o), w(o)> / norm(n)
+            norm(n) = (shown(n) + UNSEEN asked) / (1 + UNSEEN)
+
+        shown(n) is how many of these offsets lie between the lowest and the highest slice of the
+        volume. Where all do, the score is the mean similarity. A place above or below the volume
+        counts little, UNSEEN / (1 + UNSEEN); a place beside the body counts as not similar.
+
+        The search is coarse to fine: scores of the middles of all blocks, then of every node of the
+        SEARCHED best blocks.
+
+        Args:
+            wanted: (53, C), the vectors wanted at NEIGHBOURS; 0 where nothing is asked for.
+
+        Returns:
+            The node, (3,) int, and its score, at most 1; a score of 0 where all of wanted is 0.
         """
-        asked = around.any(1)
+        asked = wanted.any(1)
         if not asked.any():
             return np.zeros(3, int), 0.0
-        offsets, wanted = NEIGHBOURS[asked], around[asked]  # (O, 3), (O, C)
-        counted = self.counted(np.arange(self.grid[0] * BLOCK), offsets).reshape(
-            -1, BLOCK
-        )  # (Z, BLOCK), for each row of nodes
-        total = self.alike_middles(offsets, wanted) / counted[:, BLOCK // 2, None, None]
-        best = np.argpartition(-total.ravel(), min(SEARCHED, total.size) - 1)[:SEARCHED]
-        places = (
-            np.array(np.unravel_index(best, self.grid))[:, None] + offsets.T[:, :, None]
-        )  # (3, O, K)
-        inside = ((places >= 0) & (places < np.array(self.grid)[:, None, None])).all(0)
-        rows = self.blocks[np.ravel_multi_index(places, self.grid, mode="clip")]  # (O, K, 27, C)
-        alike = (
-            rows.reshape(len(offsets), -1, rows.shape[3]).astype(np.float32) @ wanted[:, :, None]
-        ).reshape(rows.shape[:3])
-        rows_of_nodes = counted[best // np.prod(self.grid[1:])].repeat(BLOCK**2, 1)  # (K, 27)
-        alike = (alike * inside[:, :, None]).sum(0) * self.scale / rows_of_nodes  # (K, 27)
-        alike[~self.blocks[best].any(2)] = -1
-        block, within = np.unravel_index(alike.argmax(), alike.shape)
-        node = np.array(np.unravel_index(best[block], self.grid)) * BLOCK + np.unravel_index(
-            within, 3 * (BLOCK,)
-        )
-        return node, min(1.0, float(alike[block, within]))
+        offsets = NEIGHBOURS[asked]
+        wanted = wanted[asked]
+        norm = self.norm(offsets)
 
-    @cached_property
-    def height(self) -> int:
-        """Nodes along z without those that only fill the last blocks up."""
-        last = self.blocks[-self.grid[1] * self.grid[2] :].reshape(
-            self.grid[1] * self.grid[2], BLOCK, -1
-        )
-        return (self.grid[0] - 1) * BLOCK + int(last.any((0, 2)).nonzero()[0].max(initial=0)) + 1
+        coarse = self.coarse_scores(offsets, wanted, norm).ravel()
+        best = np.argpartition(-coarse, min(SEARCHED, coarse.size) - 1)[:SEARCHED]
+        scores = self.refine(best, offsets, wanted, norm)
 
-    def counted(self, z: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """By what the sum of the similarities at offsets (blocks) is divided, for nodes at z: as z."""
-        at = z[:, None] + BLOCK * offsets[:, 0]
-        seen = ((at >= 0) & (at < self.height)).sum(1)
-        return (seen + UNSEEN * len(offsets)) / (1 + UNSEEN)
+        number, within = np.unravel_index(scores.argmax(), scores.shape)
+        block = np.array(np.unravel_index(best[number], self.grid))
+        node = block * BLOCK + np.unravel_index(within, BLOCK_SIZE)
+        return node, min(1.0, float(scores[number, within]))
 
-    def alike_middles(self, offsets: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Sum of the similarities around the middle of each block, (Z, Y, X) blocks, in units of scale."""
-        each = (self.middles.astype(np.float32) @ wanted.T).reshape(*self.grid, len(offsets))
+    def coarse_scores(
+        self, offsets: np.ndarray, wanted: np.ndarray, norm: np.ndarray
+    ) -> np.ndarray:
+        """The scores of the middle nodes of all blocks, in units of scale.
+
+        Args:
+            offsets: (O, 3) blocks.
+            wanted: (O, C).
+            norm: of each plane of nodes, (grid z, BLOCK).
+
+        Returns:
+            (Z, Y, X) blocks.
+        """
+        similarity = self.middles.astype(np.float32) @ wanted.T  # (A, O)
+        similarity = similarity.reshape(*self.grid, len(offsets))
+
         total = np.zeros(self.grid, np.float32)
         for number, offset in enumerate(offsets):
             if (np.abs(offset) >= self.grid).any():
-                continue
+                continue  # leads out of the grid from every block
             here = tuple(slice(max(0, -o), n - max(0, o)) for o, n in zip(offset, self.grid))
             there = tuple(slice(max(0, o), n - max(0, -o)) for o, n in zip(offset, self.grid))
-            total[here] += each[(*there, number)]
-        return total
+            total[here] += similarity[(*there, number)]
+        return total / norm[:, BLOCK // 2, None, None]
+
+    def refine(
+        self, numbers: np.ndarray, offsets: np.ndarray, wanted: np.ndarray, norm: np.ndarray
+    ) -> np.ndarray:
+        """The scores of every node of some blocks.
+
+        Args:
+            numbers: (K,) of the blocks.
+            offsets: (O, 3) blocks.
+            wanted: (O, C).
+            norm: of each plane of nodes, (grid z, BLOCK).
+
+        Returns:
+            (K, 27); -1 for nodes outside the body.
+        """
+        blocks = np.array(np.unravel_index(numbers, self.grid))  # (3, K)
+        places = blocks[:, None] + offsets.T[:, :, None]  # (3, O, K)
+        inside = ((places >= 0) & (places < np.array(self.grid)[:, None, None])).all(0)
+
+        vectors = self.blocks[np.ravel_multi_index(places, self.grid, mode="clip")]  # (O, K, 27, C)
+        flat = vectors.reshape(len(offsets), -1, vectors.shape[3]).astype(np.float32)
+        similarity = (flat @ wanted[:, :, None]).reshape(vectors.shape[:3])  # (O, K, 27)
+
+        node_norm = norm[blocks[0]].repeat(BLOCK**2, 1)  # (K, 27)
+        scores = (similarity * inside[:, :, None]).sum(0) * self.scale / node_norm
+        scores[~self.blocks[numbers].any(2)] = -1
+        return scores
+
+    def norm(self, offsets: np.ndarray) -> np.ndarray:
+        """What find divides the sum of similarities by, for each plane of nodes.
+
+        Args:
+            offsets: (O, 3) blocks.
+
+        Returns:
+            (grid z, BLOCK).
+        """
+        z = np.arange(self.grid[0] * BLOCK)
+        places = z[:, None] + BLOCK * offsets[:, 0]
+        shown = ((places >= 0) & (places < self.height)).sum(1)
+        norm = (shown + UNSEEN * len(offsets)) / (1 + UNSEEN)
+        return norm.reshape(-1, BLOCK)
+
+    @cached_property
+    def height(self) -> int:
+        """Nodes along z, without those that only fill up the last blocks."""
+        blocks_of_a_plane = self.grid[1] * self.grid[2]
+        last = self.blocks[-blocks_of_a_plane:].reshape(blocks_of_a_plane, BLOCK, -1)
+        used = int(last.any((0, 2)).nonzero()[0].max(initial=0)) + 1
+        return (self.grid[0] - 1) * BLOCK + used
+
+    @property
+    def size(self) -> np.ndarray:
+        """Nodes along each axis, (3,) int."""
+        return np.array(self.grid) * BLOCK
+
+    def round_to_nodes(self, points: np.ndarray) -> np.ndarray:
+        """The nodes nearest to points (mm), on and beyond the grid: int."""
+        return np.rint((points - self.origin) / np.array(self.step)).astype(int)
 
 
-def to_grid(
-    image: Tensor, spacing: Millimetres, target: float, size: Triple | None = None
-) -> tuple[Tensor, Millimetres]:
-    """An image on voxels of about target mm, averaged first where it is much finer. Returns it and its exact spacing.
+def pack(vectors: np.ndarray, origin: Position, step: Spacing, dtype: type = np.int8) -> Embedding:
+    """Store vectors as an Embedding, filled up to whole blocks with zeros.
 
-    image: (1, Z, Y, X). size: voxels of the result, as many as fit best where it is None.
+    Args:
+        vectors: (C, Z, Y, X).
+        origin: mm of the first node.
+        step: mm from one node to the next.
+        dtype: np.int8, or a float to compare with.
     """
-    old = image.shape[1:]
-    size = size or tuple(max(1, round(n * s / target)) for n, s in zip(old, spacing))
-    factor = [max(1, int(target / s)) for s in spacing]
-    averaged = F.avg_pool3d(image[None], factor, ceil_mode=True, count_include_pad=False)
-    share = torch.tensor(
-        [n / (a * f) for n, a, f in zip(old, averaged.shape[2:], factor)]
-    )  # the last averaged voxel may stick out
-    theta = torch.cat([share.flip(0).diag(), share.flip(0)[:, None] - 1], 1)[None].to(
-        image
-    )  # (x, y, z), as torch wants it
-    resized = F.grid_sample(
-        averaged,
-        F.affine_grid(theta, [1, 1, *size], align_corners=False),
-        padding_mode="border",
-        align_corners=False,
-    )
-    return resized[0], tuple(n * s / m for n, s, m in zip(old, spacing, size))
+    size = ceil_to(vectors.shape[1:], BLOCK_SIZE)
+    added = [(0, new - old) for old, new in zip(vectors.shape[1:], size)]
+    filled = np.pad(vectors, [(0, 0), *added])
 
+    grid = tuple(n // BLOCK for n in size)
+    z, y, x = grid
+    blocks = filled.reshape(-1, z, BLOCK, y, BLOCK, x, BLOCK).transpose(1, 3, 5, 2, 4, 6, 0)
+    blocks = blocks.reshape(z * y * x, NODES, -1)
 
-@torch.inference_mode()
-def embed(network: AnatomyNet, image: Tensor) -> Tensor:
-    """Fine and coarse vectors side by side on the fine grid, together of length 1. (1, Z, Y, X) -> (2 C, Z', Y', X').
-
-    The coarse ones are interpolated; the similarity of two vectors is then the mean of the two similarities, as in SAM.
-    """
-    size = ceil_to(image.shape[1:], network.stride)
-    padded = F.pad(
-        image[None], [n for old, new in zip(image.shape[:0:-1], size[::-1]) for n in (0, new - old)]
-    )
-    fine, coarse = network.eval()(padded)
-    vectors = torch.cat([fine, resized(coarse, fine.shape[2:])], 1)[0] / 2**0.5
-    z, y, x = (-(-n // s) for n, s in zip(image.shape[1:], FINE_STRIDE))
-    return vectors[:, :z, :y, :x]
-
-
-def resized(vectors: Tensor, size: Triple) -> Tensor:
-    """Vectors of length 1, (B, C, ...), on another grid over the same space."""
-    return F.normalize(F.interpolate(vectors, size, mode="trilinear", align_corners=False), dim=1)
-
-
-def embed_volume(
-    network: AnatomyNet, volume: Volume, voxel: float, step: float, device: torch.device
-) -> Embedding:
-    """The embedding of a volume. Arguments as in body_vectors."""
-    return pack(*body_vectors(network, volume, voxel, step, device))
-
-
-def body_vectors(
-    network: AnatomyNet, volume: Volume, voxel: float, step: float, device: torch.device
-) -> tuple[np.ndarray, Millimetres, Millimetres]:
-    """Vectors of the box around a volume's body (first channel), 0 outside the body.
-
-    voxel: of the network's input, mm. step: between nodes, mm; the network's own where it is not larger.
-    Returns (C, Z, Y, X) float32, the first node and the step in mm.
-    """
-    image, spacing = to_grid(
-        torch.from_numpy(np.ascontiguousarray(volume.image[:1])).to(device), volume.spacing, voxel
-    )
-    vectors = embed(network, image)  # (C, Z, Y, X)
-    extent = np.array(vectors.shape[1:]) * FINE_STRIDE * spacing  # mm
-    size = tuple(min(n, max(1, round(e / step))) for n, e in zip(vectors.shape[1:], extent))
-    if size != tuple(vectors.shape[1:]):
-        vectors = torch.cat([resized(half[None], size)[0] for half in vectors.chunk(2)]) / 2**0.5
-    steps = extent / size
-    positions = [(np.arange(n) + 0.5) * s for n, s in zip(size, steps)]  # mm
-    inside = body_at(volume, positions)
-    box = [slice(a, b) for a, b in zip(*tight_box(inside))]
-    vectors = np.where(inside, vectors.float().cpu().numpy(), 0)[(slice(None), *box)]
-    return (
-        vectors,
-        tuple(float(p[b.start]) for p, b in zip(positions, box)),
-        tuple(map(float, steps)),
-    )
-
-
-def body_at(volume: Volume, positions: list[np.ndarray]) -> np.ndarray:
-    """Whether nodes lie in the body. positions: mm along each axis. Returns bool (Z, Y, X)."""
-    cells = [
-        np.minimum((p / s / c).astype(int), n - 1)
-        for p, s, c, n in zip(positions, volume.spacing, volume.body.cell, volume.body.cells.shape)
-    ]
-    return volume.body.cells[np.ix_(*cells)]
-
-
-def pack(
-    vectors: np.ndarray, origin: Millimetres, step: Millimetres, dtype: type = np.int8
-) -> Embedding:
-    """Vectors (C, Z, Y, X) as an Embedding; filled up to whole blocks with zeros. dtype: int8, or a float to compare with."""
-    size = ceil_to(vectors.shape[1:], 3 * (BLOCK,))
-    filled = np.pad(
-        vectors, [(0, 0), *((0, new - old) for old, new in zip(vectors.shape[1:], size))]
-    )
-    grid, scale = (
-        tuple(n // BLOCK for n in size),
-        float(np.abs(vectors).max()) / 127 if dtype is np.int8 else 1.0,
-    )
-    (z, y, x), b = grid, BLOCK
-    blocks = (
-        filled.reshape(-1, z, b, y, b, x, b)
-        .transpose(1, 3, 5, 2, 4, 6, 0)
-        .reshape(z * y * x, b**3, -1)
-    )
-    blocks = (np.rint(blocks / scale) if dtype is np.int8 else blocks).astype(dtype)
-    return Embedding(np.ascontiguousarray(blocks[:, b**3 // 2]), blocks, grid, origin, step, scale)
+    scale = 1.0
+    if dtype is np.int8:
+        scale = float(np.abs(vectors).max()) / 127
+        blocks = np.rint(blocks / scale)
+    blocks = blocks.astype(dtype)
+    middles = np.ascontiguousarray(blocks[:, NODES // 2])
+    return Embedding(middles, blocks, grid, origin, step, scale)

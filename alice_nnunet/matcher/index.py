@@ -1,4 +1,7 @@
-"""Embeddings on the disk: CASE.npy is memory-mapped, CASE.json is written last and says what is in it."""
+"""The index of a dataset: a folder with the embeddings of all its volumes.
+
+CASE.npy holds the vectors and is memory-mapped. CASE.json describes them and is written last.
+"""
 
 import json
 from pathlib import Path
@@ -8,55 +11,83 @@ from isal.isal_zlib import crc32
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import replacing, write_json_atomically
-from alice_nnunet.matcher.embedding import BLOCK, Embedding
-
-GEOMETRY = ("grid", "origin", "step", "scale")
+from alice_nnunet.matcher.embedding import NODES, Embedding
 
 
 def save_embedding(folder: Path, case: str, embedding: Embedding, made_from: dict) -> None:
-    """Write one case, complete or not at all. made_from: checksums of the weights and of the volume."""
-    values = np.concatenate(
-        [embedding.middles, embedding.blocks.reshape(-1, embedding.middles.shape[1])]
-    )
+    """Write the embedding of one case, completely or not at all.
+
+    Args:
+        folder: the index.
+        case: its name.
+        embedding: what to write.
+        made_from: checksums of the weights and of the volume.
+    """
+    channels = embedding.middles.shape[1]
+    values = np.concatenate([embedding.middles, embedding.blocks.reshape(-1, channels)])
+
+    # Without its .json the old embedding does not count.
     (folder / f"{case}.json").unlink(missing_ok=True)
-    with replacing(folder / f"{case}.npy") as partial, open(partial, "wb") as file:
+    with replacing(folder / f"{case}.npy") as partial, partial.open("wb") as file:
         np.save(file, values)
-    write_json_atomically(
-        folder / f"{case}.json",
-        {
-            **{name: getattr(embedding, name) for name in GEOMETRY},
-            "crc32": crc32(values),
-            "made_from": made_from,
-        },
-    )
+
+    description = {
+        "grid": embedding.grid,
+        "origin": embedding.origin,
+        "step": embedding.step,
+        "scale": embedding.scale,
+        "crc32": crc32(values),
+        "made_from": made_from,
+    }
+    write_json_atomically(folder / f"{case}.json", description)
 
 
 def open_embedding(folder: Path, case: str) -> Embedding:
-    """One case, its vectors left on the disk. Raises UserError where it is missing or was cut off."""
+    """Open the embedding of one case; its vectors stay on the disk.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     try:
-        known = json.loads((folder / f"{case}.json").read_text())
-        values = np.load(folder / f"{case}.npy", mmap_mode="r")
-        blocks = int(np.prod(known["grid"]))
-        middles, rest = values[:blocks], values[blocks:].reshape(blocks, BLOCK**3, values.shape[1])
+        description, values = open_files(folder, case)
+        grid = tuple(description["grid"])
+        blocks = int(np.prod(grid))
+
         return Embedding(
-            middles,
-            rest,
-            *(tuple(v) if isinstance(v, list) else v for v in (known[name] for name in GEOMETRY)),
+            middles=values[:blocks],
+            blocks=values[blocks:].reshape(blocks, NODES, values.shape[1]),
+            grid=grid,
+            origin=tuple(description["origin"]),
+            step=tuple(description["step"]),
+            scale=description["scale"],
         )
-    except Exception as error:  # numpy raises whatever a damaged header makes it stumble on
+    except Exception as error:  # numpy raises many types for a damaged header
         raise UserError(
-            f"the embedding of {case} in {folder} is missing or damaged ({type(error).__name__}: {error}): "
-            f"run alice-embed -d {folder.parent.name}"
+            f"the embedding of {case} in {folder} is missing or damaged "
+            f"({type(error).__name__}: {error}): run alice-embed -d {folder.parent.name}"
         ) from None
 
 
 def is_whole(folder: Path, case: str, made_from: dict, read_all: bool = True) -> bool:
-    """Whether the embedding of a case was made from these weights and this volume; with read_all, its checksum is checked."""
+    """Whether the embedding of a case is undamaged and was made from made_from.
+
+    Args:
+        folder: the index.
+        case: its name.
+        made_from: checksums of the weights and of the volume.
+        read_all: also read all vectors and compare their checksum.
+    """
     try:
-        known = json.loads((folder / f"{case}.json").read_text())
-        values = np.load(folder / f"{case}.npy", mmap_mode="r")
-        return known["made_from"] == made_from and (
-            not read_all or crc32(np.ascontiguousarray(values)) == known["crc32"]
-        )
-    except Exception:  # as above
+        description, values = open_files(folder, case)
+        if description["made_from"] != made_from:
+            return False
+        return not read_all or crc32(np.ascontiguousarray(values)) == description["crc32"]
+    except Exception:  # as in open_embedding
         return False
+
+
+def open_files(folder: Path, case: str) -> tuple[dict, np.ndarray]:
+    """The description of an embedding, and its vectors (28 A, C): middles, then whole blocks."""
+    description = json.loads((folder / f"{case}.json").read_text())
+    values = np.load(folder / f"{case}.npy", mmap_mode="r")
+    return description, values

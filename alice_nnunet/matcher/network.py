@@ -1,7 +1,7 @@
-"""The network of SAM, the self-supervised anatomical embedding (Yan et al., IEEE TMI 2022): each point of a volume gets a
-fine and a coarse vector that tell where in a body it lies.
+"""The network of SAM, the self-supervised anatomical embedding (Yan et al., IEEE TMI 2022).
 
-B batch, D H W voxels in (z, y, x) order. Axial slices are the plane: the first stages have no kernel along z.
+Each point of a volume gets a fine and a coarse vector that tell where in a body it lies. The first
+stages have no kernel along z: they look at axial slices. B batch, D H W voxels in (z, y, x) order.
 """
 
 import torch.nn.functional as F
@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from alice_nnunet.geometry import Triple
 from alice_nnunet.matcher.presets import COARSE_STRIDE
 
+# Kernel and stride of each of the four stages, (z, y, x).
+KERNELS: tuple[Triple, ...] = ((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3))
+STRIDES: tuple[Triple, ...] = ((1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2))
+
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, batch norm; same size where the stride is 1."""
+    """Convolution without bias and batch norm; same size where the stride is 1."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)):
         super().__init__()
@@ -24,15 +28,13 @@ class ConvNorm(nn.Sequential):
 class Residual(nn.Module):
     """ResNet's basic block, (B, inputs, D, H, W) -> (B, outputs, ...)."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple):
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)):
         super().__init__()
-        self.conv1, self.conv2 = (
-            ConvNorm(inputs, outputs, kernel, stride),
-            ConvNorm(outputs, outputs, kernel),
-        )
-        self.downsample = (
-            ConvNorm(inputs, outputs, (1, 1, 1), stride) if stride != (1, 1, 1) else None
-        )
+        self.conv1 = ConvNorm(inputs, outputs, kernel, stride)
+        self.conv2 = ConvNorm(outputs, outputs, kernel)
+        self.downsample = None
+        if stride != (1, 1, 1):
+            self.downsample = ConvNorm(inputs, outputs, (1, 1, 1), stride)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -40,7 +42,7 @@ class Residual(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Feature pyramid: maps of several resolutions, finest first, summed into one of the finest."""
+    """Feature pyramid: maps of several resolutions, finest first, summed to one of the finest."""
 
     def __init__(self, inputs: tuple[int, ...], channels: int):
         super().__init__()
@@ -54,13 +56,16 @@ class Pyramid(nn.Module):
         return self.out(x)
 
 
-class AnatomyNet(nn.Module):
+class SamNet(nn.Module):
     """ResNet-18 in 3D under two feature pyramids.
 
-    widths: channels of the four stages. channels: C, of a vector. stem: kernel of the first convolution.
+    Args:
+        widths: channels of the four stages.
+        channels: C, of a vector.
+        stem: kernel of the first convolution.
     """
 
-    stride: Triple = COARSE_STRIDE  # sizes are filled up to whole ones
+    stride: Triple = COARSE_STRIDE  # sizes must be multiples of it
 
     def __init__(
         self,
@@ -70,32 +75,38 @@ class AnatomyNet(nn.Module):
     ):
         super().__init__()
         self.stem = ConvNorm(1, widths[0], stem)
-        flat, whole = (1, 3, 3), (3, 3, 3)
-        kernels, strides = (flat, flat, whole, whole), ((1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2))
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                Residual(inputs, outputs, kernel, stride),
-                Residual(outputs, outputs, kernel, (1, 1, 1)),
+
+        self.stages = nn.ModuleList()
+        inputs = widths[0]
+        for outputs, kernel, stride in zip(widths, KERNELS, STRIDES):
+            self.stages.append(
+                nn.Sequential(
+                    Residual(inputs, outputs, kernel, stride), Residual(outputs, outputs, kernel)
+                )
             )
-            for inputs, outputs, kernel, stride in zip(
-                (widths[0], *widths), widths, kernels, strides
-            )
-        )
-        self.fine, self.coarse = (
-            Pyramid(tuple(widths[:3]), channels),
-            Pyramid((widths[3],), channels),
-        )
+            inputs = outputs
+
+        self.fine = Pyramid(tuple(widths[:3]), channels)
+        self.coarse = Pyramid((widths[3],), channels)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of length 1. image: (B, 1, D, H, W), 0 to 1.
+        """Compute vectors of length 1, each for the voxels of its stride.
 
-        Returns fine (B, C, D/2, H/2, W/2) and coarse (B, C, D/4, H/16, W/16), sizes rounded up. A vector stands for
-        the voxels of its stride.
+        Args:
+            image: (B, 1, D, H, W), 0 to 1.
+
+        Returns:
+            fine: (B, C, D/2, H/2, W/2), sizes rounded up.
+            coarse: (B, C, D/4, H/16, W/16), sizes rounded up.
         """
-        x, maps = F.relu(self.stem(image)), []
+        x = F.relu(self.stem(image))
+        maps = []
         for number, stage in enumerate(self.stages):
             x = stage(x)
             if number == 0:
                 x = F.max_pool3d(x, (2, 1, 1), ceil_mode=True)
             maps.append(x)
-        return F.normalize(self.fine(maps[:3]), dim=1), F.normalize(self.coarse(maps[3:]), dim=1)
+
+        fine = F.normalize(self.fine(maps[:3]), dim=1)
+        coarse = F.normalize(self.coarse(maps[3:]), dim=1)
+        return fine, coarse

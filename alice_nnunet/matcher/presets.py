@@ -15,7 +15,7 @@ class Preset:
     """The matcher in one size.
 
     Attributes:
-        network: arguments of `AnatomyNet`. `ContextNet` takes `channels` alone.
+        network: arguments of `SamNet`. `ContextNet` takes `channels` alone.
         run: fields of `EmbedConfig` that differ from its defaults.
     """
 

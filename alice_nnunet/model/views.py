@@ -17,6 +17,7 @@ from torch import Tensor
 from alice_nnunet.geometry import Spacing, Triple, grid_of
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.tokens import masked_from, random_keep
+from alice_nnunet.rotation import rotation_matrices
 
 LARGEST_ANGLES = (30.0, 15.0, 15.0)  # degrees about z, y, x
 SCALE_RANGE = (0.8, 1.25)  # size of the anatomy in the view over its size in the crop
@@ -88,31 +89,6 @@ def draw_augmentation(batch: int, generator: torch.Generator) -> Augmentation:
     )
 
 
-def rotation(angles: Tensor) -> Tensor:
-    """Rotation matrices Rz Ry Rx for (x, y, z) coordinates.
-
-    Args:
-        angles: (B, 3) radians about z, y, x.
-
-    Returns:
-        (B, 3, 3).
-    """
-    cos_z, cos_y, cos_x = angles.cos().unbind(1)
-    sin_z, sin_y, sin_x = angles.sin().unbind(1)
-    zero = torch.zeros_like(cos_z)
-    one = torch.ones_like(cos_z)
-
-    about_z = matrices(cos_z, -sin_z, zero, sin_z, cos_z, zero, zero, zero, one)
-    about_y = matrices(cos_y, zero, sin_y, zero, one, zero, -sin_y, zero, cos_y)
-    about_x = matrices(one, zero, zero, zero, cos_x, -sin_x, zero, sin_x, cos_x)
-    return about_z @ about_y @ about_x
-
-
-def matrices(*entries: Tensor) -> Tensor:
-    """3 x 3 matrices from their nine entries, row by row, (B,) each -> (B, 3, 3)."""
-    return torch.stack(entries, 1).view(-1, 3, 3)
-
-
 def augment(crops: Tensor, drawn: Augmentation, spacing: Spacing) -> Tensor:
     """Apply the drawn augmentation. The rotation is in mm, so its angles are true angles.
 
@@ -128,7 +104,11 @@ def augment(crops: Tensor, drawn: Augmentation, spacing: Spacing) -> Tensor:
     size = torch.tensor(extent[::-1], device=crops.device)  # mm (x, y, z)
 
     # From output to input coordinates: first in mm, then in half sizes of the crop.
-    matrix = rotation(drawn.angles) * drawn.flips.flip(1)[:, None, :] / drawn.scale[:, None, None]
+    matrix = (
+        rotation_matrices(drawn.angles)
+        * drawn.flips.flip(1)[:, None, :]
+        / drawn.scale[:, None, None]
+    )
     matrix = matrix * size[None, None, :] / size[None, :, None]
 
     affine = F.pad(matrix, (0, 1))  # no translation

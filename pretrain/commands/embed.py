@@ -11,7 +11,7 @@ from alice_nnunet.data.volumes import case_names, case_properties, open_volume
 from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.files import file_sha256, locked, write_json_atomically
-from alice_nnunet.matcher.embedding import embed_volume
+from alice_nnunet.matcher.embed import embed_volume
 from alice_nnunet.matcher.index import is_whole, save_embedding
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.matcher.released import from_released

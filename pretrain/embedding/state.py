@@ -7,7 +7,7 @@ import torch
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.matcher.context import ContextNet
-from alice_nnunet.matcher.network import AnatomyNet
+from alice_nnunet.matcher.network import SamNet
 from alice_nnunet.matcher.weights import build_network
 from alice_nnunet.pretrain.embedding.config import EmbedConfig
 from alice_nnunet.pretrain.runtime.steps import TrainingState
@@ -17,7 +17,7 @@ from alice_nnunet.pretrain.runtime.steps import TrainingState
 class State(TrainingState):
     """The state of a training of the embedding network."""
 
-    network: AnatomyNet | ContextNet
+    network: SamNet | ContextNet
 
 
 def build_state(config: EmbedConfig, device: torch.device) -> State:

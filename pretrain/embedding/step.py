@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from alice_nnunet.matcher.context import ContextNet, contexts
-from alice_nnunet.matcher.contrast import Vectors, anatomy_losses
-from alice_nnunet.matcher.network import AnatomyNet
+from alice_nnunet.matcher.contrast import Vectors, contrastive_losses
+from alice_nnunet.matcher.network import SamNet
 from alice_nnunet.matcher.patches import Patches, draw_patches, interpolated, vectors_at
 from alice_nnunet.pretrain.embedding.config import EmbedConfig
 from alice_nnunet.pretrain.embedding.state import State
@@ -100,7 +100,7 @@ def train_step(state: State, batch: dict, config: EmbedConfig) -> StepResult:
 
 
 def compare_patches(
-    network: AnatomyNet | ContextNet, batch: dict, generator: torch.Generator, config: EmbedConfig
+    network: SamNet | ContextNet, batch: dict, generator: torch.Generator, config: EmbedConfig
 ) -> PatchPair:
     """Draw two patches of each crop, and compare their vectors at the same points."""
     device = generator.device
@@ -120,7 +120,7 @@ def compare_patches(
     vectors_first = (vectors_at(fine_first, places[0]), vectors_at(coarse_first, places[0]))
     vectors_second = (vectors_at(fine_second, places[1]), vectors_at(coarse_second, places[1]))
 
-    losses = anatomy_losses(
+    losses = contrastive_losses(
         vectors_first,
         vectors_second,
         inside,

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 
 from alice_nnunet.matcher.context import (
@@ -39,7 +38,7 @@ def test_contexts_are_means_of_boxes_around_a_node(size):
         )
         nodes, margin = np.pad(nodes, 12, mode="edge"), 12
         row = 0
-        for edge, reach in SCALES:
+        for edge, reach in ((s.edge, s.reach) for s in SCALES):
             means = ndimage.uniform_filter(nodes, edge, mode="nearest")
             for shift in np.ndindex(3, 3, 3):
                 start = margin + (np.array(shift) - 1) * reach
@@ -68,7 +67,7 @@ def test_the_map_is_fishers_discriminant():
     both = np.concatenate([first, second])
     within = (first - second).T @ (first - second) / len(both)
     within += RIDGE * np.trace(within) / 6 * np.eye(6)
-    values, vectors = scipy.linalg.eigh(np.cov(both.T, bias=True), within)
+    _, vectors = scipy.linalg.eigh(np.cov(both.T, bias=True), within)
     for found, expected in zip(discriminant.weight.numpy(), vectors.T[::-1]):
         assert abs(found @ expected) / np.linalg.norm(found) / np.linalg.norm(
             expected
@@ -79,8 +78,13 @@ def test_the_map_is_fishers_discriminant():
 
 def test_a_point_is_found_again_in_new_data_better_than_without_learning():
     discriminant, (first, second) = Discriminant(6, 3), points(200, 1)
-    share = lambda f: ((f(first) @ f(second).T).argmax(1) == np.arange(200)).mean()
-    mapped = lambda x: discriminant(torch.from_numpy(x).float()).numpy()
+
+    def share(f):
+        return ((f(first) @ f(second).T).argmax(1) == np.arange(200)).mean()
+
+    def mapped(x):
+        return discriminant(torch.from_numpy(x).float()).numpy()
+
     before = share(mapped)
     discriminant.observe(*(torch.from_numpy(p) for p in points(1000, 2)))
     assert share(mapped) > before + 0.1

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alice_nnunet.matcher.contrast import anatomy_losses, contrast
+from alice_nnunet.matcher.contrast import contrastive_losses, info_nce
 
 TEMPERATURE = 0.2
 
@@ -16,15 +16,14 @@ def vectors(*shape: int, seed: int) -> torch.Tensor:
     )
 
 
-def written_out(anchors, positives, others, allowed, hardness, hardest) -> float:
+def written_out(anchors, positives, candidates, allowed, hardness, hardest) -> float:
     """InfoNCE one anchor after the other."""
     total = 0.0
     for i, anchor in enumerate(anchors):
-        candidates = sorted(
-            (j for j in range(len(others)) if allowed[i][j]), key=lambda j: -hardness[i][j].item()
-        )[:hardest]
+        numbers = [j for j in range(len(candidates)) if allowed[i][j]]
+        hard = sorted(numbers, key=lambda j: -hardness[i][j].item())[:hardest]
         positive = math.exp(float(anchor @ positives[i]) / TEMPERATURE)
-        negative = sum(math.exp(float(anchor @ others[j]) / TEMPERATURE) for j in candidates)
+        negative = sum(math.exp(float(anchor @ candidates[j]) / TEMPERATURE) for j in hard)
         total -= math.log(positive / (positive + negative))
     return total / len(anchors)
 
@@ -38,7 +37,7 @@ def drawn() -> dict:
     return {
         "anchors": vectors(7, 5, seed=1),
         "positives": vectors(7, 5, seed=2),
-        "others": vectors(12, 5, seed=3),
+        "candidates": vectors(12, 5, seed=3),
         "allowed": allowed,
         "hardness": torch.rand(7, 12, generator=generator, dtype=torch.float64),
     }
@@ -46,24 +45,24 @@ def drawn() -> dict:
 
 @pytest.mark.parametrize("hardest", [1, 4, 12, 100])
 def test_it_is_infonce_over_the_hardest_that_are_allowed(drawn, hardest):
-    assert contrast(**drawn, hardest=hardest, temperature=TEMPERATURE).item() == pytest.approx(
+    assert info_nce(**drawn, hardest=hardest, temperature=TEMPERATURE).item() == pytest.approx(
         written_out(**drawn, hardest=hardest)
     )
 
 
 def test_an_anchor_without_negatives_costs_nothing(drawn):
     drawn["allowed"][:] = False
-    assert contrast(**drawn, hardest=4, temperature=TEMPERATURE).item() == 0
+    assert info_nce(**drawn, hardest=4, temperature=TEMPERATURE).item() == 0
 
 
 def test_what_is_ignored_changes_nothing_and_learns_nothing(drawn):
     drawn["allowed"][:, 5] = False
-    before = contrast(**drawn, hardest=20, temperature=TEMPERATURE)
-    changed = drawn["others"].clone()
+    before = info_nce(**drawn, hardest=20, temperature=TEMPERATURE)
+    changed = drawn["candidates"].clone()
     changed[5] = drawn["anchors"][0] * 50
     drawn["hardness"][:, 5] = 100
     changed.requires_grad_()
-    after = contrast(**drawn | {"others": changed}, hardest=20, temperature=TEMPERATURE)
+    after = info_nce(**drawn | {"candidates": changed}, hardest=20, temperature=TEMPERATURE)
     assert torch.equal(before, after)
     after.backward()
     assert (changed.grad[5] == 0).all() and torch.isfinite(changed.grad).all()
@@ -76,10 +75,10 @@ def test_a_pair_that_is_ignored_sends_no_gradient_and_other_pairs_do(drawn):
     drawn["allowed"][4, 5] = True
     drawn["anchors"].requires_grad_()
     gradient = []
-    for vector in (drawn["others"][5].clone(), -drawn["others"][5]):
-        drawn["others"][5] = vector
+    for vector in (drawn["candidates"][5].clone(), -drawn["candidates"][5]):
+        drawn["candidates"][5] = vector
         gradient += torch.autograd.grad(
-            contrast(**drawn, hardest=20, temperature=TEMPERATURE), drawn["anchors"]
+            info_nce(**drawn, hardest=20, temperature=TEMPERATURE), drawn["anchors"]
         )
     same = [torch.equal(a, b) for a, b in zip(*gradient)]
     assert same == [True, True, True, True, False, True, True]
@@ -88,16 +87,19 @@ def test_a_pair_that_is_ignored_sends_no_gradient_and_other_pairs_do(drawn):
 def test_only_the_hardest_enter(drawn):
     drawn["allowed"][:] = True
     drawn["hardness"][:, 2] = -1
-    before = contrast(**drawn, hardest=11, temperature=TEMPERATURE)
-    changed = drawn | {"others": drawn["others"].clone()}
-    changed["others"][2] *= -3
-    assert torch.equal(before, contrast(**changed, hardest=11, temperature=TEMPERATURE))
-    assert not torch.equal(before, contrast(**changed, hardest=12, temperature=TEMPERATURE))
+    before = info_nce(**drawn, hardest=11, temperature=TEMPERATURE)
+    changed = drawn | {"candidates": drawn["candidates"].clone()}
+    changed["candidates"][2] *= -3
+    assert torch.equal(before, info_nce(**changed, hardest=11, temperature=TEMPERATURE))
+    assert not torch.equal(before, info_nce(**changed, hardest=12, temperature=TEMPERATURE))
 
 
 @pytest.fixture
 def batch() -> dict:
-    """Three patches, two of them of volume 1, six points of each within 60 mm; five points are not in both patches."""
+    """Three patches, two of them of volume 1, with six points each within 60 mm.
+
+    Five points are not in both patches.
+    """
     generator = torch.Generator().manual_seed(7)
     inside = torch.ones(3, 6, dtype=torch.bool)
     inside[0, 1] = inside[1, 4] = inside[1, 5] = inside[2, 0] = inside[2, 3] = False
@@ -144,19 +146,19 @@ def point_by_point(first, second, inside, points, volume, hardest) -> dict[str, 
 
 @pytest.mark.parametrize("hardest", [2, 6, 50])
 def test_losses_are_those_of_each_point_both_ways(batch, hardest):
-    found = anatomy_losses(**batch, ignore=IGNORE, hardest=hardest, temperature=TEMPERATURE)
+    found = contrastive_losses(**batch, ignore=IGNORE, hardest=hardest, temperature=TEMPERATURE)
     expected = point_by_point(**batch, hardest=hardest)
     assert {name: loss.item() for name, loss in found.items()} == pytest.approx(expected)
 
 
 def test_fine_vectors_know_nothing_of_other_volumes(batch):
-    """Other fine vectors in patch 0 change the gradient of patch 2, of the same volume, and not that of patch 1."""
+    """Other fine vectors in patch 0 change the gradient of patch 2, of the same volume, only."""
     gradients = []
     for seed in (20, 21):
         fine, second = batch["first"][0].clone(), batch["second"][0].clone().requires_grad_()
         fine[0] = vectors(6, 4, seed=seed)
         changed = {"first": (fine, batch["first"][1]), "second": (second, batch["second"][1])}
-        loss = anatomy_losses(
+        loss = contrastive_losses(
             **batch | changed, ignore=IGNORE, hardest=50, temperature=TEMPERATURE
         )["fine"]
         gradients += torch.autograd.grad(loss, second)
@@ -172,14 +174,14 @@ def test_the_hardness_itself_is_not_learned(batch):
     """No gradient of the fine loss reaches coarse vectors, which only choose its negatives."""
     coarse = batch["first"][1].requires_grad_()
     fine = batch["first"][0].requires_grad_()
-    loss = anatomy_losses(**batch, ignore=IGNORE, hardest=2, temperature=TEMPERATURE)["fine"]
+    loss = contrastive_losses(**batch, ignore=IGNORE, hardest=2, temperature=TEMPERATURE)["fine"]
     assert torch.autograd.grad(loss, coarse, allow_unused=True, retain_graph=True)[0] is None
     assert torch.autograd.grad(loss, fine)[0].abs().sum() > 0
 
 
 def test_patches_that_agree_cost_less(batch):
-    apart = anatomy_losses(**batch, ignore=IGNORE, hardest=50, temperature=TEMPERATURE)
-    agreeing = anatomy_losses(
+    apart = contrastive_losses(**batch, ignore=IGNORE, hardest=50, temperature=TEMPERATURE)
+    agreeing = contrastive_losses(
         **batch | {"second": batch["first"]}, ignore=IGNORE, hardest=50, temperature=TEMPERATURE
     )
     assert all(agreeing[name] < apart[name] for name in apart)

@@ -59,7 +59,7 @@ def shown(crop: torch.Tensor, points: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("case", CASES)
 def test_crops_and_points_are_where_they_say(folders, case):
-    """The position that a crop shows at a point is that of the point, mm of the volume, in the body."""
+    """A crop shows at a point the position of the point, mm of the volume, in the body."""
     spacing, body, checked = np.array(SPACINGS[case]), open_volume(folders[0], case).body, 0
     for index in range(12):
         items = [crops(folder, [case])[index] for folder in folders]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from tests.matcher.fields import field_embedding
 
 from alice_nnunet.data.body import Body
 from alice_nnunet.data.volumes import Volume
@@ -15,6 +14,7 @@ from alice_nnunet.matcher.learned import (
     opened,
     return_distance,
 )
+from tests.matcher.fields import field_embedding
 
 # size in nodes, first node and step in mm, where the volume's corner lies in the body
 QUERY = ((20, 26, 28), (8.0, 5.0, 12.0), (6.0, 6.0, 6.0), np.array([100.0, 40.0, 60.0]))
@@ -23,7 +23,7 @@ ALIGNED = (
     (20, 26, 28),
     (2.0, 23.0, 0.0),
     (6.0, 6.0, 6.0),
-    np.array([100.0, 40.0, 60.0]) + (12, -12, 18),
+    np.array([112.0, 28.0, 78.0]),
 )
 ELSEWHERE = ((20, 26, 28), (8.0, 5.0, 12.0), (6.0, 6.0, 6.0), np.array([1000.0, -900.0, 1200.0]))
 
@@ -99,7 +99,10 @@ def test_a_match_leads_back(query, key):
 
 
 def directions(degrees: dict) -> Embedding:
-    """Nodes 1 mm apart, 0 but where one of degrees is: the unit vector of that angle, in the middle of a block."""
+    """Nodes 1 mm apart that are 0, but for the nodes x of degrees, in the middle of a block.
+
+    They have the unit vector of their angle.
+    """
     vectors = np.zeros((2, 3, 3, 15))
     for x, angle in degrees.items():
         vectors[:, 1, 1, x] = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
@@ -201,7 +204,7 @@ def test_files_are_opened_once(folder):
 
 
 def test_a_case_without_embedding_is_named(folder):
-    with pytest.raises(UserError, match="embedding of nobody .*alice-embed"):
+    with pytest.raises(UserError, match=r"embedding of nobody .*alice-embed"):
         EmbeddingMatcher(folder)(
             (5, 5, 5), volume("query", QUERY_SPACING), volume("nobody", KEY_SPACING)
         )

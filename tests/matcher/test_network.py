@@ -4,15 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alice_nnunet.matcher.network import AnatomyNet
+from alice_nnunet.matcher.network import SamNet
 from alice_nnunet.matcher.presets import COARSE_STRIDE, FINE_STRIDE, PRESETS
 
 NARROW = {"widths": (4, 6, 8, 10), "channels": 5, "stem": (3, 5, 5)}
 
 
-def network(seed: int = 0) -> AnatomyNet:
+def network(seed: int = 0) -> SamNet:
     torch.manual_seed(seed)
-    return AnatomyNet(**NARROW)
+    return SamNet(**NARROW)
 
 
 def convolved(x, state: dict, name: str, stride, kernel) -> torch.Tensor:
@@ -53,7 +53,10 @@ def written_out(state: dict, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
         F.conv3d(m, state[f"fine.lateral.{n}.weight"], state[f"fine.lateral.{n}.bias"])
         for n, m in enumerate(maps[:3])
     ]
-    twice = lambda m: m.repeat_interleave(2, 3).repeat_interleave(2, 4)
+
+    def twice(m):
+        return m.repeat_interleave(2, 3).repeat_interleave(2, 4)
+
     summed = lateral[0] + twice(lateral[1] + twice(lateral[2]))
     coarse = F.conv3d(maps[3], state["coarse.lateral.0.weight"], state["coarse.lateral.0.bias"])
     heads = [
@@ -109,7 +112,7 @@ def test_slices_do_not_mix_before_the_third_stage():
 
 
 def test_the_paper_preset_is_sam():
-    net = AnatomyNet(**PRESETS["paper"].network)
+    net = SamNet(**PRESETS["paper"].network)
     assert net.stem.conv.weight.shape == (64, 1, 3, 7, 7)
     assert [stage[1].conv2.conv.out_channels for stage in net.stages] == [64, 128, 256, 512]
     blocks = sum(
@@ -126,5 +129,5 @@ def test_the_paper_preset_is_sam():
 @torch.no_grad()
 @pytest.mark.parametrize("preset, channels", [("tiny", 16), ("small", 32), ("paper", 128)])
 def test_presets_have_vectors_of_their_width(preset, channels):
-    fine, coarse = AnatomyNet(**PRESETS[preset].network).eval()(torch.rand(1, 1, 4, 16, 16))
+    fine, coarse = SamNet(**PRESETS[preset].network).eval()(torch.rand(1, 1, 4, 16, 16))
     assert fine.shape == (1, channels, 2, 8, 8) and coarse.shape == (1, channels, 1, 1, 1)

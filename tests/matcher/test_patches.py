@@ -5,15 +5,15 @@ from scipy import ndimage
 
 from alice_nnunet.matcher import patches
 from alice_nnunet.matcher.patches import (
-    ANGLES,
     BENDING,
+    LARGEST_ANGLES,
     NODES,
     NOISE,
-    SCALES,
+    SCALE_RANGE,
     Patches,
+    change_intensities,
     draw_patches,
     vectors_at,
-    with_other_intensities,
 )
 
 SPACINGS = [(2.0, 2.0, 2.0), (3.0, 2.0, 1.5), (1.5, 3.0, 2.0)]
@@ -66,14 +66,14 @@ def test_a_point_lies_where_the_picture_shows_it(spacing, monkeypatch):
 
 
 def test_each_axis_turns_and_both_ways_within_the_range():
-    """About each axis, the angle that the patch's matrix tells, once its columns have length 1; they are 1 / scale long."""
+    """Angles about each axis from the matrix, whose columns are 1 / scale long."""
     drawn = draw_patches(torch.zeros(400, 1, 4, 4, 4), (4, 4, 4), (2.0, 2.0, 2.0), generator())
     scale = 1 / drawn.matrix.norm(dim=1)
     assert (
         (scale.amin(0) < 0.82).all()
         and (scale.amax(0) > 1.22).all()
-        and SCALES[0] <= scale.min()
-        and scale.max() <= SCALES[1]
+        and SCALE_RANGE[0] <= scale.min()
+        and scale.max() <= SCALE_RANGE[1]
     )
     assert np.abs(np.corrcoef(scale.T.log()) - np.eye(3)).max() < 0.2  # along each axis another
     turn = drawn.matrix * scale[:, None]
@@ -81,8 +81,10 @@ def test_each_axis_turns_and_both_ways_within_the_range():
     for axis in range(3):
         a, b = (n for n in range(3) if n != axis)
         angle = torch.atan2(turn[:, b, a] - turn[:, a, b], turn[:, a, a] + turn[:, b, b]).rad2deg()
-        assert angle.max() > 0.8 * ANGLES[axis] and angle.min() < -0.8 * ANGLES[axis]
-        assert angle.abs().max() < ANGLES[axis] + 2  # the other two turns blur it
+        assert (
+            angle.max() > 0.8 * LARGEST_ANGLES[axis] and angle.min() < -0.8 * LARGEST_ANGLES[axis]
+        )
+        assert angle.abs().max() < LARGEST_ANGLES[axis] + 2  # the other two turns blur it
 
 
 def test_patches_are_bent_by_a_share_of_the_distance_between_nodes():
@@ -124,11 +126,11 @@ def test_two_patches_of_three_quarters_overlap():
 
 
 def test_intensities_differ_in_gamma_in_brightness_and_by_noise(monkeypatch):
-    """Two grey values, each filling a half: the gamma is told by what they differ in, the brightness by what they share."""
+    """Two grey values: their difference tells the gamma, what they share the brightness."""
     monkeypatch.setattr(patches, "NOISE", 0.0)
     image = torch.full((300, 1, 12, 20, 20), 0.25)
     image[..., 10:] = 0.5
-    changed = with_other_intensities(image, generator())
+    changed = change_intensities(image, generator())
     assert changed.min() >= 0 and changed.max() <= 1
     ratio = (changed[..., 10] / changed[..., 9]).flatten(1).median(1).values.log() / np.log(
         2
@@ -143,11 +145,11 @@ def test_intensities_differ_in_gamma_in_brightness_and_by_noise(monkeypatch):
 def test_noise_is_added_and_air_stays_dark(monkeypatch):
     monkeypatch.setattr(patches, "GAMMA", 0.0)
     monkeypatch.setattr(patches, "BRIGHTNESS", 0.0)
-    grey = with_other_intensities(torch.full((4, 1, 12, 12, 12), 0.5), generator())
+    grey = change_intensities(torch.full((4, 1, 12, 12, 12), 0.5), generator())
     assert grey.std() == pytest.approx(NOISE, rel=0.05) and grey.mean() == pytest.approx(
         0.5, abs=0.01
     )
-    assert with_other_intensities(torch.zeros(4, 1, 12, 12, 12), generator()).mean() < NOISE / 2
+    assert change_intensities(torch.zeros(4, 1, 12, 12, 12), generator()).mean() < NOISE / 2
 
 
 def test_vectors_are_interpolated_between_the_middles_of_voxels():
@@ -194,7 +196,7 @@ def test_locate_undoes_the_placement():
 
 
 def test_locate_undoes_the_bending():
-    """Displacements are interpolated by scipy; the point that a place shows is found at that place again."""
+    """Displacements are interpolated by scipy; locate finds the place that shows a point."""
     drawn = draw_patches(torch.zeros(3, 1, 12, 30, 30), (10, 24, 24), (5.0, 5.0, 5.0), generator(2))
     places = torch.rand(3, 50, 3, generator=generator(3)) * 2 - 1
     shown = []

@@ -1,4 +1,4 @@
-"""The oracle is the released network written out by the names of its tensors, on a volume turned and mapped as it was trained."""
+"""The oracle is the released network written out by its tensor names, on its own kind of volume."""
 
 import math
 from collections import OrderedDict
@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.matcher.network import AnatomyNet
+from alice_nnunet.matcher.network import SamNet
 from alice_nnunet.matcher.presets import PRESETS
 from alice_nnunet.matcher.released import LISTED, PADDED_HU, WINDOW, from_released
-from alice_nnunet.pretrain.datasets import plans as pretrain_plans
+from alice_nnunet.pretrain.datasets import pretrain_plans
 
 WIDTHS, CHANNELS, DEPTHS = (
     (64, 128, 256, 512),
@@ -70,7 +70,7 @@ def drawn(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torc
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """State dict and file of a released checkpoint with random weights; the file holds UAE's third head too."""
+    """State dict and file of a checkpoint with random weights; the file has UAE's head too."""
     generator, path = (
         torch.Generator().manual_seed(0),
         tmp_path_factory.mktemp("released") / "SAM.pth",
@@ -100,16 +100,16 @@ def weights(released) -> dict:
 
 
 @pytest.fixture(scope="module")
-def network(weights) -> AnatomyNet:
+def network(weights) -> SamNet:
     with torch.device("meta"):
-        network = AnatomyNet(**PRESETS["paper"].network)
+        network = SamNet(**PRESETS["paper"].network)
     network.load_state_dict(weights, strict=True, assign=True)
     return network.eval()
 
 
 @pytest.fixture(scope="module")
 def volume() -> torch.Tensor:
-    """HU inside the window; y and x of 16 n + 1, where a stride of 2 starts at the same voxels from both ends."""
+    """HU inside the window; with y and x of 16 n + 1, strides start alike from both ends."""
     return torch.empty(1, 1, 8, 17, 33).uniform_(
         *WINDOW, generator=torch.Generator().manual_seed(1)
     )
@@ -202,7 +202,7 @@ def test_the_stem_answers_for_our_volume_as_the_released_one_for_theirs(released
 
 @torch.no_grad()
 def test_the_whole_network_answers_as_the_released_one(released, network, volume):
-    """Border included, with the window's floor around the volume and upsampling that counts from the same end."""
+    """With the border, the window's floor around the volume, and upsampling from the same end."""
     state, _ = released
     maps = released_maps(
         state, released_stem(state, theirs(turned(volume)), theirs(torch.tensor(WINDOW[0])).item())
@@ -212,7 +212,10 @@ def test_the_whole_network_answers_as_the_released_one(released, network, volume
         x = network.stages[number](x)
         x = F.max_pool3d(x, (2, 1, 1)) if number == 0 else x
         assert close(x, turned(expected)), f"layer {number + 1}"
-    from_our_end = lambda m, size: turned(F.interpolate(turned(m), size, mode="nearest"))
+
+    def from_our_end(m, size):
+        return turned(F.interpolate(turned(m), size, mode="nearest"))
+
     fine, coarse = network(ours(volume))
     assert close(fine, turned(released_head(state, "neck", maps[:3], from_our_end)))
     assert close(coarse, turned(released_head(state, "read_out_head", maps[3:], from_our_end)))
@@ -250,7 +253,7 @@ def saved(tmp_path, changes: dict, without: tuple[str, ...] = ()):
 
 def test_the_semantic_head_of_uae_is_left_out(weights):
     with torch.device("meta"):
-        expected = AnatomyNet(**PRESETS["paper"].network).state_dict()
+        expected = SamNet(**PRESETS["paper"].network).state_dict()
     assert {name: value.shape for name, value in weights.items()} == {
         name: value.shape for name, value in expected.items()
     }
@@ -283,7 +286,7 @@ def test_every_tensor_that_does_not_fit_is_listed_at_once(tmp_path):
 
 
 def test_a_network_of_another_kind_fills_no_screen(tmp_path):
-    with pytest.raises(UserError, match="more$") as caught:
+    with pytest.raises(UserError, match=r"more$") as caught:
         from_released(saved(tmp_path, {}, without=tuple(released_shapes())[LISTED + 5 :]))
     assert str(caught.value).count("is missing") == LISTED
 
@@ -296,5 +299,5 @@ def test_a_file_without_state_dict_is_refused(tmp_path, content):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint at .*nothing.pth"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*nothing\.pth"):
         from_released(tmp_path / "nothing.pth")

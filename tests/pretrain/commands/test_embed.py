@@ -20,7 +20,7 @@ from alice_nnunet.data.match import Match
 from alice_nnunet.errors import UserError
 from alice_nnunet.matcher.context import ContextNet
 from alice_nnunet.matcher.index import open_embedding
-from alice_nnunet.matcher.network import AnatomyNet
+from alice_nnunet.matcher.network import SamNet
 from alice_nnunet.matcher.presets import PRESETS
 from alice_nnunet.matcher.released import released_name
 from alice_nnunet.matcher.weights import load_network
@@ -289,7 +289,7 @@ def test_contexts_are_learned_in_closed_form_and_resumed(folders, embedded, tmp_
 def test_released_weights_become_the_finished_training(tmp_path):
     weights = {
         released_name(name): value
-        for name, value in AnatomyNet(**PRESETS["paper"].network).state_dict().items()
+        for name, value in SamNet(**PRESETS["paper"].network).state_dict().items()
     }
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "SAM.pth")
     folder, config = tmp_path / "anatomy", embed_config("Dataset001_X", "paper", ["step=6"])
