@@ -1,4 +1,4 @@
-"""Checkpoints of a pretraining: tensors and plain values only, written beside, synced and renamed."""
+"""Checkpoints of a pretraining: tensors and plain values only, written atomically."""
 
 from pathlib import Path
 
@@ -7,35 +7,42 @@ import torch
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import replacing
 
-PRETRAINING_KEYS = ("network_weights", "step", "config", "data", "nnssl_adaptation_plan")
+PRETRAINING_ENTRIES = ("network_weights", "step", "config", "data", "nnssl_adaptation_plan")
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write checkpoint to path; whatever happens, path holds the old file or the whole new one.
+    """Write a checkpoint; whatever happens, path holds the old file or the complete new one.
 
-    Raises UserError where the disk is full, or the folder cannot be written to.
+    Raises:
+        UserError: the disk is full or the folder is not writable.
     """
     try:
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch says RuntimeError for whatever goes wrong while it writes
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+
+    except (OSError, RuntimeError) as error:
+        # torch raises RuntimeError for every failure while it writes; the cause is its context
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = str(cause).splitlines()[0]
         raise UserError(
-            f"{path} could not be written ({str(reason).splitlines()[0]}); what was there before is intact. "
-            f"Make room, or the folder writable, and go on from there"
+            f"{path} could not be written ({reason}). The previous file is intact. "
+            f"Free some space or make the folder writable, then continue from there"
         ) from error
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict:
-    """The checkpoint in path, read with weights_only=True. Raises UserError if it is missing or cannot be read."""
+    """Read a checkpoint with weights_only=True.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}")
+
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler stumbles on: KeyError, UnpicklingError, EOFError ...
+    except Exception as error:
+        # torch passes on whatever its unpickler raises: KeyError, UnpicklingError, EOFError ...
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(
             f"{path} is not a readable checkpoint of tensors and plain values ({reason})"
@@ -43,24 +50,25 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict:
 
 
 def load_pretraining(path: Path) -> dict:
-    """What alice-pretrain wrote into a checkpoint, or alice-export into a folder, on the CPU. Raises UserError for all else."""
-    if Path(path).is_dir():
-        from alice_nnunet.sharing.exported import (
-            load_exported,
-        )  # not above: safetensors is missing on a bare GPU machine
+    """Read a checkpoint of alice-pretrain on the CPU.
 
-        checkpoint = load_exported(path)
-    elif Path(path).suffix == ".safetensors":
+    Raises:
+        UserError: the file is missing, cannot be read or is not from alice-pretrain.
+    """
+    if Path(path).suffix == ".safetensors":
         raise UserError(
-            f"{path} is a file of tensors alone; name the folder of alice-export that it lies in"
+            f"{path} contains tensors only; give the folder of alice-export that contains it"
         )
-    else:
-        checkpoint = load_checkpoint(path)
-    missing = (
-        [k for k in PRETRAINING_KEYS if k not in checkpoint]
-        if isinstance(checkpoint, dict)
-        else PRETRAINING_KEYS
-    )
+
+    checkpoint = load_checkpoint(path)
+    check_entries(checkpoint, path)
+    return checkpoint
+
+
+def check_entries(checkpoint: object, path: Path) -> None:
+    """Raise UserError if what was read from path lacks an entry of a pretraining checkpoint."""
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    missing = [name for name in PRETRAINING_ENTRIES if name not in found]
+
     if missing:
         raise UserError(f"{path} is not from alice-pretrain: it lacks {', '.join(missing)}")
-    return checkpoint

@@ -29,7 +29,14 @@ def add_processes_option(parser: ArgumentParser, purpose: str) -> None:
 
 
 def default_processes() -> int:
-    """The cores that this process may use, at most 8: each process holds volumes of several GB."""
+    """nnUNet_def_n_proc if it is set, as in nnU-Net's own commands.
+
+    Else the cores that this process may use, at most 8: each process holds volumes of several GB.
+    """
+    given = os.environ.get("nnUNet_def_n_proc", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+
     if hasattr(os, "sched_getaffinity"):
         return min(8, len(os.sched_getaffinity(0)))
     return min(8, os.cpu_count() or 1)

@@ -3,6 +3,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from alice_nnunet.checkpoint import load_checkpoint, load_pretraining, save_checkpoint
 from alice_nnunet.errors import UserError
@@ -65,6 +66,11 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     torch.save({"code": pytest.raises}, tmp_path / "code.pth")
     with pytest.raises(UserError, match="tensors and plain values"):
         load_checkpoint(tmp_path / "code.pth")
+
     torch.save({"state_dict": {}}, tmp_path / "foreign.pth")
     with pytest.raises(UserError, match="lacks network_weights"):
         load_pretraining(tmp_path / "foreign.pth")
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="give the folder of alice-export"):
+        load_pretraining(tmp_path / "a.safetensors")

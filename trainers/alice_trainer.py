@@ -1,6 +1,8 @@
 """Fine-tuning of a pretrained encoder inside nnU-Net."""
 
+import dataclasses
 import os
+from pathlib import Path
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
@@ -12,36 +14,36 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.optim import Optimizer
 
-from alice_nnunet.finetuning.augmentation import with_probabilities
-from alice_nnunet.finetuning.seeded_loading import no_workers, seed_generators, seeded
 from alice_nnunet.errors import UserError, exit_on_user_error
-from alice_nnunet.finetuning.network import build_network, load_encoder, output_levels
-from alice_nnunet.finetuning.optimizers import (
-    build_optimizer,
-    encoder_depths,
-    group_rates,
-    parameter_groups,
-)
-from alice_nnunet.planning.plans import configuration_of
-from alice_nnunet.finetuning.recipes import full_recipe
-from alice_nnunet.schedules import EpochSchedule
+from alice_nnunet.finetuning.augmentation import with_probabilities
+from alice_nnunet.finetuning.block import block_of_plans
 from alice_nnunet.finetuning.checks import (
     block_from_variable,
-    block_of_plans,
     check_preprocessed,
     check_same_run,
     check_variable,
     find_block,
     starting_weights,
 )
+from alice_nnunet.finetuning.network import build_network, load_encoder
+from alice_nnunet.finetuning.nnunet_plans import configuration_of
+from alice_nnunet.finetuning.optimizers import (
+    build_optimizer,
+    encoder_depths,
+    group_rates,
+    parameter_groups,
+)
+from alice_nnunet.finetuning.seeded_loading import batch_processes, seed_generators, seeded
+from alice_nnunet.schedules import EpochSchedule
 
 
 class AliceTrainer(nnUNetTrainer):
-    """The network, weights and recipe of the plans' alice block (Alice, Table 8), whichever encoder it names.
+    """Train the network, weights and recipe of the plans' alice block (Alice, Table 8).
 
-    alice-plan writes the block. Stock plans get it from the checkpoint in the environment variable alice_weights when
-    a training starts. Either way nnU-Net saves it with the plans of the model, so --c, --val and prediction need
-    neither checkpoint nor variable. What a user can mend ends in one line and exit code 2.
+    alice-plan writes the block, for any of the encoders. Stock plans get it from the weights in the
+    environment variable alice_weights when a training starts. Either way nnU-Net saves it with the
+    plans of the model, so --c, --val and prediction need neither weights nor variable. Errors that
+    a user can fix end in one line and exit code 2.
     """
 
     def __init__(
@@ -50,26 +52,35 @@ class AliceTrainer(nnUNetTrainer):
         configuration: str,
         fold: int,
         dataset_json: dict,
-        device: torch.device = torch.device("cuda"),
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ):
-        self.planned, self.going_on = "alice" in plans, plans["continue_training"]
+        self.planned = "alice" in plans
+        self.going_on = plans["continue_training"]
+
         with exit_on_user_error("nnUNetv2_train"):
             entries = configuration_of(plans, configuration)
+            dataset = plans["dataset_name"]
             results = get_output_folder(
-                plans["dataset_name"], type(self).__name__, plans["plans_name"], configuration
+                dataset, type(self).__name__, plans["plans_name"], configuration
             )
-            cases = os.path.join(
-                nnUNet_preprocessed, plans["dataset_name"], entries["data_identifier"]
-            )
-            plans["alice"], lines = find_block(plans, entries, results, cases)
+            cases = Path(nnUNet_preprocessed) / dataset / entries["data_identifier"]
+            self.block, lines = find_block(plans, entries, results, cases)
+
+        if not self.planned:
+            plans["alice"] = self.block.as_entries()
         super().__init__(plans, configuration, fold, dataset_json, device)
-        recipe = self.recipe = full_recipe(plans["alice"]["recipe"])
-        self.initial_lr, self.weight_decay = recipe["learning_rate"], recipe["weight_decay"]
-        self.num_epochs, self.warmup_epochs = recipe["epochs"], recipe["warmup_epochs"]
-        self.num_iterations_per_epoch = recipe["iterations_per_epoch"]
-        self.num_val_iterations_per_epoch = recipe["val_iterations_per_epoch"]
-        self.levels = output_levels(plans["alice"])
+
+        recipe = self.recipe = self.block.recipe
+        self.initial_lr = recipe.learning_rate
+        self.weight_decay = recipe.weight_decay
+        self.num_epochs = recipe.epochs
+        self.warmup_epochs = recipe.warmup_epochs
+        self.num_iterations_per_epoch = recipe.iterations_per_epoch
+        self.num_val_iterations_per_epoch = recipe.val_iterations_per_epoch
+
+        self.levels = self.block.output_levels
         self.enable_deep_supervision = self.levels > 1
+
         for line in lines:
             self.print_to_log_file(line)
 
@@ -81,7 +92,7 @@ class AliceTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = False,
     ) -> nn.Module:
-        """The network of the alice block, random weights. nnU-Net calls this in training and in prediction."""
+        """The network of the alice block with random weights, for training and prediction."""
         with exit_on_user_error("AliceTrainer"):
             return build_network(
                 block_of_plans(plans_manager.plans),
@@ -91,26 +102,32 @@ class AliceTrainer(nnUNetTrainer):
             )
 
     def configure_optimizers(self) -> tuple[Optimizer, EpochSchedule]:
-        """The recipe's, with a group of parameters for each learning rate; the first one, which nnU-Net logs, is the decoder's."""
-        recipe = self.recipe | {
-            "learning_rate": self.initial_lr,
-            "weight_decay": self.weight_decay,
-            "epochs": self.num_epochs,
-            "warmup_epochs": self.warmup_epochs,
-        }
+        """The recipe's optimizer, with a parameter group for each learning rate.
+
+        The first group, whose rate nnU-Net logs, is the decoder's. A subclass may have changed the
+        attributes that nnU-Net's trainer has for some entries of the recipe.
+        """
+        recipe = dataclasses.replace(
+            self.recipe,
+            learning_rate=self.initial_lr,
+            weight_decay=self.weight_decay,
+            epochs=self.num_epochs,
+            warmup_epochs=self.warmup_epochs,
+        )
         groups = parameter_groups(
             self.network.named_parameters(),
-            encoder_depths(self.plans_manager.plans["alice"]["encoder_arguments"]),
-            recipe["layer_decay"],
-            recipe["frozen_epochs"],
+            encoder_depths(self.block.origin.arguments),
+            recipe.layer_decay,
+            recipe.frozen_epochs,
         )
+
         optimizer = build_optimizer(groups, recipe)
         return optimizer, EpochSchedule(optimizer, group_rates(groups, recipe))
 
     def initialize(self) -> None:
-        """With the recipe's seed, the random weights are always the same."""
-        if self.recipe["seed"] is not None:
-            seed_generators(self.recipe["seed"])
+        """nnU-Net's; with a seed in the recipe the random weights are always the same."""
+        if self.recipe.seed is not None:
+            seed_generators(self.recipe.seed)
         super().initialize()
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
@@ -118,68 +135,73 @@ class AliceTrainer(nnUNetTrainer):
         rotation, two_dimensional, patch_size, axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
-        if not self.recipe["augmentation"]["mirroring"]:
-            self.inference_allowed_mirroring_axes = axes = None
+        if not self.recipe.augmentation["mirroring"]:
+            axes = None
+            self.inference_allowed_mirroring_axes = None
         return rotation, two_dimensional, patch_size, axes
 
     def get_training_transforms(self, *arguments, **named) -> BasicTransform:
         """nnU-Net's, with the probabilities of the recipe."""
         return with_probabilities(
             super().get_training_transforms(*arguments, **named),
-            self.recipe["augmentation"],
-            self.plans_manager.plans["alice"]["input"]["scale"],
+            self.recipe.augmentation,
+            self.block.input["scale"],
         )
 
     def get_dataloaders(self) -> tuple:
-        """nnU-Net's; with the recipe's seed, their batches are always the same."""
-        if self.recipe["seed"] is None:
+        """nnU-Net's; with a seed in the recipe their batches are always the same."""
+        if self.recipe.seed is None:
             return super().get_dataloaders()
-        with no_workers():
-            loaders = super().get_dataloaders()
-        workers, seed = (
-            get_allowed_n_proc_DA(),
-            (self.recipe["seed"], self.current_epoch, self.local_rank),
-        )
+
+        with batch_processes("0"):
+            training, validation = super().get_dataloaders()
+
+        seed = (self.recipe.seed, self.current_epoch, self.local_rank)
         seed_generators(*seed)
-        return tuple(
-            seeded(loader, count, self.device.type == "cuda", *seed, part)
-            for part, (loader, count) in enumerate(zip(loaders, (workers, -(-workers // 2))))
+
+        workers = get_allowed_n_proc_DA()
+        validation_workers = -(-workers // 2)  # half as many, rounded up, as in nnU-Net
+        pin_memory = self.device.type == "cuda"
+        return (
+            seeded(training, workers, pin_memory, *seed, 0),
+            seeded(validation, validation_workers, pin_memory, *seed, 1),
         )
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         """Each output is half as fine as the one before, whatever the strides in the plans are."""
-        return (
-            [[0.5**level] * 3 for level in range(self.levels)]
-            if self.enable_deep_supervision
-            else None
-        )
+        if not self.enable_deep_supervision:
+            return None
+        return [[0.5**level] * 3 for level in range(self.levels)]
 
     def _build_loss(self) -> nn.Module:
-        """nnU-Net's loss; each output counts half as much as the one before, 4/7, 2/7 and 1/7 for three (nnFormer)."""
+        """nnU-Net's loss; each output counts half as much as the one before.
+
+        For three outputs the weights are 4/7, 2/7 and 1/7 (nnFormer).
+        """
         loss = super()._build_loss()
         if self.enable_deep_supervision:
+            total = 2**self.levels - 1
             loss.weight_factors = tuple(
-                2 ** (self.levels - 1 - level) / (2**self.levels - 1)
-                for level in range(self.levels)
+                2 ** (self.levels - 1 - level) / total for level in range(self.levels)
             )
         return loss
 
     def _do_i_compile(self) -> bool:
-        """Networks with windows are compiled only where nnUNet_compile asks for it: their attention comes in many small
-        calls, which nobody has measured compiled yet."""
-        windows = self.plans_manager.plans["alice"]["encoder"] != "vit"
-        return super()._do_i_compile() and ("nnUNet_compile" in os.environ or not windows)
+        """Compile networks with windows only if nnUNet_compile asks for it.
+
+        Their attention consists of many small calls; nobody has measured it compiled yet.
+        """
+        has_windows = self.block.origin.name != "vit"
+        return super()._do_i_compile() and ("nnUNet_compile" in os.environ or not has_windows)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """--c and --val: never into the network of other plans than those the checkpoint was trained with."""
+        """For --c and --val; refuses checkpoints that were trained with other plans."""
         with exit_on_user_error("nnUNetv2_train"):
-            check_same_run(
-                self.plans_manager.plans["alice"], self.output_folder_base, going_on=True
-            )
+            check_same_run(self.block, self.output_folder_base, going_on=True)
         super().load_checkpoint(filename_or_checkpoint)
 
     def on_train_start(self) -> None:
-        """Before the first epoch, and only then: refuse to mix two trainings, then load the pretrained weights."""
+        """Before the first epoch: refuse to mix two trainings, then load the pretrained weights."""
         if self.current_epoch == 0:
             with exit_on_user_error("nnUNetv2_train"):
                 self.check_new_training()
@@ -189,47 +211,44 @@ class AliceTrainer(nnUNetTrainer):
         super().on_train_start()
 
     def check_new_training(self) -> None:
-        """Raise UserError if there is nothing to train on, if nnU-Net was given other weights to start from, or if the results
-        folder holds trainings of other weights, network or recipe."""
-        if self.was_initialized:  # before a first epoch only for -pretrained_weights
+        """Check that a training may start.
+
+        Raises:
+            UserError: there are no cases, nnU-Net was given other weights to start from, or the
+                results folder holds trainings of other weights, network or recipe.
+        """
+        # before a first epoch the network exists only with -pretrained_weights
+        if self.was_initialized:
             raise UserError(
-                f"-pretrained_weights cannot be used with {type(self).__name__}: AliceTrainer starts from the weights that the "
-                f"plans name, AliceScratchTrainer from none; leave it out"
+                f"-pretrained_weights cannot be used with {type(self).__name__}: AliceTrainer "
+                f"starts from the weights that the plans name, AliceScratchTrainer from none; "
+                f"leave it out"
             )
-        check_preprocessed(
-            self.preprocessed_dataset_folder, self.plans_manager.plans, self.configuration_name
-        )
-        block = self.plans_manager.plans["alice"]
+
+        plans = self.plans_manager.plans
+        check_preprocessed(self.preprocessed_dataset_folder, plans, self.configuration_name)
+
+        block = self.block
         if self.planned:
-            check_variable(block, self.plans_manager.plans)
-        if (
-            not self.planned and not self.going_on
-        ):  # the block may be an earlier training's: what is asked for now?
+            check_variable(block, plans)
+        elif not self.going_on:
+            # the block may be an earlier training's: compare it with what is asked for now
             block, _ = block_from_variable(
-                self.plans_manager.plans,
-                self.configuration_manager.configuration,
-                self.preprocessed_dataset_folder,
+                plans, self.configuration_manager.configuration, self.preprocessed_dataset_folder
             )
         check_same_run(block, self.output_folder_base, going_on=False)
 
     def load_weights(self) -> list[str]:
         """Load the pretrained encoder into the network. Returns lines for the log."""
-        block = self.plans_manager.plans["alice"]
-        return load_encoder(
-            self.plain_network(),
-            block["encoder"],
-            starting_weights(block),
-            block["weights"],
-            block["weights_sha256"],
-            block.get("other_channels", ()),
-        )
+        encoder = starting_weights(self.block)
+        return load_encoder(self.plain_network(), encoder, self.block.other_channels)
 
     def plain_network(self) -> nn.Module:
-        """The network without what nnU-Net wraps around it."""
+        """The network without the wrappers that nnU-Net adds."""
         network = self.network.module if self.is_ddp else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Several outputs or only the finest; nothing to switch for networks that have one."""
+        """Return several outputs or only the finest; networks with one output ignore it."""
         if self.enable_deep_supervision:
             self.plain_network().deep_supervision = enabled

@@ -1,4 +1,4 @@
-"""A recipe's augmentation, out of nnU-Net's own pipeline: its transforms and ranges stay, their probabilities change.
+"""A recipe's augmentation: nnU-Net's own transforms and ranges with other probabilities.
 
 C channels, D H W voxels in nnU-Net's (z, y, x) order.
 """
@@ -20,6 +20,8 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from torch import Tensor
 
 LARGEST_SHIFT = 0.1  # of the pretraining's window (MONAI's recipes for UNETR and Swin UNETR)
+
+# Names that recipes have for nnU-Net's intensity transforms; see name_of for gamma
 NAMES = {
     GaussianNoiseTransform: "noise",
     GaussianBlurTransform: "blur",
@@ -30,12 +32,10 @@ NAMES = {
 
 
 class IntensityShift(ImageOnlyTransform):
-    """Add one number to a whole channel, uniform between -largest and largest.
-
-    largest: for each channel, in the units of the image.
-    """
+    """Add one number to a whole channel, uniform between -largest and largest."""
 
     def __init__(self, largest: list[float]):
+        """largest: for each channel, in the units of the image."""
         super().__init__()
         self.largest = torch.tensor(largest)
 
@@ -50,41 +50,52 @@ class IntensityShift(ImageOnlyTransform):
 def with_probabilities(
     pipeline: ComposeTransforms, probabilities: dict[str, float], window_scale: list[float]
 ) -> ComposeTransforms:
-    """nnU-Net's training transforms with a recipe's probabilities; what is no augmentation stays as it is.
+    """Give nnU-Net's training transforms the probabilities of a recipe.
 
-    pipeline: of nnUNetTrainer.get_training_transforms. probabilities: of the recipe. window_scale: for each channel, what
-    turns a difference of the plans' intensities into one of the pretraining's window (InputMap's scale).
-    Raises RuntimeError for a transform that it does not know, so that no version of nnU-Net adds one unseen.
+    Args:
+        pipeline: from nnUNetTrainer.get_training_transforms. What is not an augmentation stays.
+        probabilities: of the recipe.
+        window_scale: for each channel, the factor from a difference of the plans' intensities to
+            one of the pretraining's window (InputMap's scale).
+
+    Raises:
+        RuntimeError: nnU-Net augments with a transform that recipes do not name, as a later
+            version may.
     """
     transforms = []
     for transform in pipeline.transforms:
         if isinstance(transform, SpatialTransform):
-            transform.p_rotation, transform.p_scaling = (
-                probabilities["rotation"],
-                probabilities["scaling"],
-            )
-        elif isinstance(transform, RandomTransform) and (name := name_of(transform.transform)):
-            transform.apply_probability = probabilities[name]
+            transform.p_rotation = probabilities["rotation"]
+            transform.p_scaling = probabilities["scaling"]
+
         elif isinstance(transform, MirrorTransform):
             transform = RandomTransform(transform, probabilities["mirroring"])
+
         elif isinstance(transform, RandomTransform):
-            raise RuntimeError(
-                f"nnU-Net augments with {type(transform.transform).__name__}, which recipes do not name yet"
-            )
+            name = name_of(transform.transform)
+            if name is None:
+                raise RuntimeError(
+                    f"nnU-Net augments with {type(transform.transform).__name__}, which recipes "
+                    f"do not name yet"
+                )
+            transform.apply_probability = probabilities[name]
+
         transforms.append(transform)
-    shift = RandomTransform(
-        IntensityShift([LARGEST_SHIFT / scale for scale in window_scale]), probabilities["shift"]
-    )
+
+    largest = [LARGEST_SHIFT / scale for scale in window_scale]
+    shift = RandomTransform(IntensityShift(largest), probabilities["shift"])
+
+    # before what follows nnU-Net's augmentations: masking, then changes of the labels
     end = next(
-        i
-        for i, transform in enumerate(transforms)
+        index
+        for index, transform in enumerate(transforms)
         if isinstance(transform, (MaskImageTransform, RemoveLabelTansform))
     )
     return ComposeTransforms([*transforms[:end], shift, *transforms[end:]])
 
 
 def name_of(transform: BasicTransform) -> str | None:
-    """The recipe's name of one of nnU-Net's intensity transforms."""
+    """The name that recipes have for one of nnU-Net's intensity transforms."""
     if isinstance(transform, GammaTransform):
         return "inverted_gamma" if transform.p_invert_image else "gamma"
     return NAMES.get(type(transform))

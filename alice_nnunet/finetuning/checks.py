@@ -1,213 +1,250 @@
-"""Which alice block a training follows, and whether it may write where it is about to."""
+"""Before a training: which alice block it follows, and whether it may write its results."""
 
 import json
 import os
 import time
 from pathlib import Path
 
-from alice_nnunet.checkpoint import load_pretraining
-from alice_nnunet.finetuning.compatibility import (
-    check_compatible,
-    dataset_number,
-    flips_of_cases,
-    replan,
-)
 from alice_nnunet.errors import UserError
-from alice_nnunet.finetuning.network import alice_block, input_values
-from alice_nnunet.finetuning.recipes import RECIPES, check_recipe, full_recipe, training_recipe
+from alice_nnunet.finetuning.block import (
+    AliceBlock,
+    block_from_entries,
+    block_of_plans,
+    input_values,
+    make_block,
+)
+from alice_nnunet.finetuning.compatibility import check_compatible, flips_of_cases
+from alice_nnunet.finetuning.nnunet_plans import dataset_number, how_to_replan
+from alice_nnunet.finetuning.pretrained import PretrainedEncoder, differences, load_pretrained
+from alice_nnunet.finetuning.recipes import RECIPES
 from alice_nnunet.sharing.weights import find_weights, weights_sha256
 
-VARIABLE = "alice_weights"
+VARIABLE = "alice_weights"  # names the weights for plans that do not
+
+# Entries of a block that a trained network and its optimizer's state depend on
 OF_THE_NETWORK = (
     "encoder",
     "encoder_arguments",
     "network_arguments",
     "weights_sha256",
     "input",
-)  # what a trained model depends on
+)
 OF_THE_OPTIMIZER = ("optimizer", "layer_decay", "frozen_epochs")
-
-
-def block_of_plans(plans: dict) -> dict:
-    """The alice block of plans. Raises UserError if they have none."""
-    if "alice" not in plans:
-        raise UserError(
-            f"the plans {plans.get('plans_name')} carry no alice block, so the network cannot be built; "
-            f"train with AliceTrainer, or plan with alice-plan"
-        )
-    return plans["alice"]
-
-
-def saved_block(results: Path) -> dict | None:
-    """The alice block in the plans that an earlier training saved in its results folder, or None.
-
-    Raises UserError if these plans cannot be read.
-    """
-    plans = Path(results) / "plans.json"
-    for _ in range(10):
-        if not plans.is_file():
-            return None
-        try:
-            return json.loads(plans.read_text()).get("alice")
-        except ValueError:
-            time.sleep(0.2)  # another fold that starts now may be writing them
-    raise UserError(f"{plans} is no valid JSON; remove or rename {results}")
-
-
-def block_from_variable(
-    plans: dict, configuration: dict, preprocessed: Path
-) -> tuple[dict, list[str]]:
-    """The block for nnU-Net's own plans and the checkpoint named by alice_weights, and lines for the log.
-
-    preprocessed: folder of the configuration's preprocessed cases, whose directions tell which axes to flip.
-    Raises UserError if the variable is not set, names no checkpoint of a pretraining, or the plans cannot be matched.
-    """
-    if not os.environ.get(VARIABLE):
-        raise UserError(
-            f"the plans {plans['plans_name']} name no pretrained weights. Either plan for them (alice-plan -d "
-            f"ID -weights CKPT, nnUNetv2_preprocess, then train with -p AlicePlans), or keep these plans "
-            f"and name the checkpoint in the environment: {VARIABLE}=CKPT nnUNetv2_train ..."
-        )
-    path = find_weights(os.environ[VARIABLE])
-    checkpoint = load_pretraining(path)
-    data, recipe = checkpoint["data"], RECIPES.get(checkpoint["config"]["encoder"], RECIPES["vit"])
-    lines, flips = check_compatible(data, plans, configuration, path), []
-    if plans["image_reader_writer"] != data["reader"]:
-        flips = flips_of_cases(preprocessed, replan(plans, path))
-        lines.append(
-            f"Axes flipped on the way into the network and back: {['zyx'[axis] for axis in flips] or 'none'}"
-        )
-    return alice_block(
-        checkpoint, path, weights_sha256(path), plans, configuration, training_recipe(recipe), flips
-    ), lines
 
 
 def find_block(
     plans: dict, configuration: dict, results: Path, preprocessed: Path
-) -> tuple[dict, list[str]]:
-    """The block of a run, and lines for the log: the plans' own, else the one saved in results, else alice_weights'.
+) -> tuple[AliceBlock, list[str]]:
+    """The block that a training follows, and lines for the log.
 
-    Raises UserError if there is none, or if the plans were changed so that the block no longer fits them.
+    It is the plans' own, else the one that an earlier training saved in its results folder, else
+    one for the weights in the environment variable alice_weights.
+
+    Args:
+        plans: nnU-Net's, complete.
+        configuration: one of the plans, with what it inherits.
+        results: folder that holds the folds of the training.
+        preprocessed: folder of the configuration's cases.
+
+    Raises:
+        UserError: there is none, or the plans were changed so that the block does not fit them.
     """
     if "alice" in plans:
-        block = plans["alice"]
-        lines = check_compatible(block["pretraining"], plans, configuration, block["weights"])
-        if (reader := plans["image_reader_writer"]) != (planned := block["pretraining"]["reader"]):
-            raise UserError(
-                f"{plans['plans_name']} read images with {reader}, and were made for {planned}: the plans were "
-                f"changed since. {replan(plans, block['weights'])}"
-            )
-        if os.environ.get(VARIABLE):
-            lines.append(
-                f"{VARIABLE} is not used: {plans['plans_name']} name their own weights, {block['weights']}"
-            )
+        block = block_of_plans(plans)
+        lines = check_own_block(block, plans, configuration)
     elif saved := saved_block(results):
-        block, lines = saved, []
+        block = saved
+        lines = []
     else:
         block, lines = block_from_variable(plans, configuration, preprocessed)
-    check_recipe(block["recipe"])
+
     expected = input_values(
-        block["pretraining"], plans, configuration, block["input"]["flip_axes"], block["weights"]
+        block.origin,
+        configuration["normalization_schemes"],
+        plans["foreground_intensity_properties_per_channel"],
+        block.input["flip_axes"],
     )
-    if expected != block["input"]:
+    if expected != block.input:
         raise UserError(
-            f"the intensity statistics in {plans['plans_name']} are not those that its alice block was made "
-            f"for: the plans were changed since. {replan(plans, block['weights'])}"
+            f"the intensity statistics in {plans['plans_name']} are not those that its alice block "
+            f"was made for: the plans were changed since. "
+            f"{how_to_replan(plans, block.origin.path)}"
         )
     return block, lines
 
 
+def check_own_block(block: AliceBlock, plans: dict, configuration: dict) -> list[str]:
+    """Check plans against the block that they contain, and return lines for the log."""
+    lines = check_compatible(block.origin, plans, configuration)
+
+    reader = plans["image_reader_writer"]
+    planned = block.origin.data["reader"]
+    if reader != planned:
+        raise UserError(
+            f"{plans['plans_name']} read images with {reader}, and were made for {planned}: the "
+            f"plans were changed since. {how_to_replan(plans, block.origin.path)}"
+        )
+
+    if os.environ.get(VARIABLE):
+        lines.append(
+            f"{VARIABLE} is not used: {plans['plans_name']} name their own weights, "
+            f"{block.origin.path}"
+        )
+    return lines
+
+
+def saved_block(results: Path) -> AliceBlock | None:
+    """The block in the plans that an earlier training saved, or None.
+
+    Raises:
+        UserError: these plans cannot be read.
+    """
+    path = Path(results) / "plans.json"
+
+    for _ in range(10):
+        if not path.is_file():
+            return None
+        try:
+            entries = json.loads(path.read_text()).get("alice")
+        except ValueError:
+            time.sleep(0.2)  # another fold that starts now may be writing them
+        else:
+            return block_from_entries(entries) if entries else None
+
+    raise UserError(f"{path} is not valid JSON; remove or rename {results}")
+
+
+def block_from_variable(
+    plans: dict, configuration: dict, preprocessed: Path
+) -> tuple[AliceBlock, list[str]]:
+    """The block for nnU-Net's own plans and the weights in alice_weights, and lines for the log.
+
+    Args:
+        plans: nnU-Net's, complete.
+        configuration: one of the plans, with what it inherits.
+        preprocessed: folder of its cases, whose orientation says which axes to flip.
+
+    Raises:
+        UserError: the variable is not set or names no pretraining, or the plans do not match it.
+    """
+    if not os.environ.get(VARIABLE):
+        raise UserError(
+            f"the plans {plans['plans_name']} name no pretrained weights. Either plan for them "
+            f"(alice-plan -d ID -weights CKPT, nnUNetv2_preprocess, then train with "
+            f"-p AlicePlans), or keep these plans and name the checkpoint in the environment: "
+            f"{VARIABLE}=CKPT nnUNetv2_train ..."
+        )
+
+    encoder = load_pretrained(os.environ[VARIABLE])
+    lines = check_compatible(encoder, plans, configuration)
+
+    flips: list[int] = []
+    if plans["image_reader_writer"] != encoder.data["reader"]:
+        flips = flips_of_cases(preprocessed, how_to_replan(plans, encoder.path))
+        names = ["zyx"[axis] for axis in flips]
+        lines.append(f"Axes flipped on the way into the network and back: {names or 'none'}")
+
+    block = make_block(
+        encoder,
+        configuration["normalization_schemes"],
+        plans["foreground_intensity_properties_per_channel"],
+        RECIPES.get(encoder.name, RECIPES["vit"]).recipe,
+        flips,
+    )
+    return block, lines
+
+
 def check_preprocessed(folder: Path, plans: dict, configuration: str) -> None:
-    """Raise UserError if folder, of a configuration's preprocessed cases, has none."""
+    """Raise UserError if a folder of preprocessed cases is missing or empty."""
     if not any(Path(folder).glob("*.pkl")):
         raise UserError(
-            f"no preprocessed cases in {folder}; first run nnUNetv2_preprocess -d {dataset_number(plans)} "
-            f"-plans_name {plans['plans_name']} -c {configuration}"
+            f"no preprocessed cases in {folder}; first run nnUNetv2_preprocess -d "
+            f"{dataset_number(plans['dataset_name'])} -plans_name {plans['plans_name']} "
+            f"-c {configuration}"
         )
 
 
-def check_same_run(block: dict, results: Path, going_on: bool) -> None:
-    """Raise UserError if results holds the trainings of another block, which a new one would mix with.
+def check_same_run(block: AliceBlock, results: Path, going_on: bool) -> None:
+    """Raise UserError if a results folder holds trainings of another block.
 
-    going_on: --c and --val, where the recipe may have changed, for instance to more epochs, but never the network nor what
-    the optimizer's state depends on.
+    Args:
+        block: that this training follows.
+        results: folder that holds the folds.
+        going_on: with --c and --val. The recipe may have changed, for instance to more epochs, but
+            neither the network nor what the optimizer's state depends on.
     """
     saved = saved_block(results)
     if saved is None:
         return
-    there, now = (
-        {**full_recipe(made["recipe"]), **{key: made.get(key) for key in OF_THE_NETWORK}}
-        for made in (saved, block)
-    )
-    keys = (*OF_THE_NETWORK, *OF_THE_OPTIMIZER) if going_on else now
+
+    there = compared_entries(saved)
+    now = compared_entries(block)
+    names = (*OF_THE_NETWORK, *OF_THE_OPTIMIZER) if going_on else now
     different = [
-        f"{key} {there.get(key)} there, {now[key]} now"
-        for key in keys
-        if there.get(key) != now[key]
+        f"{name} {there[name]} there, {now[name]} now" for name in names if there[name] != now[name]
     ]
+
     if different:
         raise UserError(
-            f"{results} holds a training of other plans: {'; '.join(different)}. Nothing was changed there. "
-            f"To keep both, plan under another name (alice-plan ... -n OTHERNAME); to start over, remove or "
-            f"rename that folder"
+            f"{results} holds a training of other plans: {'; '.join(different)}. Nothing was "
+            f"changed there. To keep both, plan under another name (alice-plan ... -n OTHERNAME); "
+            f"to start over, remove or rename that folder"
         )
 
 
-def other_pretraining(block: dict, checkpoint: dict) -> list[str]:
-    """What differs between the pretraining that a block was made for and a checkpoint's: encoder, window, orientation ..."""
-    planned = {
-        "encoder": block["encoder"],
-        "encoder_arguments": block["encoder_arguments"],
-        **block["pretraining"],
-    }
-    found = {**checkpoint["config"], **checkpoint["data"]}
-    found = json.loads(
-        json.dumps({key: found.get(key) for key in planned})
-    )  # lists for tuples, as in plans
-    if found["encoder"] != planned["encoder"]:
-        planned.pop("encoder_arguments")
-    return [
-        f"{key} {found[key]} instead of {planned[key]}"
-        for key in planned
-        if found[key] != planned[key]
-    ]
+def compared_entries(block: AliceBlock) -> dict:
+    """The recipe and what the network depends on, by name."""
+    entries = block.as_entries()
+    return {**entries["recipe"], **{name: entries[name] for name in OF_THE_NETWORK}}
 
 
-def check_variable(block: dict, plans: dict) -> None:
-    """Raise UserError if alice_weights names other weights than those of the plans: which are meant?"""
-    if (
-        not os.environ.get(VARIABLE)
-        or weights_sha256(path := find_weights(os.environ[VARIABLE])) == block["weights_sha256"]
-    ):
+def check_variable(block: AliceBlock, plans: dict) -> None:
+    """Raise UserError if alice_weights names other weights than the plans do."""
+    if not os.environ.get(VARIABLE):
         return
-    different = other_pretraining(block, load_pretraining(path)) or [
-        "other weights of the same encoder and data"
-    ]
+
+    path = find_weights(os.environ[VARIABLE])
+    if weights_sha256(path) == block.origin.sha256:
+        return
+
+    different = differences(block.origin, load_pretrained(path))
+    reason = "; ".join(different) or "other weights of the same encoder and data"
     raise UserError(
-        f"{VARIABLE} names {path} and the plans {plans['plans_name']} were made for {block['weights']}: "
-        f"{'; '.join(different)}. To train with the plans' own weights, unset {VARIABLE}; for the others, make plans: "
-        f"alice-plan -d {dataset_number(plans)} -weights {path} -n OTHERNAME, then nnUNetv2_preprocess and train with -p OTHERNAME"
+        f"{VARIABLE} names {path} and the plans {plans['plans_name']} were made for "
+        f"{block.origin.path}: {reason}. To train with the plans' own weights, unset {VARIABLE}; "
+        f"for the others, make plans: alice-plan -d {dataset_number(plans['dataset_name'])} "
+        f"-weights {path} -n OTHERNAME, then nnUNetv2_preprocess and train with -p OTHERNAME"
     )
 
 
-def starting_weights(block: dict) -> dict:
-    """The checkpoint that a block names. Raises UserError if the file is gone, is not the one that was planned with, or
-    comes from another pretraining than the block says, as where plans were changed by hand."""
-    path = block["weights"]
-    if not os.path.exists(path):
+def starting_weights(block: AliceBlock) -> PretrainedEncoder:
+    """Load the encoder that a block names.
+
+    Raises:
+        UserError: the file is gone, is not the one that was planned with, or comes from another
+            pretraining than the block says, as in plans that were changed by hand.
+    """
+    planned = block.origin
+    if not Path(planned.path).exists():
         raise UserError(
-            f"the plans start from the weights in {path}, and that file is gone; put it back, or plan again "
-            f"with alice-plan (prediction and --val do not need it)"
+            f"the plans start from the weights in {planned.path}, and that file is gone; put it "
+            f"back, or plan again with alice-plan (prediction and --val do not need it)"
         )
-    if (found := weights_sha256(path)) != block["weights_sha256"]:
+
+    found = weights_sha256(planned.path)
+    if found != planned.sha256:
         raise UserError(
-            f"{path} is not the file that was planned with: its sha256 is {found}, the plans say "
-            f"{block['weights_sha256']}; plan again with alice-plan, under another name (-n) to keep both"
+            f"{planned.path} is not the file that was planned with: its sha256 is {found}, the "
+            f"plans say {planned.sha256}; plan again with alice-plan, under another name (-n) to "
+            f"keep both"
         )
-    checkpoint = load_pretraining(path)
-    if different := other_pretraining(block, checkpoint):
+
+    encoder = load_pretrained(planned.path)
+    different = differences(planned, encoder)
+    if different:
         raise UserError(
-            f"the plans were made for another pretraining than that of {path}: {'; '.join(different)}; plan again with "
-            f"alice-plan, under another name (-n) to keep both"
+            f"the plans were made for another pretraining than that of {planned.path}: "
+            f"{'; '.join(different)}; plan again with alice-plan, under another name (-n) to keep "
+            f"both"
         )
-    return checkpoint
+    return encoder

@@ -1,10 +1,12 @@
-"""The folder that alice-export writes: an encoder without pickles, to be handed on or put on the Hugging Face hub.
+"""The folder that alice-export writes: an encoder without pickles, to share or upload.
 
-model.safetensors      the encoder's tensors, by the names they have in a checkpoint
-config.json            what else load_pretraining gives (step, config, data), the SHA-256 of model.safetensors, last metrics
+model.safetensors      the encoder's tensors, with the names that they have in a checkpoint
+config.json            step, config and data of the checkpoint, the SHA-256 of model.safetensors,
+                       the last metrics
 adaptation_plan.json   nnssl's AdaptationPlan
 README.md              model card
-monai.safetensors, or nnformer.safetensors: the same tensors by the names of MONAI's or nnFormer's network, where there are such
+monai.safetensors or   the same tensors with the names of MONAI's or nnFormer's network, where
+nnformer.safetensors   there is one
 """
 
 import json
@@ -15,33 +17,37 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import alice_nnunet
+from alice_nnunet.checkpoint import check_entries
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256, write_json_atomically
 
-MODEL, CONFIG, PLAN, CARD = "model.safetensors", "config.json", "adaptation_plan.json", "README.md"
+MODEL = "model.safetensors"
+CONFIG = "config.json"
+PLAN = "adaptation_plan.json"
+CARD = "README.md"
+
 FORMAT = "alice-nnunet encoder, 1"
-
-
-def last_metrics(history: dict) -> dict:
-    """{name: {"step", "value"}} of the last entry of each curve of a checkpoint's history, {name: [[step, value], ...]}."""
-    return {
-        name: {"step": curve[-1][0], "value": curve[-1][1]}
-        for name, curve in sorted(history.items())
-        if curve
-    }
+COPIED = ("step", "config", "data")  # entries of a checkpoint that config.json repeats
 
 
 def write_exported(folder: Path, checkpoint: dict, plan: dict) -> dict:
-    """Write model.safetensors, config.json and adaptation_plan.json into folder. Returns config.json's content.
+    """Write model.safetensors, config.json and adaptation_plan.json.
 
-    checkpoint: of load_pretraining, with its history. plan: in nnssl's schema.
+    Args:
+        folder: existing folder to write into.
+        checkpoint: from load_pretraining, with its history.
+        plan: AdaptationPlan in nnssl's schema.
+
+    Returns:
+        The content of config.json.
     """
     save_tensors(folder / MODEL, checkpoint["network_weights"])
+
     content = {
         "format": FORMAT,
         "alice_nnunet": alice_nnunet.__version__,
         "weights_sha256": file_sha256(folder / MODEL),
-        **{key: checkpoint[key] for key in ("step", "config", "data")},
+        **{name: checkpoint[name] for name in COPIED},
         "metrics": last_metrics(checkpoint.get("history", {})),
     }
     write_json_atomically(folder / CONFIG, content)
@@ -49,56 +55,87 @@ def write_exported(folder: Path, checkpoint: dict, plan: dict) -> dict:
     return content
 
 
-def save_tensors(path: Path, weights: dict[str, Tensor]) -> None:
-    """weights as safetensors, readable for whom the umask lets; tensors that share memory are written one by one."""
-    path.write_bytes(
-        save(
-            {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()},
-            {"format": "pt"},
-        )
-    )
+def last_metrics(history: dict) -> dict:
+    """The last entry of each curve.
 
+    Args:
+        history: of a checkpoint, {name: [[step, value], ...]}.
 
-def load_exported(folder: Path) -> dict:
-    """What load_pretraining gives, from an exported folder. Raises UserError that names the file for any other folder, and
-    for tensors that are not the exported ones."""
-    folder = Path(folder)
-    content, plan = (read_json(folder, name) for name in (CONFIG, PLAN))
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise UserError(
-            f"{folder / CONFIG} is not of alice-export: its format is {found!r} instead of {FORMAT!r}"
-        )
-    if (found := model_sha256(folder)) != content.get("weights_sha256"):
-        raise UserError(
-            f"{folder / MODEL} is damaged or is not the file that was exported: its sha256 is {found}, {CONFIG} says "
-            f"{content.get('weights_sha256')}; copy or download it again"
-        )
-    try:
-        weights = load_file(folder / MODEL)
-    except SafetensorError as error:
-        raise UserError(f"{folder / MODEL} is no safetensors file ({error})") from error
+    Returns:
+        {name: {"step": step, "value": value}}.
+    """
     return {
-        "network_weights": weights,
-        "nnssl_adaptation_plan": plan,
-        **{key: content[key] for key in ("step", "config", "data") if key in content},
+        name: {"step": curve[-1][0], "value": curve[-1][1]}
+        for name, curve in sorted(history.items())
+        if curve
     }
 
 
+def save_tensors(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write weights as safetensors; tensors that share memory are written separately."""
+    separate = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
+
+    # save_file would make a file that only its owner can read, whatever the umask is
+    path.write_bytes(save(separate, {"format": "pt"}))
+
+
+def load_exported(folder: Path) -> dict:
+    """Read an exported folder.
+
+    Returns:
+        The entries that load_pretraining gives for the checkpoint it was exported from.
+
+    Raises:
+        UserError: a file is missing, damaged or foreign.
+    """
+    folder = Path(folder)
+    content = read_json(folder, CONFIG)
+    plan = read_json(folder, PLAN)
+
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            f"{folder / CONFIG} is not of alice-export: its format is {found!r} instead of "
+            f"{FORMAT!r}"
+        )
+
+    expected = content.get("weights_sha256")
+    found = model_sha256(folder)
+    if found != expected:
+        raise UserError(
+            f"{folder / MODEL} is damaged or is not the file that was exported: its sha256 is "
+            f"{found}, {CONFIG} says {expected}; copy or download it again"
+        )
+
+    try:
+        weights = load_file(folder / MODEL)
+    except SafetensorError as error:
+        raise UserError(f"{folder / MODEL} is not a safetensors file ({error})") from error
+
+    checkpoint = {
+        "network_weights": weights,
+        "nnssl_adaptation_plan": plan,
+        **{name: content[name] for name in COPIED if name in content},
+    }
+    check_entries(checkpoint, folder)
+    return checkpoint
+
+
 def model_sha256(folder: Path) -> str:
-    """SHA-256 of an exported folder's tensors. Raises UserError where there are none."""
-    if not (Path(folder) / MODEL).is_file():
-        raise UserError(f"no {MODEL} in {folder}: it is not a whole folder of alice-export")
-    return file_sha256(Path(folder) / MODEL)
+    """SHA-256 of the tensors in an exported folder. Raises UserError if they are missing."""
+    path = Path(folder) / MODEL
+    if not path.is_file():
+        raise UserError(f"no {MODEL} in {folder}: it is not a complete folder of alice-export")
+    return file_sha256(path)
 
 
 def read_json(folder: Path, name: str) -> object:
-    """A JSON file of an exported folder. Raises UserError if it is missing or broken."""
+    """Read a JSON file of an exported folder. Raises UserError if it is missing or broken."""
     try:
         return json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"no {name} in {folder}: it is not a whole folder of alice-export"
+            f"no {name} in {folder}: it is not a complete folder of alice-export"
         ) from None
     except ValueError as error:
-        raise UserError(f"{folder / name} is no valid JSON ({error})") from error
+        raise UserError(f"{folder / name} is not valid JSON ({error})") from error

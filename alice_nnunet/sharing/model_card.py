@@ -1,24 +1,28 @@
-"""The model card of an exported encoder: README.md with the front matter that the Hugging Face hub reads."""
+"""The model card of an exported encoder: README.md with the Hugging Face hub's front matter."""
 
 from huggingface_hub import ModelCardData
 
-from alice_nnunet.finetuning.compatibility import millimetres
-from alice_nnunet.sharing.exported import CONFIG, MODEL, PLAN
 from alice_nnunet.networks.published.encoder import Published
+from alice_nnunet.sharing.exported import CONFIG, MODEL, PLAN
+from alice_nnunet.text import millimetres
 
 NETWORKS = {"vit": "UNETR's ViT", "swin": "Swin UNETR's encoder", "nnformer": "nnFormer's encoder"}
-COLLAPSED = 0.1  # the spread under which alice-pretrain warns
+COLLAPSED = 0.1  # alice-pretrain warns of a spread below this
 TAGS = ["ct", "medical-imaging", "segmentation", "self-supervised-learning", "nnu-net", "monai"]
 CITATION = """\
 @inproceedings{jiang2023alice,
-  title     = {Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning in 3D Medical Image Analysis},
-  author    = {Jiang, Yankai and Sun, Mingze and Guo, Heng and Bai, Xiaoyu and Yan, Ke and Lu, Le and Xu, Minfeng},
+  title     = {Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning
+               in 3D Medical Image Analysis},
+  author    = {Jiang, Yankai and Sun, Mingze and Guo, Heng and Bai, Xiaoyu and Yan, Ke and Lu, Le
+               and Xu, Minfeng},
   booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
   year      = {2023}
 }
 @article{isensee2021nnunet,
-  title   = {nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation},
-  author  = {Isensee, Fabian and Jaeger, Paul F. and Kohl, Simon A. A. and Petersen, Jens and Maier-Hein, Klaus H.},
+  title   = {nnU-Net: a self-configuring method for deep learning-based biomedical image
+             segmentation},
+  author  = {Isensee, Fabian and Jaeger, Paul F. and Kohl, Simon A. A. and Petersen, Jens
+             and Maier-Hein, Klaus H.},
   journal = {Nature Methods},
   volume  = {18},
   pages   = {203--211},
@@ -27,9 +31,13 @@ CITATION = """\
 
 
 def model_card(content: dict, published: Published | None, reason: str, licence: str | None) -> str:
-    """Markdown with front matter. content: of config.json. published, reason: of published_encoder.
+    """Markdown with front matter.
 
-    licence: as the hub names licences, of the weights, or None where whoever exports them states none.
+    Args:
+        content: of config.json.
+        published: of published_encoder, or None and the reason why there is no file.
+        reason: see published.
+        licence: of the weights, as the hub names it; None if none is stated.
     """
     front = ModelCardData(
         license=licence,
@@ -38,12 +46,12 @@ def model_card(content: dict, published: Published | None, reason: str, licence:
         tags=TAGS,
     )
     config = content["config"]
-    title = (
-        f"{NETWORKS[config['encoder']]}, pretrained on CT with Alice ({config['preset']} preset)"
-    )
+    network = NETWORKS[config["encoder"]]
+    title = f"{network}, pretrained on CT with Alice ({config['preset']} preset)"
+
     sections = [
         f"---\n{front.to_yaml()}\n---\n# {title}",
-        use(),
+        usage_section(),
         data_section(content),
         network_section(content),
         metrics_section(content["metrics"]),
@@ -54,15 +62,17 @@ def model_card(content: dict, published: Published | None, reason: str, licence:
     return "\n\n".join(sections) + "\n"
 
 
-def use() -> str:
+def usage_section() -> str:
     return f"""\
-An encoder for segmentation of 3D CT, pretrained without labels by the method of *Alice* (Jiang et al., ICCV 2023) in
-[nnU-Net v2](https://github.com/MIC-DKFZ/nnUNet)'s conventions with alice-nnunet. It segments nothing by itself: it is where a
-fine-tuning starts.
+An encoder for segmentation of 3D CT, pretrained without labels by the method of *Alice* (Jiang et
+al., ICCV 2023) with alice-nnunet, in the conventions of [nnU-Net
+v2](https://github.com/MIC-DKFZ/nnUNet). It does not segment by itself: it is a starting point for
+fine-tuning.
 
 ## Use
 
-FOLDER is this folder, or `owner/name` of its repository on the Hugging Face hub, 7 the number of a labeled nnU-Net dataset:
+FOLDER is this folder, or `owner/name` of its repository on the Hugging Face hub; 7 is the number of
+a labeled nnU-Net dataset:
 
 ```sh
 eval "$(alice-env)"
@@ -71,35 +81,41 @@ nnUNetv2_preprocess -d 7 -plans_name AlicePlans -c 3d_fullres
 nnUNetv2_train 7 3d_fullres 0 -tr AliceTrainer -p AlicePlans
 ```
 
-`alice-plan` sees to orientation, spacing and intensities, and refuses data that it cannot match. `{MODEL}` holds the tensors,
-`{CONFIG}` their description and SHA-256, `{PLAN}` the same for tools that read nnssl's AdaptationPlan."""
+`alice-plan` matches orientation, spacing and intensities, and refuses data that it cannot match.
+`{MODEL}` contains the tensors, `{CONFIG}` their description and SHA-256, `{PLAN}` the same for
+tools that read nnssl's AdaptationPlan."""
+
+
+def table(rows: list[tuple]) -> list[str]:
+    """Lines of a Markdown table of two columns without names."""
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
 def data_section(content: dict) -> str:
     """What the encoder has seen, and how an image must be shown to it."""
     data = content["data"]
+    axes = ", ".join(data["axis_order"])
     channels = [
-        f"| channel {index}: {channel['name']} | {intensities(channel)} |"
+        (f"channel {index}: {channel['name']}", intensities(channel))
         for index, channel in enumerate(data["channels"])
     ]
-    return "\n".join(
-        [
-            "## Data",
-            "",
-            "| | |",
-            "|---|---|",
-            f"| dataset | {data['dataset']}, {data['number_of_cases']} volumes without labels |",
-            f"| orientation of arrays | {data['orientation']}, whatever the files have (nnU-Net's {data['reader']}) |",
-            f"| axes of arrays | {', '.join(data['axis_order'])} after the channel |",
-            f"| spacing | {millimetres(data['spacing'])} ({', '.join(data['axis_order'])}) |",
-            *channels,
-            f"| SHA-256 of the list of cases | {data['case_list_sha256']} |",
-        ]
-    )
+
+    rows = [
+        ("dataset", f"{data['dataset']}, {data['number_of_cases']} volumes without labels"),
+        (
+            "orientation of arrays",
+            f"{data['orientation']}, whatever the files have (nnU-Net's {data['reader']})",
+        ),
+        ("axes of arrays", f"{axes} after the channel"),
+        ("spacing", f"{millimetres(data['spacing'])} ({axes})"),
+        *channels,
+        ("SHA-256 of the list of cases", data["case_list_sha256"]),
+    ]
+    return "\n".join(["## Data", "", *table(rows)])
 
 
 def intensities(channel: dict) -> str:
-    """How a channel's values become the encoder's."""
+    """How the values of a channel are shown to the encoder."""
     if channel["window"] is None:
         return channel["scheme"]
     low, high = channel["window"]
@@ -107,77 +123,66 @@ def intensities(channel: dict) -> str:
 
 
 def network_section(content: dict) -> str:
-    """Encoder, arguments and the settings of the pretraining."""
+    """Encoder, its arguments and the settings of the pretraining."""
     config = content["config"]
-    arguments = [f"| {name} | {value} |" for name, value in config["encoder_arguments"].items()]
-    run = [
-        f"| {name} | {config[name]} |"
-        for name in ("iterations", "batch_size", "lr", "weight_decay", "matcher", "seed")
-        if name in config
+    settings = ("iterations", "batch_size", "lr", "weight_decay", "matcher", "seed")
+
+    rows = [
+        ("encoder", config["encoder"]),
+        ("preset", config["preset"]),
+        *config["encoder_arguments"].items(),
+        ("steps done", content["step"]),
+        *((name, config[name]) for name in settings if name in config),
+        ("alice-nnunet", content["alice_nnunet"]),
     ]
-    return "\n".join(
-        [
-            "## Network and pretraining",
-            "",
-            "| | |",
-            "|---|---|",
-            f"| encoder | {config['encoder']} |",
-            f"| preset | {config['preset']} |",
-            *arguments,
-            f"| steps done | {content['step']} |",
-            *run,
-            f"| alice-nnunet | {content['alice_nnunet']} |",
-            "",
-            f"Every setting is in `{CONFIG}`.",
-        ]
-    )
+    lines = ["## Network and pretraining", "", *table(rows)]
+    return "\n".join([*lines, "", f"Every setting is in `{CONFIG}`."])
 
 
 def metrics_section(metrics: dict) -> str:
     """The last values of the pretraining's curves."""
+    title = "## Metrics of the pretraining"
     if not metrics:
-        return "## Metrics of the pretraining\n\nThe checkpoint holds none."
-    low = [
+        return f"{title}\n\nThe checkpoint contains none."
+
+    lines = [
+        title,
+        "",
+        "The last value of each curve. l_r, l_dv and l_st are Eqs. 1, 2 and 5 of the paper;",
+        "validation is on held-out volumes. None of these says how well a fine-tuned network",
+        "segments.",
+        "",
+    ]
+
+    collapsed = [
         name
         for name, entry in metrics.items()
         if name.startswith("spread") and entry["value"] < COLLAPSED
     ]
-    warning = (
-        [f"**{' and '.join(low)} ended under {COLLAPSED}: these features may have collapsed.**", ""]
-        if low
-        else []
-    )
-    rows = [
-        f"| {name} | {entry['value']:.4g} | {entry['step']} |" for name, entry in metrics.items()
-    ]
-    return "\n".join(
-        [
-            "## Metrics of the pretraining",
-            "",
-            "The last value of each curve. l_r, l_dv and l_st are Eqs. 1, 2 and 5 of the paper; "
-            "validation is on held-out volumes. None of this says how well a fine-tuned network segments.",
-            "",
-            *warning,
-            "| | last value | at step |",
-            "|---|---|---|",
-            *rows,
-        ]
-    )
+    if collapsed:
+        names = " and ".join(collapsed)
+        lines += [f"**{names} ended under {COLLAPSED}: these features may have collapsed.**", ""]
+
+    lines += ["| | last value | at step |", "|---|---|---|"]
+    for name, entry in metrics.items():
+        lines.append(f"| {name} | {entry['value']:.4g} | {entry['step']} |")
+    return "\n".join(lines)
 
 
 def published_section(published: Published | None, reason: str) -> str:
     """How to load the tensors without this package."""
+    title = "## Without alice-nnunet"
     if published is None:
-        return f"## Without alice-nnunet\n\nThere is no file for another library: {reason}."
+        return f"{title}\n\nThere is no file for another library: {reason}."
+
     return (
-        f"## Without alice-nnunet\n\n`{published.file}` holds the same tensors by the published network's names. Show it images as the "
-        f"table above says.\n\n```python\n{published.code}\n```\n\n{published.remark}"
+        f"{title}\n\n`{published.file}` contains the same tensors with the names of the published "
+        f"network. Show it images as described in the table above.\n\n"
+        f"```python\n{published.code}\n```\n\n{published.remark}"
     )
 
 
 def licence_section(licence: str | None) -> str:
-    return "## Licence\n\n" + (
-        f"{licence}, for the weights."
-        if licence
-        else "Whoever exported these weights states no licence for them."
-    )
+    if licence:
+        return f"## Licence\n\n{licence}, for the weights."
+    return "## Licence\n\nThe exporter states no licence for these weights."

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alice_nnunet.planning.step_memory import Ledger
+from alice_nnunet.memory import GB, Ledger
 from alice_nnunet.pretrain.embedding.config import EmbedConfig
 from alice_nnunet.pretrain.embedding.state import State, build_state
 from alice_nnunet.pretrain.embedding.step import train_step
-from alice_nnunet.pretrain.runtime.device import GB, autocast
+from alice_nnunet.pretrain.runtime.device import autocast
 from alice_nnunet.pretrain.runtime.estimate import (
     fastest_of_two,
     gradient_bytes,

@@ -5,12 +5,12 @@ import sys
 import numpy as np
 import torch
 
+from alice_nnunet.memory import GB
+
 try:
     import resource
 except ImportError:  # Windows
     resource = None
-
-GB = 1e9
 
 # Streams of random numbers
 TRAINING = 0

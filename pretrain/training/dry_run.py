@@ -8,9 +8,9 @@ import torch
 
 from alice_nnunet.data.pairs import PairBatch
 from alice_nnunet.geometry import Spacing
+from alice_nnunet.memory import GB, Ledger
 from alice_nnunet.pictures import pair_figure, save_figure
-from alice_nnunet.planning.step_memory import Ledger
-from alice_nnunet.pretrain.runtime.device import GB, TRAINING, autocast
+from alice_nnunet.pretrain.runtime.device import TRAINING, autocast
 from alice_nnunet.pretrain.runtime.estimate import (
     fastest_of_two,
     gradient_bytes,

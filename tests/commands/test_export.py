@@ -8,8 +8,9 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from alice_nnunet.checkpoint import load_checkpoint, load_pretraining
-from alice_nnunet.files import file_sha256
 from alice_nnunet.commands.export import main
+from alice_nnunet.files import file_sha256
+from alice_nnunet.sharing.exported import load_exported
 from tests.helpers.exporting import write_run
 
 NETWORKS = {
@@ -45,7 +46,7 @@ def test_the_folder_gives_what_the_checkpoint_gives(tmp_path, capsys, encoder):
         "README.md",
     } | ({NETWORKS[encoder]} if NETWORKS[encoder] else set())
     assert not list(tmp_path.rglob("*.partial"))
-    exported = load_pretraining(out)
+    exported = load_exported(out)
     assert exported.keys() == {"network_weights", "step", "config", "data", "nnssl_adaptation_plan"}
     for key in ("step", "config", "data", "nnssl_adaptation_plan"):
         assert exported[key] == checkpoint[key]

@@ -7,10 +7,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from alice_nnunet.finetuning.compatibility import check_compatible
-from alice_nnunet.files import file_sha256
-from alice_nnunet.commands.plan import main
 from alice_nnunet.commands.export import main as alice_export
+from alice_nnunet.commands.plan import main
+from alice_nnunet.files import file_sha256
+from alice_nnunet.finetuning.block import block_of_plans
+from alice_nnunet.finetuning.compatibility import check_compatible
 from tests.helpers.exporting import write_run
 from tests.helpers.finetuning import stock_plans, write_case, write_checkpoint, write_dataset
 
@@ -114,9 +115,7 @@ def test_spacings(dataset, capsys):
             ]
         )
         plans = written(dataset, "S" + "".join(spacing).replace(".", ""))
-        check_compatible(
-            plans["alice"]["pretraining"], plans, plans["configurations"]["3d_fullres"], "c.pth"
-        )
+        check_compatible(block_of_plans(plans).origin, plans, plans["configurations"]["3d_fullres"])
         return plans, capsys.readouterr().out
 
     plans, text = plan("pretrained")
@@ -402,7 +401,7 @@ def test_a_pet_beside_the_ct_is_planned_deliberately(dataset, capsys, monkeypatc
     said, new = capsys.readouterr().out, written(dataset)
     assert (
         "channel 0    CT clipped to -125..255 HU" in said
-        and "channel 1    ZScoreNormalization, which did not see it" in said
+        and "channel 1    ZScoreNormalization, not seen by the pretraining" in said
     )
     assert (
         new["foreground_intensity_properties_per_channel"]["1"]

@@ -12,7 +12,7 @@ from alice_nnunet.finetuning.augmentation import IntensityShift, with_probabilit
 from alice_nnunet.finetuning.recipes import (
     FLIP_ROTATION_SHIFT,
     NNUNET_AUGMENTATION,
-    NONE,
+    NO_AUGMENTATION,
     SCALING_BLUR_MIRRORING,
 )
 
@@ -53,7 +53,10 @@ def test_nnunets_own_probabilities_are_the_ones_written_down():
             SCALING_BLUR_MIRRORING,
             {"Spatial": (0, 0.2), "MirrorTransform": [1.0], "GaussianBlurTransform": [0.2]},
         ),
-        ({**NONE, "inverted_gamma": 0.7}, {"Spatial": (0, 0), "GammaTransform": [0.7, 0]}),
+        (
+            {**NO_AUGMENTATION, "inverted_gamma": 0.7},
+            {"Spatial": (0, 0), "GammaTransform": [0.7, 0]},
+        ),
     ],
 )
 def test_a_recipe_switches_on_what_it_names_and_nothing_else(recipe, on):
@@ -68,14 +71,14 @@ def test_a_recipe_switches_on_what_it_names_and_nothing_else(recipe, on):
 @pytest.mark.parametrize("flat", [False, True])
 def test_without_augmentation_a_patch_is_only_cropped(flat):
     image, labels = torch.rand(1, 16, 32, 32), torch.randint(-1, 3, (1, 16, 32, 32))
-    result = with_probabilities(nnunets(flat=flat), NONE, [1.0])(
+    result = with_probabilities(nnunets(flat=flat), NO_AUGMENTATION, [1.0])(
         image=image.clone(), segmentation=labels.clone()
     )
     inside = labels >= 0  # use_mask_for_norm: outside it the image is 0
     assert torch.equal(result["image"], image * inside) and torch.equal(
         result["segmentation"][0], labels.clamp(min=0)
     )
-    with_probabilities(nnunets(flat=flat), dict.fromkeys(NONE, 1.0), [1.0])(
+    with_probabilities(nnunets(flat=flat), dict.fromkeys(NO_AUGMENTATION, 1.0), [1.0])(
         image=image, segmentation=labels
     )  # all at once run too
 
@@ -84,7 +87,7 @@ def test_shift_is_a_tenth_of_the_window_in_the_plans_own_units():
     """Plans whose intensities are HU / 41 and a window of 380 HU: a tenth of it is 38 / 41."""
     torch.manual_seed(0)
     scale = [41 / 380, 1.0]
-    pipeline = with_probabilities(nnunets(), {**NONE, "shift": 1.0}, scale)
+    pipeline = with_probabilities(nnunets(), {**NO_AUGMENTATION, "shift": 1.0}, scale)
     (shift,) = (
         t.transform
         for t in pipeline.transforms
@@ -103,6 +106,6 @@ def test_a_transform_that_no_recipe_names_is_an_error():
     with pytest.raises(RuntimeError, match="ComposeTransforms.*do not name"):
         with_probabilities(
             ComposeTransforms([*nnunets().transforms, RandomTransform(ComposeTransforms([]), 0.1)]),
-            NONE,
+            NO_AUGMENTATION,
             [1.0],
         )

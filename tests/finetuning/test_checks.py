@@ -3,23 +3,24 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.sharing.exported import write_exported
 from alice_nnunet.files import file_sha256
+from alice_nnunet.finetuning.block import AliceBlock, block_of_plans
 from alice_nnunet.finetuning.checks import (
     block_from_variable,
-    block_of_plans,
     check_same_run,
     check_variable,
     find_block,
     saved_block,
     starting_weights,
 )
+from alice_nnunet.sharing.exported import write_exported
 from tests.helpers.finetuning import pretraining_checkpoint, stock_plans, write_checkpoint
 
 
@@ -35,48 +36,43 @@ def folders(tmp_path, monkeypatch):
     return tmp_path
 
 
-def find(folders, plans: dict) -> dict:
+def find(folders, plans: dict) -> AliceBlock:
     return find_block(
         plans, plans["configurations"]["3d_fullres"], folders / "results", folders / "cases"
     )[0]
 
 
-def from_variable(folders) -> dict:
+def from_variable(folders) -> AliceBlock:
     plans = stock_plans()
     return block_from_variable(plans, plans["configurations"]["3d_fullres"], folders / "cases")[0]
 
 
-def save(folders, block: dict) -> None:
-    (folders / "results" / "plans.json").write_text(json.dumps({**stock_plans(), "alice": block}))
+def save(folders, block: AliceBlock) -> None:
+    content = {**stock_plans(), "alice": block.as_entries()}
+    (folders / "results" / "plans.json").write_text(json.dumps(content))
 
 
 def test_stock_plans_take_the_variables_checkpoint(folders):
     block = find(folders, stock_plans())
-    assert block["weights"] == str(folders / "c.pth") and block["weights_sha256"] == file_sha256(
-        folders / "c.pth"
-    )
-    assert block["input"]["flip_axes"] == [1, 2] and block["recipe"]["epochs"] == 1000
-    assert json.loads(json.dumps(block)) == block
+    assert block.origin.path == str(folders / "c.pth")
+    assert block.origin.sha256 == file_sha256(folders / "c.pth")
+    assert block.input["flip_axes"] == [1, 2] and block.recipe.epochs == 1000
+
+    entries = block.as_entries()
+    assert json.loads(json.dumps(entries)) == entries
 
 
 def test_plans_of_the_reorienting_reader_need_no_flips(folders):
-    assert (
-        find(folders, stock_plans(image_reader_writer="NibabelIOWithReorient"))["input"][
-            "flip_axes"
-        ]
-        == []
-    )
+    block = find(folders, stock_plans(image_reader_writer="NibabelIOWithReorient"))
+    assert block.input["flip_axes"] == []
 
 
 def matched(folders) -> dict:
     """Plans with a block of their own."""
     plans = stock_plans(image_reader_writer="NibabelIOWithReorient")
-    return {
-        **plans,
-        "alice": block_from_variable(
-            plans, plans["configurations"]["3d_fullres"], folders / "cases"
-        )[0],
-    }
+    configuration = plans["configurations"]["3d_fullres"]
+    block, _ = block_from_variable(plans, configuration, folders / "cases")
+    return {**plans, "alice": block.as_entries()}
 
 
 def test_the_plans_own_block_comes_first_then_the_saved_one(folders, monkeypatch):
@@ -85,7 +81,7 @@ def test_the_plans_own_block_comes_first_then_the_saved_one(folders, monkeypatch
     write_checkpoint(folders / "other.pth", seed=1)
     monkeypatch.setenv("alice_weights", str(folders / "other.pth"))
     own = matched(folders)
-    assert find(folders, own) == own["alice"] != saved
+    assert find(folders, own) == block_of_plans(own) != saved
     monkeypatch.delenv("alice_weights")
     assert find(folders, stock_plans()) == saved
 
@@ -135,13 +131,13 @@ def test_saved_plans_that_another_fold_is_writing_are_waited_for(folders, monkey
     assert saved_block(folders / "results") == block
     path.write_text('{"alice": ')
     monkeypatch.setattr("alice_nnunet.finetuning.checks.time.sleep", lambda seconds: None)
-    with pytest.raises(UserError, match="no valid JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         saved_block(folders / "results")
 
 
 def test_weights_gone_or_changed(folders):
     block = from_variable(folders)
-    assert starting_weights(block)["step"] == 7
+    assert starting_weights(block).name == "vit"
     write_checkpoint(folders / "c.pth", seed=1)
     with pytest.raises(UserError, match="not the file that was planned with.*sha256"):
         starting_weights(block)
@@ -165,23 +161,26 @@ def test_weights_gone_or_changed(folders):
 def test_other_weights_than_the_plans_own(folders, monkeypatch, change, said):
     """Beside plans that name their weights, in the variable; and, but for the last, by hand in the plans."""
     plans = matched(folders)
-    check_variable(plans["alice"], plans)
+    block = block_of_plans(plans)
+    check_variable(block, plans)
+
     other = str(write_checkpoint(folders / "other.pth", seed=1, **change))
     monkeypatch.setenv("alice_weights", other)
     with pytest.raises(
         UserError,
         match=f"{said}.*unset alice_weights.*alice-plan -d 7 -weights {other} -n OTHERNAME",
     ):
-        check_variable(plans["alice"], plans)
+        check_variable(block, plans)
+
     if change:
+        by_hand = replace(block.origin, path=other, sha256=file_sha256(other))
         with pytest.raises(
             UserError, match=f"another pretraining.*{said}.*plan again with alice-plan"
         ):
-            starting_weights(
-                {**plans["alice"], "weights": other, "weights_sha256": file_sha256(other)}
-            )
+            starting_weights(replace(block, origin=by_hand))
+
     monkeypatch.delenv("alice_weights")
-    check_variable(plans["alice"], plans)
+    check_variable(block, plans)
 
 
 def test_an_exported_folder_as_the_variables_weights(folders, monkeypatch):
@@ -192,16 +191,14 @@ def test_an_exported_folder_as_the_variables_weights(folders, monkeypatch):
     shutil.copytree(folders / "0", folder)
     monkeypatch.setenv("alice_weights", str(folder))
     block = from_variable(folders)
-    assert block["weights"] == str(folder) and block["weights_sha256"] == file_sha256(
-        folder / "model.safetensors"
-    )
-    weights, expected = (
-        starting_weights(block)["network_weights"],
-        pretraining_checkpoint(0)["network_weights"],
-    )
-    assert weights.keys() == expected.keys() and all(
-        torch.equal(weights[name], expected[name]) for name in weights
-    )
+    assert block.origin.path == str(folder)
+    assert block.origin.sha256 == file_sha256(folder / "model.safetensors")
+
+    weights = starting_weights(block).weights
+    expected = pretraining_checkpoint(0)["network_weights"]
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
     shutil.rmtree(folder)
     shutil.copytree(folders / "1", folder)
     with pytest.raises(UserError, match="not the file that was planned with.*sha256"):
@@ -217,14 +214,14 @@ def test_a_second_training_of_other_weights_or_recipe_is_refused(folders):
     save(folders, block)
     assert saved_block(folders / "results") == block
     check_same_run(block, folders / "results", going_on=False)
-    longer = {**block, "recipe": {**block["recipe"], "epochs": 2000}}
+
+    longer = replace(block, recipe=replace(block.recipe, epochs=2000))
     check_same_run(longer, folders / "results", going_on=True)
-    for other, going_on in (
-        ({**block, "weights_sha256": "0"}, True),
-        ({**block, "weights_sha256": "0"}, False),
-        (longer, False),
-    ):
+
+    foreign = replace(block, origin=replace(block.origin, sha256="0"))
+    for other, going_on in ((foreign, True), (foreign, False), (longer, False)):
         with pytest.raises(UserError, match="-n OTHERNAME.*remove or rename"):
             check_same_run(other, folders / "results", going_on)
-    moved = {**block, "weights": "/elsewhere/c.pth"}
+
+    moved = replace(block, origin=replace(block.origin, path="/elsewhere/c.pth"))
     check_same_run(moved, folders / "results", going_on=False)

@@ -5,17 +5,17 @@ import pickle
 import numpy as np
 import pytest
 
-from alice_nnunet.finetuning.compatibility import check_compatible, flips_of_cases
 from alice_nnunet.errors import UserError
+from alice_nnunet.finetuning.compatibility import check_compatible, flips_of_cases
+from alice_nnunet.finetuning.pretrained import EncoderOrigin
 from tests.helpers.finetuning import pretraining_data, stock_plans
 
 LPS, RAS = np.diag([-1.0, -1, 1, 1]), np.eye(4)
 
 
 def check(plans: dict, data: dict | None = None) -> list[str]:
-    return check_compatible(
-        data or pretraining_data(), plans, plans["configurations"]["3d_fullres"], "/c.pth"
-    )
+    origin = EncoderOrigin("/c.pth", "ab" * 32, "vit", {}, data or pretraining_data())
+    return check_compatible(origin, plans, plans["configurations"]["3d_fullres"])
 
 
 def changed(**configuration) -> dict:

@@ -1,5 +1,7 @@
 """Groups of parameters and their learning rates, against names and powers written out by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from alice_nnunet.finetuning.optimizers import (
     group_rates,
     parameter_groups,
 )
-from alice_nnunet.finetuning.recipes import RECIPES, training_recipe
+from alice_nnunet.finetuning.recipes import RECIPES, changed_recipe
 from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.schedules import EpochSchedule
 
@@ -61,14 +63,14 @@ def network_of(encoder: str):
 @pytest.mark.parametrize("encoder", FACTORS)
 def test_rates_fall_by_a_factor_with_every_block(encoder):
     network, depths = network_of(encoder)
-    recipe = training_recipe(RECIPES[encoder], epochs=100, settings={"layer_decay": 0.75})
+    recipe = changed_recipe(RECIPES[encoder].recipe, epochs=100, settings={"layer_decay": 0.75})
     groups = parameter_groups(network.named_parameters(), depths, 0.75, 0)
     optimizer = build_optimizer(groups, recipe)
     schedule, names = (
         EpochSchedule(optimizer, group_rates(groups, recipe)),
         dict(network.named_parameters()),
     )
-    schedule.step(recipe["warmup_epochs"])  # the peak
+    schedule.step(recipe.warmup_epochs)  # the peak
     rates = {
         id(parameter): group["lr"]
         for group in optimizer.param_groups
@@ -76,9 +78,7 @@ def test_rates_fall_by_a_factor_with_every_block(encoder):
     }
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names) == len(rates)
     for name, factors in FACTORS[encoder].items():
-        assert rates[id(names[name])] == pytest.approx(recipe["learning_rate"] * 0.75**factors), (
-            name
-        )
+        assert rates[id(names[name])] == pytest.approx(recipe.learning_rate * 0.75**factors), name
     assert optimizer.param_groups[0]["lr"] == max(rates.values())  # what nnU-Net logs
 
 
@@ -104,7 +104,7 @@ def test_a_compiled_network_has_the_same_groups():
 @pytest.mark.parametrize("encoder", ["vit", "nnformer"])  # AdamW, SGD with momentum
 def test_a_frozen_encoder_has_rate_zero_and_then_the_schedules(encoder):
     network, depths = network_of(encoder)
-    recipe = training_recipe(RECIPES[encoder], epochs=100)
+    recipe = changed_recipe(RECIPES[encoder].recipe, epochs=100)
     groups = parameter_groups(network.named_parameters(), depths, 1.0, 7)
     rates = [[rate(epoch) for rate in group_rates(groups, recipe)] for epoch in range(100)]
     assert all(all(rate == 0 for rate in row[1:]) and row[0] > 0 for row in rates[:7])
@@ -116,7 +116,7 @@ def test_rate_zero_leaves_parameters_bit_identical(optimizer):
     torch.manual_seed(0)
     network = torch.nn.Linear(5, 5)
     before = [p.detach().clone() for p in network.parameters()]
-    recipe = {**training_recipe(RECIPES["nnformer"]), "optimizer": optimizer, "weight_decay": 0.1}
+    recipe = replace(RECIPES["nnformer"].recipe, optimizer=optimizer, weight_decay=0.1)
     groups = parameter_groups(
         ((f"encoder.{name}", p) for name, p in network.named_parameters()), [1], 1.0, 1
     )

@@ -8,7 +8,7 @@ import torch
 from batchgenerators.dataloading.data_loader import DataLoader
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
-from alice_nnunet.finetuning.seeded_loading import no_workers, seed_generators, seeded
+from alice_nnunet.finetuning.seeded_loading import batch_processes, seed_generators, seeded
 
 
 class Draws(DataLoader):
@@ -47,6 +47,6 @@ def test_nnunets_own_workers_are_put_off_for_a_while(monkeypatch):
         monkeypatch.setenv("nnUNet_n_proc_DA", before) if before else monkeypatch.delenv(
             "nnUNet_n_proc_DA"
         )
-        with no_workers():
+        with batch_processes("0"):
             assert os.environ["nnUNet_n_proc_DA"] == "0"
         assert os.environ.get("nnUNet_n_proc_DA") == before

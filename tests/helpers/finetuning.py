@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
+from alice_nnunet.finetuning.pretrained import PretrainedEncoder, as_json
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.pretrain.datasets.pretrain_plans import resampling
@@ -60,7 +61,7 @@ def pretraining_data(**changes) -> dict:
 def pretraining_checkpoint(
     seed: int = 0, preset: str = "tiny", encoder: str = "vit", **data_changes
 ) -> dict:
-    """What load_pretraining gives, with random weights of a real encoder, the tiny one whatever preset it is called."""
+    """What a checkpoint holds, with random weights of a real encoder, the tiny one whatever preset it is called."""
     torch.manual_seed(seed)
     arguments = {"in_channels": 1, "crop_size": CROP, **PRESETS[encoder]["tiny"].encoder}
     return {
@@ -70,6 +71,22 @@ def pretraining_checkpoint(
         "data": pretraining_data(**data_changes),
         "nnssl_adaptation_plan": {},
     }
+
+
+def pretrained_encoder(
+    seed: int = 0, preset: str = "tiny", encoder: str = "vit", **data_changes
+) -> PretrainedEncoder:
+    """What load_pretrained would give for pretraining_checkpoint in /c.pth."""
+    checkpoint = pretraining_checkpoint(seed, preset, encoder, **data_changes)
+    return PretrainedEncoder(
+        path="/c.pth",
+        sha256="ab" * 32,
+        name=encoder,
+        arguments=as_json(checkpoint["config"]["encoder_arguments"]),
+        data=checkpoint["data"],
+        preset=preset,
+        weights=checkpoint["network_weights"],
+    )
 
 
 def write_checkpoint(

@@ -1,6 +1,7 @@
 """A labeled dataset, and nnU-Net's own files of it."""
 
 import json
+import os
 
 import nibabel
 import numpy as np
@@ -13,7 +14,7 @@ from alice_nnunet.planning.labeled_dataset import (
     labeled_images,
     open_labeled_dataset,
 )
-from tests.helpers.finetuning import stock_plans, write_case, write_dataset
+from tests.helpers.finetuning import plan_by_hand, stock_plans, write_case, write_dataset
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,26 @@ def test_missing_files_are_nnunets_to_make(nnunet_folders, real_ct, monkeypatch,
         dataset = open_labeled_dataset("7", 1)
     assert made == ["fingerprint", "plans"] and "noise" not in capsys.readouterr().out
     assert dataset.sizes == [[16, 32, 30]] * 2 and dataset.spacings[0] == [3.0, 2.0, 1.0]
+
+
+def test_the_planner_runs_where_batches_are_made_without_processes(
+    nnunet_folders, real_ct, monkeypatch
+):
+    """nnU-Net's planner gives this number to torch.set_num_threads, which refuses 0."""
+    raw = write_dataset(nnunet_folders / "raw", real_ct)
+    plan_by_hand(raw, nnunet_folders / "preprocessed" / raw.name)
+    plans = nnunet_folders / "preprocessed" / raw.name / "nnUNetPlans.json"
+    plans.unlink()
+    seen = []
+
+    def plan(self):
+        seen.append(os.environ["nnUNet_n_proc_DA"])
+        plans.write_text(json.dumps(stock_plans()))
+
+    monkeypatch.setattr(labeled_dataset.ExperimentPlanner, "plan_experiment", plan)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    open_labeled_dataset("7", 1)
+    assert seen == ["1"] and os.environ["nnUNet_n_proc_DA"] == "0"
 
 
 def test_a_failure_of_nnunet_is_one_line(nnunet_folders, real_ct, monkeypatch):

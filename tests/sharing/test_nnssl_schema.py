@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.sharing.nnssl_schema import check_adaptation_plan
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
 from alice_nnunet.pretrain.training.config import make_config, read_settings
+from alice_nnunet.sharing.nnssl_schema import check_adaptation_plan
 from tests.helpers.exporting import PLANS
 
 # the fields of nnssl's dataclasses, as anchors/field.md (1A) lists them
@@ -45,7 +45,7 @@ def part(plan: dict, place: str) -> dict:
 
 
 def wrong(plan) -> str:
-    with pytest.raises(UserError, match="in c.pth is not in nnssl's schema") as caught:
+    with pytest.raises(UserError, match="in c.pth does not follow nnssl's schema") as caught:
         check_adaptation_plan(plan, WEIGHTS, "c.pth")
     return str(caught.value)
 

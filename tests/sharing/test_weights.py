@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.sharing.exported import write_exported
 from alice_nnunet.files import file_sha256
+from alice_nnunet.sharing.exported import write_exported
 from alice_nnunet.sharing.weights import find_weights, weights_sha256
 from tests.helpers.finetuning import pretraining_checkpoint, write_checkpoint
 
@@ -82,7 +82,7 @@ def test_repositories_in_the_cache_and_not(cache):
     )
     for text, name in ((absent, "some-team/nothing"), (revision, "some-team/alice-vit@v9")):
         assert (
-            text.startswith(f"error: {name} is no file or folder here")
+            text.startswith(f"error: {name} is not a file or folder here")
             and "hf download" in text
             and str(cache / "home" / "hub") in text
         )
@@ -109,7 +109,7 @@ def test_names_of_files_never_go_to_the_hub(tmp_path, monkeypatch, given):
 
 def test_the_hubs_own_errors_are_one_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="'a--b/c'|a--b/c is no file") as caught:
+    with pytest.raises(UserError, match="'a--b/c'|a--b/c is not a file") as caught:
         find_weights("a--b/c")  # a name that the hub does not allow
     assert "\n" not in str(caught.value)
 
@@ -119,3 +119,5 @@ def test_sha256_of_files_and_folders(tmp_path):
     assert weights_sha256(str(path)) == file_sha256(path)
     with pytest.raises(UserError, match="no model.safetensors"):
         weights_sha256(str(tmp_path))
+    with pytest.raises(UserError, match="no checkpoint at"):
+        weights_sha256(str(tmp_path / "none.pth"))

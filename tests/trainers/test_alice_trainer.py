@@ -60,8 +60,7 @@ def trained(workplace):
         "3e-3",
         "-np",
         "1",
-        nnUNet_n_proc_DA="1",
-    )  # nnU-Net's planner cannot do with 0
+    )
     assert planned.stdout.splitlines()[-1] == "AlicePlans"
     preprocess_dataset(7, "AlicePlans", ["3d_fullres"], [1])  # what nnUNetv2_preprocess calls
     return workplace, train(workplace, "-tr", "AliceTrainer", "-p", "AlicePlans").stdout

@@ -23,9 +23,7 @@ def folder(tmp_path_factory, real_ct):
     """A workplace whose AlicePlans are preprocessed."""
     root = tmp_path_factory.mktemp("recipes")
     with workplace_in(root, real_ct):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planner cannot do with 0
-            alice_plan(["-d", "7", "-weights", str(root / "c.pth"), "-np", "1"])
+        alice_plan(["-d", "7", "-weights", str(root / "c.pth"), "-np", "1"])
         preprocess_dataset(7, "AlicePlans", ["3d_fullres"], [1])
         yield root
 
@@ -149,7 +147,7 @@ def test_plans_of_an_older_version_go_on_working(folder):
     trainer.initialize()
     assert (
         len(trainer.optimizer.param_groups) == 1
-        and trainer.recipe["augmentation"] == NNUNET_AUGMENTATION
+        and trainer.recipe.augmentation == NNUNET_AUGMENTATION
     )
 
 

@@ -1,0 +1,38 @@
+"""What a user asks of alice-plan. Importing it is cheap, so the command can check its arguments."""
+
+from dataclasses import dataclass, field
+
+CUDA_GB = 1.0  # of a GPU's memory, for the CUDA context and cuDNN's workspaces
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """The arguments of alice-plan. None means: alice-plan chooses.
+
+    Attributes:
+        dataset: ID or name of a labeled dataset.
+        weights: checkpoint, exported folder or Hugging Face repository.
+        name: of the plans.
+        spacing: "pretrained", "dataset" for nnU-Net's choice, or mm (z, y, x).
+        patch: patch size in voxels (z, y, x).
+        batch: batch size.
+        gpu_memory: GB that batch and patch are to fit in; None for no limit.
+        epochs: length of a training.
+        iterations: of an epoch.
+        learning_rate: at the end of the warm-up.
+        settings: other entries of the recipe, see recipes.SETTINGS.
+        processes: for nnU-Net's fingerprint.
+    """
+
+    dataset: str
+    weights: str
+    name: str
+    spacing: str | list[float] = "pretrained"
+    patch: list[int] | None = None
+    batch: int | None = None
+    gpu_memory: float | None = None
+    epochs: int | None = None
+    iterations: int | None = None
+    learning_rate: float | None = None
+    settings: dict = field(default_factory=dict)
+    processes: int = 1
