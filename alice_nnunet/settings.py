@@ -108,3 +108,19 @@ def kind_of(example: object) -> str:
     if isinstance(example[0], tuple):
         return f"{len(example)} values such as {json.dumps(example)}"
     return f"{len(example)} numbers such as 64,192,192"
+
+
+def differences(saved: dict, requested: dict, here: str, there: str) -> list[str]:
+    """What is requested otherwise than it was saved, as parts of a sentence.
+
+    Args:
+        saved: Names and plain values; values of other names count for nothing.
+        requested: Names and plain values.
+        here: Where the requested values come from, such as "on the command line".
+        there: Where the saved ones are, such as "in the saved run".
+    """
+    return [
+        f"{name} is {value!r} {here} but {saved[name]!r} {there}"
+        for name, value in requested.items()
+        if saved[name] != value
+    ]

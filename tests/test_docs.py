@@ -204,7 +204,7 @@ def test_the_guides_lead_from_scans_to_a_model_and_its_evaluation(place, printed
     root, _ = place
 
     assert "finished after 2 steps" in printed["pretrain"]
-    assert "going on from step 2" in printed["pretrain"]
+    assert "resuming from step 2" in printed["pretrain"]
 
     assert printed["fine-tune"].count("encoder tensors from") == 2
     assert "Not loaded: none" in printed["fine-tune"]

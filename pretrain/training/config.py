@@ -8,13 +8,13 @@
        method    the fields of `Method` (masking, losses, heads, decoder)
        run       the fields of `PretrainConfig` below (steps, optimizer, matcher, files)
    `known_settings` declares which name belongs to which group.
-3. `make_config` adds what the data decides, the number of channels, and builds one
-   `PretrainConfig`, which checks the ranges of all values.
+3. `make_config` adds what the data decides, the number of channels, builds the encoder once on no
+   device to check its arguments, and combines all in one `PretrainConfig`, which checks ranges.
 4. `build_encoder(config.encoder, config.encoder_arguments)` makes the encoder and
    `Alice(..., config.method)` the method around it. The loop reads the other fields.
 5. The config is saved as config.json and in each checkpoint; `config_from_dict` reads it back.
 
-This module imports torch only to check the encoder's arguments: a wrong name is reported at once.
+Only the check of the encoder's arguments imports torch: other wrong settings are reported at once.
 """
 
 import dataclasses
@@ -203,7 +203,8 @@ def read_settings(
         file: JSON file of settings, such as the config.json of another run.
 
     Raises:
-        UserError: a name does not exist, a value is of the wrong kind, the file cannot be read.
+        UserError: a name does not exist, a value is of the wrong kind or out of range, the file
+            cannot be read.
     """
     chosen = PRESETS[encoder][preset]
     known = known_settings(encoder, preset)
@@ -215,7 +216,7 @@ def read_settings(
     def given_of(group: str) -> dict[str, Any]:
         return {name: value for name, value in given.items() if name in known[group]}
 
-    return Settings(
+    settings = Settings(
         encoder_name=encoder,
         preset=preset,
         encoder={**chosen.encoder, "crop_size": chosen.crops.size, **given_of("encoder")},
@@ -223,6 +224,8 @@ def read_settings(
         run={**chosen.run, **given_of("run")},
         given=given,
     )
+    combine("", settings, {})  # checks the ranges, before anything that takes time
+    return settings
 
 
 def none_where_not_set(values: dict[str, Any]) -> dict[str, Any]:
@@ -246,8 +249,13 @@ def make_config(dataset: str, settings: Settings, in_channels: int = 1) -> Pretr
     """
     encoder_arguments = {"in_channels": in_channels, **settings.encoder}
 
+    check_encoder(settings.encoder_name, encoder_arguments)
+    return combine(dataset, settings, encoder_arguments)
+
+
+def combine(dataset: str, settings: Settings, encoder_arguments: dict) -> PretrainConfig:
+    """The three groups as one config. Raises UserError where a value is out of range."""
     try:
-        check_encoder(settings.encoder_name, encoder_arguments)
         return PretrainConfig(
             dataset=dataset,
             encoder=settings.encoder_name,
@@ -261,13 +269,16 @@ def make_config(dataset: str, settings: Settings, in_channels: int = 1) -> Pretr
 
 
 def check_encoder(name: str, arguments: dict[str, Any]) -> None:
-    """Raise ValueError where an encoder cannot be built, before any file is touched."""
+    """Raise UserError where an encoder cannot be built, before any file is touched."""
     import torch
 
     from alice_nnunet.model.encoders.registry import build_encoder
 
-    with torch.device("meta"):  # no memory, no random numbers
-        build_encoder(name, arguments)
+    try:
+        with torch.device("meta"):  # no memory, no random numbers
+            build_encoder(name, arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def config_from_dict(saved: dict) -> PretrainConfig:

@@ -21,7 +21,8 @@ import torch
 
 import alice_nnunet
 from alice_nnunet.checkpoint import load_checkpoint
-from alice_nnunet.pretrain.commands.pretrain import FINAL, LATEST, main
+from alice_nnunet.names import FINAL, LATEST
+from alice_nnunet.pretrain.commands.pretrain import main
 
 SAVE_EVERY = 4  # steps; every second one is logged
 AIMS = ("a write", "its steps", "its start")
@@ -88,7 +89,7 @@ def pretrain(root: Path, results: str, steps: int) -> None:
 def start(*arguments) -> multiprocessing.Process:
     """pretrain() in a new process, without the seconds that its imports take."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["alice_nnunet.pretrain.commands.pretrain"])
+    context.set_forkserver_preload(["alice_nnunet.pretrain.training.job"])
     process = context.Process(target=pretrain, args=arguments)
     process.start()
     return process

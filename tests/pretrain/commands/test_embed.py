@@ -24,8 +24,9 @@ from alice_nnunet.matcher.network import SamNet
 from alice_nnunet.matcher.presets import PRESETS
 from alice_nnunet.matcher.released import released_name
 from alice_nnunet.matcher.weights import load_network
-from alice_nnunet.pretrain.commands.embed import main, put_released
+from alice_nnunet.pretrain.commands.embed import main
 from alice_nnunet.pretrain.commands.pretrain import main as pretrain
+from alice_nnunet.pretrain.embedding.job import take_released
 from alice_nnunet.pretrain.datasets.preprocessed import split
 from alice_nnunet.pretrain.embedding.config import EmbedConfig, embed_config, embed_config_from_dict
 from alice_nnunet.pretrain.training import run as pretraining
@@ -104,9 +105,9 @@ def embedded(folders) -> str:
 
 def test_it_goes_on_where_it_was_killed_and_leaves_what_is_promised(folders, embedded):
     assert (
-        "going on from step" in embedded
+        "resuming from step" in embedded
         and "step 8/8 | fine" in embedded
-        and "3 of 3 volumes are indexed, 3 of them now" in embedded
+        and "3 of 3 volumes are indexed (3 new)" in embedded
     )
     names = {p.name for p in anatomy(folders).iterdir()}
     assert {
@@ -137,12 +138,12 @@ def test_a_second_time_only_what_is_damaged_is_done_again(folders, embedded):
     spoiled = anatomy(folders) / "lidc0314.npy"
     before = spoiled.read_bytes()
     spoiled.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    assert "3 of 3 volumes are indexed, 1 of them now" in run(folders, main, *SMALL)
+    assert "3 of 3 volumes are indexed (1 new)" in run(folders, main, *SMALL)
     assert spoiled.read_bytes() == before
     spoiled.write_bytes(before[:1000])
     with pytest.raises(UserError, match="alice-embed"):
         open_embedding(anatomy(folders), "lidc0314")
-    assert "1 of them now" in run(folders, main, *SMALL)
+    assert "(1 new)" in run(folders, main, *SMALL)
 
 
 def test_it_draws_matches(folders, embedded):
@@ -171,7 +172,7 @@ def test_pretraining_on_its_matches(folders, embedded, capsys):
         )
     ]
     output = run(folders, pretrain, *words, "--set=min_score=0")
-    assert "step 2/2" in output and "doing that first" not in output
+    assert "step 2/2" in output and "(alice-embed)" not in output
     assert "rejected" in output
     with pytest.raises(SystemExit) as left:
         run(folders, pretrain, *words, "--set=min_score=1")
@@ -187,20 +188,20 @@ def test_pretraining_on_its_matches(folders, embedded, capsys):
     weights.write_bytes(before + b" ")
     with pytest.raises(SystemExit):
         run(folders, pretrain, *words, "--set=min_score=0", "--c")
-    assert "is not the embedding that the run found its pairs with" in capsys.readouterr().err
+    assert "is not the matcher that the saved run was started with" in capsys.readouterr().err
     weights.write_bytes(before)
     for matcher in ("same", "body"):
         assert "step 2/2" in run(folders, pretrain, *words, "-matcher", matcher)
     weights.unlink()
     output = run(folders, pretrain, *words, "--c")  # the run's own matcher, nothing to learn first
-    assert "going on from step 2" in output and "doing that first" not in output
+    assert "resuming from step 2" in output and "(alice-embed)" not in output
     weights.write_bytes(before)
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--set=lr=0.5"], "lr is 0.001 there and 0.5 now"),
+        (["--set=lr=0.5"], "lr is 0.5 in this command but 0.001 in the saved training"),
         (["--set=speed=1"], "unknown setting"),
         (["-preset", "huge"], "invalid choice"),
         (["--show", "crlm1004", "nobody"], "no case nobody"),
@@ -276,7 +277,7 @@ def test_contexts_are_learned_in_closed_form_and_resumed(folders, embedded, tmp_
         if interrupted:
             (anatomy(other) / "checkpoint_final.pth").unlink()
             output = run(other, main, *few)
-            assert "going on from step 2" in output
+            assert "resuming from step 2" in output
         assert "3 of 3 volumes are indexed" in output
         weights.append(load_checkpoint(anatomy(other) / "checkpoint_final.pth")["network_weights"])
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
@@ -293,17 +294,17 @@ def test_released_weights_become_the_finished_training(tmp_path):
     }
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "SAM.pth")
     folder, config = tmp_path / "anatomy", embed_config("Dataset001_X", "paper", ["step=6"])
-    put_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=False)
+    take_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=False)
     network, saved = load_network(folder)
     assert saved["step"] == 6 and torch.equal(
         network.state_dict()["stages.0.0.conv1.conv.weight"],
         weights["backbone.layer1.0.conv1.conv.weight"].flip(3, 4),
     )
     with pytest.raises(UserError, match="--overwrite"):
-        put_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=False)
-    put_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=True)
+        take_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=False)
+    take_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=True)
     with pytest.raises(UserError, match="-preset paper"):
-        put_released(
+        take_released(
             tmp_path / "SAM.pth",
             embed_config("Dataset001_X", "tiny", []),
             {},

@@ -286,7 +286,7 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(
     assert (
         "2 training and 1 held-out volumes" in plan
         and "2 pairs x 4 processes = 8 pairs in a step" in plan
-        and "is kept beside it" in plan
+        and "the existing one is kept under another name" in plan
     )
     assert re.search(
         rf"time +0:\d\d:\d\d for {STEPS} steps of [0-9.]+ s, by the fastest of two steps with 2 pairs",
@@ -294,10 +294,10 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(
     )
     assert folder.with_name("vit_dry_run.png").read_bytes()[:4] == b"\x89PNG"
     main([*words()[1:], "--dry-run", "--c"])
-    assert f"goes on from step {STEPS}" in capsys.readouterr().out
+    assert f"resumes from step {STEPS}" in capsys.readouterr().out
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "none"))
     main([*words()[1:], "--dry-run"])
-    assert "3 cases, not (completely) preprocessed yet" in capsys.readouterr().out and not list(
+    assert "3 cases, not (completely) preprocessed." in capsys.readouterr().out and not list(
         tmp_path.iterdir()
     )
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
@@ -315,11 +315,15 @@ def test_another_run_keeps_the_earlier_one(folders, unbroken):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (["--c", "--set=lr=0.1"], "lr is 0.0003 in the run and 0.1 in the command"),
+        (
+            ["--c", "--set=lr=0.1"],
+            "Cannot resume: lr is 0.1 on the command line but 0.0003 in the saved run. Use the "
+            "original settings, or omit --c to start a new run",
+        ),
         (["--set=width=50", "--set=heads=4"], "multiple of heads"),
         (["--set=speed=3"], "unknown setting"),
         (["-preset", "huge"], "invalid choice"),
-        (["-num_gpus", "0"], "-num_gpus must be at least 1"),
+        (["-num_gpus", "0"], "-num_gpus: must be at least 1, got 0"),
         (["-num_gpus", "2", "--set=lr=-1"], "lr must be positive"),
         (["-d", "77"], "no dataset with the ID 77"),
         (["-encoder", "resnet"], "invalid choice"),

@@ -1,0 +1,307 @@
+"""The work of alice-pretrain: from what the user asks for to a run on preprocessed volumes."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from alice_nnunet.checkpoint import load_checkpoint
+from alice_nnunet.data.pairs import NoMatch
+from alice_nnunet.data.volumes import case_names
+from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
+from alice_nnunet.errors import UserError
+from alice_nnunet.files import file_sha256
+from alice_nnunet.model.presets import CROPS
+from alice_nnunet.names import ANATOMY, CONFIGURATION, FINAL, PRETRAIN_PLANS
+from alice_nnunet.pretrain.datasets.preprocessed import (
+    choose_device,
+    is_preprocessed,
+    preprocessed_volumes,
+    split,
+)
+from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
+from alice_nnunet.pretrain.embedding.job import ensure_index
+from alice_nnunet.pretrain.runtime.distributed import Team, launch, launched, team
+from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
+from alice_nnunet.pretrain.runtime.stop import exit_code
+from alice_nnunet.pretrain.training.adaptation import adaptation_plan
+from alice_nnunet.pretrain.training.config import PretrainConfig, Settings, make_config
+from alice_nnunet.pretrain.training.dry_run import draw_first_pair, print_plan
+from alice_nnunet.pretrain.training.resume import (
+    newest_checkpoint,
+    prepare_folder,
+    resumed_config,
+)
+from alice_nnunet.pretrain.training.run import Run, train
+from alice_nnunet.pretrain.training.state import build_state, load_state
+from alice_nnunet.ranks import rank, world
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks alice-pretrain for.
+
+    Attributes:
+        dataset: ID or name.
+        settings: Of the run.
+        device: cpu, cuda, or None for cuda where there is one.
+        num_gpus: Processes that train together on this machine, one for each GPU.
+        processes: That preprocess and load.
+        resume: Go on with the run that is there.
+    """
+
+    dataset: str
+    settings: Settings
+    device: str | None
+    num_gpus: int
+    processes: int
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request on preprocessed volumes.
+
+    Attributes:
+        config: Of the run.
+        checkpoint: To resume from, None for a new run.
+        plans: Of the preprocessed volumes.
+        data: Description of the data, for the checkpoint.
+        volumes: Folder of the preprocessed cases.
+        folder: Of the results.
+        training: Cases to learn from.
+        held_out: Cases to validate on.
+    """
+
+    config: PretrainConfig
+    checkpoint: Path | None
+    plans: dict
+    data: dict
+    volumes: Path
+    folder: Path
+    training: list[str]
+    held_out: list[str]
+
+    @property
+    def matcher_folder(self) -> Path:
+        """Where alice-embed leaves the matcher and the index."""
+        return self.volumes.parent / ANATOMY
+
+
+def run_request(request: Request, arguments: list[str]) -> int:
+    """Pretrain, in this process or, with several GPUs, in one for each.
+
+    Args:
+        request: What the user asks for.
+        arguments: Of the command, to start the other processes with.
+
+    Returns:
+        The exit code: 0 at the end of the run, another where it was stopped.
+    """
+    device = choose_device(request.device)
+
+    # Where a setting is wrong, say so before preprocessing, and not once in every process.
+    make_config(dataset_name(request.dataset), request.settings)
+
+    if request.num_gpus > 1 and not launched():
+        return launch(request.num_gpus, arguments, device)
+
+    with team(device) as processes:
+        stopped_by = pretrain(request, processes)
+        # Wait for process 0 to have saved: where one process ends, the others are ended.
+        processes.wait()
+    return exit_code(stopped_by) if stopped_by else 0
+
+
+def pretrain(request: Request, processes: Team) -> int:
+    """Preprocess and train the matcher where need be, then pretrain from start to end.
+
+    Returns:
+        0, or the signal that stopped the run, which is saved.
+    """
+    plans, volumes = processes.first(lambda: find_volumes(request))
+    job = make_job(request, plans, volumes, world())
+
+    if job.config.matcher == "embedding":
+        if rank() == 0:
+            prepare_matcher(job, request, processes.device)
+        processes.wait()
+        job.data["embedding_sha256"] = file_sha256(job.matcher_folder / FINAL)
+
+    try:
+        return train(make_run(job, request, processes.device))
+    except (NonFiniteLoss, NoMatch) as error:
+        raise UserError(f"{error}. The last checkpoint is kept: {job.folder}") from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or job.folder}: {error.strerror or error}. The last checkpoint is "
+            f"kept: {job.folder}. Resume with --c when this is repaired"
+        ) from error
+
+
+def dry_run(request: Request) -> None:
+    """Print what the run would do and take, and draw its first pair.
+
+    Nothing is started, and no earlier run is touched.
+    """
+    if launched():
+        raise UserError(
+            "--dry-run is for one process: omit torchrun and give the number of GPUs with -num_gpus"
+        )
+
+    device = choose_device(request.device)
+    name = dataset_name(request.dataset)
+
+    if not is_preprocessed(nnunet_folder("nnUNet_preprocessed") / name):
+        raw = open_raw_dataset(name)
+        config = make_config(name, request.settings, len(raw.dataset_json["channel_names"]))
+        print(
+            f"{name}: {len(raw.cases)} cases, not (completely) preprocessed. That comes first; "
+            "until then there is no pair to draw"
+        )
+        folder = results_folder(name, config.encoder)
+        print_plan(config, device, request.num_gpus, folder, 0, len(raw.cases))
+        return
+
+    plans, volumes = find_volumes(request)
+    job = make_job(request, plans, volumes, request.num_gpus)
+    config = job.config
+    step = load_checkpoint(job.checkpoint)["step"] if job.checkpoint else 0
+    print_plan(
+        config,
+        device,
+        request.num_gpus,
+        job.folder,
+        step,
+        len(job.training),
+        len(job.held_out),
+    )
+
+    if config.matcher == "embedding" and not is_indexed(job):
+        print(
+            "The matcher is not trained, or not every volume is indexed. That comes first "
+            "(alice-embed); the pair drawn here is matched by the body's box"
+        )
+        config = dataclasses.replace(config, matcher="body")
+
+    first_pair = step * config.batch_size * request.num_gpus
+    draw_first_pair(
+        config, volumes, job.training, tuple(job.data["spacing"]), first_pair, job.folder
+    )
+
+
+def find_volumes(request: Request) -> tuple[dict, Path]:
+    """Plans and folder of the preprocessed volumes; preprocesses where that is not done."""
+    settings = request.settings
+    spacing = CROPS[settings.preset].spacing
+    name = dataset_name(request.dataset)
+    return preprocessed_volumes(name, request.processes, spacing, settings.encoder["crop_size"])
+
+
+def results_folder(dataset: str, encoder: str) -> Path:
+    """Where the run of an encoder goes."""
+    plans = f"AlicePretrain__{PRETRAIN_PLANS}__{CONFIGURATION}"
+    return nnunet_folder("nnUNet_results") / dataset / plans / encoder
+
+
+def make_job(request: Request, plans: dict, volumes: Path, processes: int) -> Job:
+    """Combine a request with preprocessed volumes and, with --c, the run that is there.
+
+    Args:
+        request: What the user asks for.
+        plans: Of the preprocessed volumes.
+        volumes: Folder of the preprocessed cases.
+        processes: That train together.
+
+    Raises:
+        UserError: A setting is out of range, or the run that is there cannot be resumed.
+    """
+    name = dataset_name(request.dataset)
+    cases = case_names(volumes)
+    data = data_description(plans, cases)
+    config = make_config(name, request.settings, len(data["channels"]))
+    folder = results_folder(name, config.encoder)
+
+    checkpoint = newest_checkpoint(folder) if request.resume else None
+    if checkpoint:
+        matcher = volumes.parent / ANATOMY / FINAL
+        config = resumed_config(
+            checkpoint, config, request.settings.given, data, matcher, processes
+        )
+
+    training, held_out = split(cases, config.validation_share, config.seed)
+    return Job(
+        config=config,
+        checkpoint=checkpoint,
+        plans=plans,
+        data=data,
+        volumes=volumes,
+        folder=folder,
+        training=training,
+        held_out=held_out,
+    )
+
+
+def prepare_matcher(job: Job, request: Request, device: torch.device) -> None:
+    """Train the matcher and index all volumes, where that is not done.
+
+    Raises:
+        SystemExit: A signal stopped the training of the matcher, which is saved.
+    """
+    stopped_by = ensure_index(
+        job.config.dataset,
+        request.settings.preset,
+        job.plans,
+        job.volumes,
+        device,
+        request.processes,
+    )
+    if stopped_by:
+        raise SystemExit(exit_code(stopped_by))
+
+
+def is_indexed(job: Job) -> bool:
+    """Whether the files of a trained matcher and of an index of every volume are there."""
+    files = [FINAL, *(f"{case}.npy" for case in (*job.training, *job.held_out))]
+    return all((job.matcher_folder / file).is_file() for file in files)
+
+
+def make_run(job: Job, request: Request, device: torch.device) -> Run:
+    """A new run in an empty folder, or the one in the job's checkpoint."""
+    config = job.config
+
+    if job.checkpoint:
+        state = load_state(job.checkpoint, config, device)
+    else:
+        state = build_state(config, device)
+
+    if rank() == 0:
+        prepare_folder(job.folder, config, job.checkpoint, state.step, request.resume)
+        parameters = sum(parameter.numel() for parameter in state.model.encoder.parameters())
+        several = (
+            f", {world()} processes with {config.batch_size} pairs each" if world() > 1 else ""
+        )
+        print(
+            f"{config.encoder} {config.preset} on {device}{several}: {len(job.training)} training "
+            f"and {len(job.held_out)} held-out volumes, {parameters / 1e6:.1f} M encoder "
+            f"parameters, results in {job.folder}",
+            flush=True,
+        )
+
+    workers = config.workers
+    if workers is None:
+        workers = 0 if device.type == "cpu" else request.processes
+
+    return Run(
+        config=config,
+        state=state,
+        volumes=job.volumes,
+        folder=job.folder,
+        spacing=tuple(job.data["spacing"]),
+        data=job.data,
+        adaptation_plan=adaptation_plan(job.plans, config),
+        training=job.training,
+        held_out=job.held_out,
+        workers=workers,
+    )
