@@ -1,7 +1,9 @@
-"""What hiding three quarters of a crop saves in each encoder, and our Swin UNETR against MONAI's, all in one run.
+"""Time and memory that each encoder saves by hiding three quarters of a crop.
 
-Every row is measured in a process of its own, what it compares in turn. peak_gb is the most memory of the step with three
-quarters hidden, dense_peak_gb that of the dense one: CUDA tensors, or on a CPU the whole process, Python and torch included.
+A second part compares a training step of our Swin UNETR with one of MONAI's. Every row is measured
+in a process of its own, and what it compares is measured in turn. peak_gb is the most memory of a
+step with three quarters hidden, dense_peak_gb of a step with nothing hidden, in GB of 1e9 bytes:
+CUDA tensors, or on a CPU the whole process, Python and torch included.
 
     python benchmarks/encoders.py -encoders swin nnformer -presets tiny --json encoders.json
 """
@@ -12,10 +14,14 @@ import multiprocessing
 import resource
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
-from torch import nn
+from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
+from torch import Tensor, nn
 
+from alice_nnunet.geometry import Triple
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.presets import CROPS, PRESETS
 from alice_nnunet.model.tokens import random_keep
@@ -25,91 +31,99 @@ from alice_nnunet.networks.swin_unetr import SwinUNETR
 IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip_axes": []}
 
 
-def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument(
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
         "-encoders", nargs="+", default=sorted(PRESETS), choices=sorted(PRESETS), metavar="NAME"
     )
-    p.add_argument(
-        "-presets",
-        nargs="+",
-        default=["tiny", "small", "paper"],
-        choices=list(CROPS),
-        metavar="NAME",
+    parser.add_argument(
+        "-presets", nargs="+", default=list(CROPS), choices=list(CROPS), metavar="NAME"
     )
-    p.add_argument("-batch", type=int, default=1, metavar="N", help="crops at a time (default: 1)")
-    p.add_argument(
+    parser.add_argument("-batch", type=int, default=1, metavar="N", help="crops (default: 1)")
+    parser.add_argument(
         "-repeats",
         type=int,
         default=3,
         metavar="N",
-        help="timed repeats, the median counts (default: 3)",
+        help="timed repeats, of which the median is reported (default: 3)",
     )
-    p.add_argument(
+    parser.add_argument(
         "-patch",
         type=int,
         nargs=3,
         default=(96, 96, 96),
         metavar=("Z", "Y", "X"),
-        help="of the Swin UNETR step",
+        help="voxels of the Swin UNETR step's patch (default: 96 96 96)",
     )
-    p.add_argument(
+    parser.add_argument(
         "-feature_size",
         type=int,
         default=48,
         metavar="F",
-        help="of the Swin UNETR step; 0 leaves it out",
+        help="width of Swin UNETR; 0 skips it (default: 48)",
     )
-    p.add_argument("--json", metavar="FILE", help="write the rows there")
-    arguments = p.parse_args()
-    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    repeats = arguments.repeats
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {arguments.batch} crops, median of {arguments.repeats}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, "
+        f"{arguments.batch} crops, median of {repeats}"
     )
+
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices.append(torch.device("cuda"))
+
     tasks = []
     for device in devices:
-        tasks += [
-            (encoder_row, (name, preset, device, arguments.batch, arguments.repeats))
-            for name in arguments.encoders
-            for preset in arguments.presets
-        ]
+        for name in arguments.encoders:
+            for preset in arguments.presets:
+                tasks.append((encoder_row, (name, preset, device, arguments.batch, repeats)))
         if arguments.feature_size:
-            tasks.append(
-                (
-                    network_row,
-                    (arguments.feature_size, tuple(arguments.patch), device, arguments.repeats),
-                )
-            )
+            patch = tuple(arguments.patch)
+            tasks.append((network_row, (arguments.feature_size, patch, device, repeats)))
+
     rows = []
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for measure, settings in tasks:
             rows.append(pool.apply(measure, settings))
             print(rows[-1], flush=True)
+
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(rows, file, indent=1)
+        arguments.json.write_text(json.dumps(rows, indent=1))
 
 
 def encoder_row(name: str, preset: str, device: torch.device, batch: int, repeats: int) -> dict:
-    """Forward and backward of an encoder over whole crops and over a quarter of their units; fp32 on CPU, bf16 on CUDA."""
+    """Measure forward and backward over whole crops and over a quarter of their units.
+
+    In fp32 on a CPU, in bf16 on CUDA.
+    """
     crop_size = CROPS[preset].size
-    encoder = build_encoder(
-        name, {"in_channels": 1, "crop_size": crop_size, **PRESETS[name][preset].encoder}
-    ).to(device)
+    settings = PRESETS[name][preset].encoder
+    encoder = build_encoder(name, {"in_channels": 1, "crop_size": crop_size, **settings})
+    encoder.to(device)
+
     crop = torch.rand(batch, 1, *crop_size, device=device)
     units = encoder.grid[0] * encoder.grid[1] * encoder.grid[2]
     keep = random_keep(batch, units, 0.75, torch.Generator(device).manual_seed(0))
 
-    def step(visible) -> None:
+    def step(visible: Tensor | None) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            encoder(crop, visible).float().square().mean().backward()
+            loss = encoder(crop, visible).float().square().mean()
+        loss.backward()
         encoder.zero_grad(set_to_none=True)
 
-    peaks = []
-    for visible in (keep, None):  # the smaller first: a process knows only the most it ever had
-        step(visible)
-        peaks.append(round(peak_gb(device), 2))
-    sparse, dense = times_in_turn((lambda: step(keep), lambda: step(None)), device, repeats)
+    # The smaller step first: a process only knows the most memory that it ever had.
+    step(keep)
+    sparse_peak = peak_gb(device)
+    step(None)
+    dense_peak = peak_gb(device)
+
+    sparse, dense = median_seconds((lambda: step(keep), lambda: step(None)), device, repeats)
     return {
         "encoder": name,
         "preset": preset,
@@ -118,40 +132,41 @@ def encoder_row(name: str, preset: str, device: torch.device, batch: int, repeat
         "dense_s": round(dense, 4),
         "sparse_s": round(sparse, 4),
         "ratio": round(sparse / dense, 3),
-        "peak_gb": peaks[0],
-        "dense_peak_gb": peaks[1],
+        "peak_gb": round(sparse_peak, 2),
+        "dense_peak_gb": round(dense_peak, 2),
     }
 
 
-def network_row(
-    feature_size: int, patch: tuple[int, int, int], device: torch.device, repeats: int
-) -> dict:
-    """A training step (forward, backward, SGD) of our Swin UNETR and of MONAI's with the same weights, and how far apart
-    their outputs are; fp32."""
-    from monai.networks.nets import (
-        SwinUNETR as MonaiSwinUNETR,
-    )  # here, so that encoders can be measured without MONAI
+def network_row(feature_size: int, patch: Triple, device: torch.device, repeats: int) -> dict:
+    """Measure a training step of our Swin UNETR and of MONAI's with the same weights, in fp32.
 
+    The row also says how far apart their outputs are.
+    """
     torch.manual_seed(0)
     monai = MonaiSwinUNETR(1, 14, feature_size=feature_size).to(device)
-    arguments = {
+    encoder_arguments = {
         "in_channels": 1,
-        "crop_size": (64, 192, 192),
+        "crop_size": CROPS["paper"].size,
         **PRESETS["swin"]["paper"].encoder,
         "embed_width": feature_size,
         "bug_compatible": True,
     }
-    ours = SwinUNETR(1, 14, arguments, IDENTITY).to(device)
+    ours = SwinUNETR(1, 14, encoder_arguments, IDENTITY).to(device)
     ours.load_state_dict(from_monai(monai.state_dict()), strict=True)
+
     image = torch.rand(1, 1, *patch, device=device)
     with torch.no_grad():
         difference = (ours(image) - monai(image)).abs().max().item()
-    steps = [lambda network=network: training_step(network, image) for network in (ours, monai)]
-    for step in steps:
-        step()
-    ours_s, monai_s = times_in_turn(steps, device, repeats)
+
+    # The first steps are not timed.
+    training_step(ours, image)
+    training_step(monai, image)
+    steps = (lambda: training_step(ours, image), lambda: training_step(monai, image))
+    ours_s, monai_s = median_seconds(steps, device, repeats)
+
+    size = "x".join(map(str, patch))
     return {
-        "network": f"Swin UNETR {feature_size}, patch {'x'.join(map(str, patch))}, {device_name(device)}",
+        "network": f"Swin UNETR {feature_size}, patch {size}, {device_name(device)}",
         "ours_s": round(ours_s, 4),
         "monai_s": round(monai_s, 4),
         "speedup": round(monai_s / ours_s, 3),
@@ -159,8 +174,8 @@ def network_row(
     }
 
 
-def training_step(network: nn.Module, image: torch.Tensor) -> None:
-    """Forward, backward and a step of SGD so small that the weights stay what they are for the other network."""
+def training_step(network: nn.Module, image: Tensor) -> None:
+    """Forward, backward and SGD, with a step so small that both networks stay alike."""
     network(image).square().mean().backward()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -168,9 +183,14 @@ def training_step(network: nn.Module, image: torch.Tensor) -> None:
     network.zero_grad(set_to_none=True)
 
 
-def times_in_turn(actions, device: torch.device, repeats: int) -> list[float]:
-    """Median seconds of each action, called one after the other repeats times, so that all see the same machine."""
-    times = [[] for _ in actions]
+def median_seconds(
+    actions: Sequence[Callable[[], None]], device: torch.device, repeats: int
+) -> list[float]:
+    """Median seconds of each action.
+
+    The actions take turns, so that all of them see the same machine.
+    """
+    times: list[list[float]] = [[] for _ in actions]
     for _ in range(repeats):
         for action, taken in zip(actions, times):
             synchronize(device)
@@ -188,16 +208,16 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_gb(device: torch.device) -> float:
-    """Most memory so far: of CUDA tensors since the last call, or of this process since it started."""
+    """Most memory so far in GB: of CUDA tensors since the last call, or of this process."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return peak / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # ru_maxrss is in KiB
 
 
 def device_name(device: torch.device) -> str:
-    """cpu, or the name of the GPU."""
+    """Name of the GPU, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
