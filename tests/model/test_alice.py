@@ -1,3 +1,5 @@
+"""The method: its three losses, which weights are trained, and the target branch."""
+
 import copy
 
 import pytest
@@ -9,9 +11,11 @@ from alice_nnunet.model.encoders.vit import ViT
 from alice_nnunet.model.losses import cosine_loss, moments, reconstruction_loss, spread
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.presets import PRESETS
+from alice_nnunet.model.tokens import unpatchify
 from alice_nnunet.model.views import make_views
 
-CROP, SPACING = (32, 32, 48), (3.0, 3.0, 3.0)
+CROP = (32, 32, 48)
+SPACING = (3.0, 3.0, 3.0)
 SMALL = {
     "head_hidden": 32,
     "head_bottleneck": 16,
@@ -56,44 +60,46 @@ def test_forward_is_the_three_equations():
     model = build().eval()
     query, key = views(model)
     output = model(query, key)
+
+    # Step by step, one crop at a time
     sides = []
-    for view in (query, key):  # step by step, one crop at a time
+    for view in (query, key):
         visible = model.encoder(view.online, view.keep)
         predicted, tokens = model.decoder(visible, view.keep)
-        h, y = model.phi(tokens), model.psi(model.target_encoder(view.target))
-        sides.append(
-            (
-                reconstruction_loss(predicted, view.online, view.masked, model.unit),
-                h.mean(1),
-                y.mean(1),
-                model.casa(visible, h),
-                model.target_casa(visible, y),
-            )
-        )
+        h = model.phi(tokens)
+        y = model.psi(model.target_encoder(view.target))
+        l_r = reconstruction_loss(predicted, view.online, view.masked, model.unit)
+        s = model.casa(visible, h)
+        t = model.target_casa(visible, y)
+        sides.append((l_r, h.mean(1), y.mean(1), s, t))
     (r_q, h_q, y_q, s_q, t_q), (r_k, h_k, y_k, s_k, t_k) = sides
+
+    l_r = r_q + r_k
     p_q, p_k = model.predictors["dv"](torch.cat([h_q, h_k])).chunk(2)
     l_dv = cosine_loss(p_q, y_k) + cosine_loss(p_k, y_q)
     p_q, p_k = model.predictors["st"](torch.cat([s_q, s_k])).chunk(2)
     l_st = cosine_loss(p_q, t_q) + cosine_loss(p_k, t_k)
-    for name, expected in (("l_r", r_q + r_k), ("l_dv", l_dv), ("l_st", l_st)):
+
+    for name, expected in (("l_r", l_r), ("l_dv", l_dv), ("l_st", l_st)):
         assert torch.allclose(output.losses[name], expected, atol=1e-6), name
-    assert torch.allclose(output.loss, 10 * (r_q + r_k) + l_dv + l_st, atol=1e-5)
-    assert torch.allclose(
-        output.spreads["S"], spread(moments(torch.cat([s_q, s_k])), 2 * s_q[..., 0].numel())
-    )
+    assert torch.allclose(output.loss, 10 * l_r + l_dv + l_st, atol=1e-5)
+
+    spread_s = spread(moments(torch.cat([s_q, s_k])), 2 * s_q[..., 0].numel())
+    assert torch.allclose(output.spreads["S"], spread_s)
     assert torch.allclose(output.spreads["cls"], spread(moments(torch.cat([y_q, y_k])), 4))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_trained_parameter_and_no_target_gets_a_gradient(options):
     model = build(**options)
-    for view in (views(model, 0), views(model, 1)):
-        model(*view).loss.backward()
-    targets = {
+    for seed in (0, 1):
+        model(*views(model, seed)).loss.backward()
+
+    fixed = {
         id(p) for module in (*model.targets(), *model.untrained()) for p in module.parameters()
     }
     for name, parameter in model.named_parameters():
-        if id(parameter) in targets:
+        if id(parameter) in fixed:
             assert parameter.grad is None and not parameter.requires_grad, name
         else:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -105,16 +111,19 @@ def test_every_parameter_of_a_windowed_encoder_is_trained(name):
     encoder = build_encoder(
         name, {"in_channels": 2, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"].encoder}
     )
-    model, generator = Alice(encoder, 2, Method(**SMALL)), torch.Generator().manual_seed(0)
+    model = Alice(encoder, 2, Method(**SMALL))
+
+    generator = torch.Generator().manual_seed(0)
     query, key = (
         make_views(torch.rand(1, 2, 32, 64, 64), model.unit, SPACING, model.method, generator)
         for _ in range(2)
     )
     model(query, key).loss.backward()
+
     targets = {id(p) for module in model.targets() for p in module.parameters()}
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is None) == (id(parameter) in targets), name
-        assert parameter.grad is None or parameter.grad.abs().sum() > 0, name
+    for parameter_name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (id(parameter) in targets), parameter_name
+        assert parameter.grad is None or parameter.grad.abs().sum() > 0, parameter_name
 
 
 def test_no_gradient_reaches_the_target_even_if_it_could():
@@ -153,37 +162,35 @@ def test_a_weight_of_zero_switches_a_term_off(term):
 def test_hidden_voxels_reach_the_loss_only_as_the_target_of_eq_1():
     model = build(weight_r=0).eval()
     query, key = views(model)
+    hidden = query.masked[..., None].float().expand(-1, -1, 16**3)
     changed = copy.copy(query)
-    from alice_nnunet.model.tokens import unpatchify
+    changed.online = query.online + 50 * unpatchify(hidden, (2, 2, 3), model.unit)
 
-    hidden = unpatchify(
-        query.masked[..., None].float().expand(-1, -1, 16**3), (2, 2, 3), model.unit
-    )
-    changed.online = query.online + hidden * 50
-    first, second = model(query, key), model(changed, key)
-    assert torch.equal(first.losses["l_dv"], second.losses["l_dv"]) and torch.equal(
-        first.losses["l_st"], second.losses["l_st"]
-    )
+    first = model(query, key)
+    second = model(changed, key)
+    assert torch.equal(first.losses["l_dv"], second.losses["l_dv"])
+    assert torch.equal(first.losses["l_st"], second.losses["l_st"])
     assert torch.equal(first.predicted, second.predicted)
 
 
 @pytest.mark.parametrize("ema_casa", [True, False])
 def test_update_target_is_the_formula(ema_casa):
     model = build(ema_casa=ema_casa, head="byol")
-    pairs = [("target_encoder", "encoder"), ("psi", "phi")] + (
-        [("target_casa", "casa")] if ema_casa else []
-    )
+    pairs = [("target_encoder", "encoder"), ("psi", "phi")]
+    if ema_casa:
+        pairs.append(("target_casa", "casa"))
+
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p))
-    before = {t: copy.deepcopy(getattr(model, t).state_dict()) for t, _ in pairs}
+    before = {target: copy.deepcopy(getattr(model, target).state_dict()) for target, _ in pairs}
     model.update_target(0.9, {})
+
     for target, online in pairs:
         parameters = dict(getattr(model, online).named_parameters())
         for name, value in getattr(model, target).state_dict().items():
-            assert torch.allclose(
-                value, 0.9 * before[target][name] + 0.1 * parameters[name], atol=1e-6
-            ), name
+            expected = 0.9 * before[target][name] + 0.1 * parameters[name]
+            assert torch.allclose(value, expected, atol=1e-6), name
 
 
 def test_the_target_starts_as_the_online_branch():
@@ -193,10 +200,8 @@ def test_the_target_starts_as_the_online_branch():
         (model.psi, model.phi),
         (model.target_casa, model.casa),
     ):
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(target.state_dict().values(), online.state_dict().values())
-        )
+        weights = zip(target.state_dict().values(), online.state_dict().values())
+        assert all(torch.equal(a, b) for a, b in weights)
 
 
 def test_the_center_is_the_running_mean_of_the_teachers():
@@ -205,6 +210,7 @@ def test_the_center_is_the_running_mean_of_the_teachers():
     output = model(query, key)
     teachers = torch.cat([model.branches(view).teacher for view in (query, key)])
     assert not model.center_st.any()  # forward changes nothing
+
     model.update_target(1.0, output.target_means)
     assert torch.allclose(model.center_st, 0.1 * teachers.mean((0, 1)), atol=1e-6)
     centered = model.center("st", teachers)

@@ -7,9 +7,10 @@ from alice_nnunet.model.positions import resize_positions, sincos_positions
 
 
 def test_sincos_is_the_formula():
-    grid, width = (2, 3, 4), 14  # 14: two values are left over
-    positions = sincos_positions(grid, width)[0].numpy()
+    grid = (2, 3, 4)
+    positions = sincos_positions(grid, 14)[0].numpy()  # 14: two values are left over
     assert positions.shape == (24, 14)
+
     for n, index in enumerate(np.ndindex(*grid)):
         for axis, i in enumerate(index):
             for j in range(2):
@@ -22,14 +23,13 @@ def test_sincos_is_the_formula():
 def test_resize_equals_scipy_inside():
     positions = torch.rand(1, 4 * 6 * 5, 2)
     resized = resize_positions(positions, (4, 6, 5), (8, 6, 10))[0].T.reshape(2, 8, 6, 10).numpy()
-    centres = np.meshgrid(
-        *[(np.arange(m) + 0.5) * n / m - 0.5 for m, n in ((8, 4), (6, 6), (10, 5))], indexing="ij"
-    )
+
+    axes = [(np.arange(m) + 0.5) * n / m - 0.5 for m, n in ((8, 4), (6, 6), (10, 5))]
+    centres = np.meshgrid(*axes, indexing="ij")
     for channel in range(2):
         volume = positions[0, :, channel].reshape(4, 6, 5).numpy()
-        assert np.allclose(
-            resized[channel], map_coordinates(volume, centres, order=1, mode="nearest"), atol=1e-5
-        )
+        expected = map_coordinates(volume, centres, order=1, mode="nearest")
+        assert np.allclose(resized[channel], expected, atol=1e-5)
 
 
 def test_same_grid_is_untouched():

@@ -15,13 +15,16 @@ UNIT = (2, 3, 4)
 
 def test_patchify_equals_slices():
     crop = torch.rand(2, 3, 4, 9, 8)
-    tokens, index = patchify(crop, UNIT), 0
+    tokens = patchify(crop, UNIT)
+
+    index = 0
     for z in range(0, 4, 2):
         for y in range(0, 9, 3):
             for x in range(0, 8, 4):
                 block = crop[:, :, z : z + 2, y : y + 3, x : x + 4]
                 assert torch.equal(tokens[:, index], block.reshape(2, -1))
                 index += 1
+
     assert tokens.shape[1] == index
     assert torch.equal(unpatchify(tokens, (2, 3, 2), UNIT), crop)
 
@@ -41,7 +44,9 @@ def test_random_keep_shows_the_right_number_of_different_tokens(ratio, visible):
 
 
 def test_random_keep_depends_on_the_generator_alone():
-    draw = lambda seed: random_keep(4, 64, 0.75, torch.Generator().manual_seed(seed))
+    def draw(seed: int) -> torch.Tensor:
+        return random_keep(4, 64, 0.75, torch.Generator().manual_seed(seed))
+
     torch.manual_seed(1)
     first = draw(0)
     torch.manual_seed(2)
@@ -61,9 +66,11 @@ def test_random_keep_refuses_a_wrong_ratio():
 
 
 def test_take_and_put_are_indexing():
-    tokens, keep = torch.rand(2, 6, 5), torch.tensor([[4, 0, 3], [1, 2, 5]])
-    taken = take_tokens(tokens, keep)
+    tokens = torch.rand(2, 6, 5)
+    keep = torch.tensor([[4, 0, 3], [1, 2, 5]])
     background = torch.rand(2, 6, 5)
+
+    taken = take_tokens(tokens, keep)
     filled = put_tokens(taken, keep, background)
     for b in range(2):
         for n in range(6):

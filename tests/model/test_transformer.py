@@ -26,22 +26,16 @@ METHOD = Method(
 
 def model_and_views(name: str):
     torch.manual_seed(0)
-    model = Alice(
-        build_encoder(name, {"in_channels": 1, "crop_size": CROP, **PRESETS[name]["tiny"].encoder}),
-        1,
-        METHOD,
-    )
+    settings = PRESETS[name]["tiny"].encoder
+    encoder = build_encoder(name, {"in_channels": 1, "crop_size": CROP, **settings})
+    model = Alice(encoder, 1, METHOD)
+
+    views = []
     generator = torch.Generator().manual_seed(0)
-    return model, [
-        make_views(
-            torch.rand(2, 1, *CROP, generator=generator),
-            model.unit,
-            (3.0, 3.0, 3.0),
-            METHOD,
-            generator,
-        )
-        for _ in range(2)
-    ]
+    for _ in range(2):
+        crops = torch.rand(2, 1, *CROP, generator=generator)
+        views.append(make_views(crops, model.unit, (3.0, 3.0, 3.0), METHOD, generator))
+    return model, views
 
 
 def gradients(model: Alice, views) -> tuple[list, int]:
@@ -63,10 +57,12 @@ def gradients(model: Alice, views) -> tuple[list, int]:
 def test_recomputed_blocks_give_the_same_gradient_bit_for_bit_and_keep_less(name):
     model, views = model_and_views(name)
     plain, kept = gradients(model, views)
+
     recompute_blocks(model.encoder)
     assert not any(
         module.recompute for module in model.decoder.modules() if isinstance(module, Recomputable)
     )
+
     recompute_blocks(model.decoder)
     again, less = gradients(model, views)
     assert all(torch.equal(a, b) for a, b in zip(plain, again)) and less < 0.75 * kept
@@ -74,9 +70,12 @@ def test_recomputed_blocks_give_the_same_gradient_bit_for_bit_and_keep_less(name
 
 def test_compiled_blocks_compute_the_same_under_the_same_names():
     model, views = model_and_views("vit")
-    names, (plain, _) = list(model.state_dict()), gradients(model, views)
+    names = list(model.state_dict())
+    plain, _ = gradients(model, views)
+
     compile_blocks(model, Block, backend="aot_eager")
     compiled, _ = gradients(model, views)
+
     assert list(model.state_dict()) == names
     assert all(
         torch.allclose(a, b, atol=1e-5 * a.abs().max() + 1e-7) for a, b in zip(plain, compiled)

@@ -5,7 +5,7 @@ import torch
 from monai.transforms import Affine
 
 from alice_nnunet.model.method import Method
-from alice_nnunet.model.views import Augmentation, augment, draw_augmentation, make_views
+from alice_nnunet.model.views import Augmentation, Views, augment, draw_augmentation, make_views
 
 
 def drawn(
@@ -27,7 +27,8 @@ def test_nothing_drawn_changes_nothing():
 
 @pytest.mark.parametrize("axis", range(3))
 def test_flips_mirror_the_named_axis(axis):
-    crop, flips = torch.rand(1, 1, 8, 10, 12), [1, 1, 1]
+    crop = torch.rand(1, 1, 8, 10, 12)
+    flips = [1, 1, 1]
     flips[axis] = -1
     assert torch.allclose(
         augment(crop, drawn(flips=flips), (3, 1, 2)), crop.flip(axis + 2), atol=1e-5
@@ -52,12 +53,14 @@ def test_rotation_and_scale_equal_monai():
     crop = torch.nn.functional.avg_pool3d(torch.rand(1, 1, 12, 14, 16), 3, 1, 1)
     angles = (0.4, -0.2, 0.3)
     ours = augment(crop, drawn(angles=angles, scale=1.2), (2.0, 2.0, 2.0))
-    # MONAI turns axis 0 into 1 (our z and y) and so on: its angles are about x, y, z in our (z, y, x) arrays' terms.
+
+    # Written for MONAI, whose matrix acts on (z, y, x) coordinates
     cz, cy, cx = (math.cos(a) for a in angles)
     sz, sy, sx = (math.sin(a) for a in angles)
-    about_z = torch.tensor([[1, 0, 0], [0, cz, sz], [0, -sz, cz]])  # on (z, y, x) coordinates
+    about_z = torch.tensor([[1, 0, 0], [0, cz, sz], [0, -sz, cz]])
     about_y = torch.tensor([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
     about_x = torch.tensor([[cx, sx, 0], [-sx, cx, 0], [0, 0, 1]])
+
     matrix = torch.eye(4)
     matrix[:3, :3] = about_z @ about_y @ about_x / 1.2
     theirs = Affine(affine=matrix, padding_mode="zeros", mode="bilinear", image_only=True)(crop[0])
@@ -70,57 +73,49 @@ def test_rotation_is_in_mm():
         torch.arange(-7.5, 8) * 3, torch.arange(-23.5, 24), torch.arange(-23.5, 24), indexing="ij"
     )
     ball = torch.sigmoid(20 - (z**2 + y**2 + x**2).sqrt())[None, None]
-    turned = augment(ball, drawn(angles=(0.5, 0.4, -0.6)), (3.0, 1.0, 1.0))
-    assert (
-        (turned - ball).abs().mean()
-        < 0.01
-        < (augment(ball, drawn(angles=(0.5, 0.4, -0.6)), (1.0, 1.0, 1.0)) - ball).abs().mean()
-    )
+
+    turn = drawn(angles=(0.5, 0.4, -0.6))
+    right = augment(ball, turn, (3.0, 1.0, 1.0))
+    wrong = augment(ball, turn, (1.0, 1.0, 1.0))
+    assert (right - ball).abs().mean() < 0.01 < (wrong - ball).abs().mean()
 
 
 def test_draws_are_in_range_and_from_the_generator():
     many = draw_augmentation(4000, torch.Generator().manual_seed(0))
-    assert (many.angles.abs().amax(0).rad2deg() <= torch.tensor([30.0, 15.0, 15.0]) + 1e-4).all()
-    assert (
-        0.8 <= many.scale.min()
-        and many.scale.max() <= 1.25
-        and many.scale.log().mean().abs() < 0.02
-    )
+    largest = many.angles.abs().amax(0).rad2deg()
+    assert (largest <= torch.tensor([30.0, 15.0, 15.0]) + 1e-4).all()
+    assert many.scale.min() >= 0.8 and many.scale.max() <= 1.25
+    assert many.scale.log().mean().abs() < 0.02
     assert set(many.flips.unique().tolist()) == {-1, 1} and many.flips.mean().abs() < 0.05
+
     again = draw_augmentation(4000, torch.Generator().manual_seed(0))
     assert torch.equal(many.angles, again.angles) and torch.equal(many.flips, again.flips)
 
 
+def views_of(crops: torch.Tensor, method: Method, rank: int = 0, world: int = 1) -> Views:
+    generator = torch.Generator().manual_seed(0)
+    return make_views(crops, (16, 16, 16), (3.0, 3.0, 3.0), method, generator, rank, world)
+
+
 def test_views_are_the_same_however_a_batch_is_divided():
-    crops, method = torch.rand(4, 1, 32, 32, 32), Method(online_flips=True, target_mask_ratio=0.5)
-    make = lambda part, *place: make_views(
-        part, (16, 16, 16), (3.0, 3.0, 3.0), method, torch.Generator().manual_seed(0), *place
-    )
-    whole, parts = make(crops), [make(crops[2 * i : 2 * i + 2], i, 2) for i in range(2)]
+    crops = torch.rand(4, 1, 32, 32, 32)
+    method = Method(online_flips=True, target_mask_ratio=0.5)
+
+    whole = views_of(crops, method)
+    parts = [views_of(crops[:2], method, 0, 2), views_of(crops[2:], method, 1, 2)]
     for name in ("online", "keep", "masked", "target", "target_keep"):
-        assert torch.equal(
-            getattr(whole, name), torch.cat([getattr(part, name) for part in parts])
-        ), name
+        together = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(getattr(whole, name), together), name
 
 
 def test_views_hide_the_online_view_and_augment_the_target():
     crops = torch.rand(3, 1, 32, 32, 32)
-    views = make_views(
-        crops, (16, 16, 16), (3.0, 3.0, 3.0), Method(), torch.Generator().manual_seed(0)
-    )
-    assert (
-        torch.equal(views.online, crops)
-        and views.keep.shape == (3, 2)
-        and views.target_keep is None
-    )
+
+    views = views_of(crops, Method())
+    assert torch.equal(views.online, crops) and views.keep.shape == (3, 2)
     assert not torch.allclose(views.target, crops) and views.target.shape == crops.shape
-    assert (views.masked.sum(1) == 6).all()
-    flipped = make_views(
-        crops,
-        (16, 16, 16),
-        (3.0, 3.0, 3.0),
-        Method(online_flips=True, target_mask_ratio=0.5),
-        torch.Generator().manual_seed(0),
-    )
+    assert (views.masked.sum(1) == 6).all() and views.target_keep is None
+
+    flipped = views_of(crops, Method(online_flips=True, target_mask_ratio=0.5))
     assert flipped.target_keep.shape == (3, 4) and not torch.equal(flipped.online, crops)
     assert torch.allclose(flipped.online.sum((2, 3, 4)), crops.sum((2, 3, 4)), rtol=1e-4)

@@ -1,4 +1,7 @@
-"""torch.compile takes each segmentation network as one graph, in training too, and gets the same outputs and gradients."""
+"""torch.compile takes each segmentation network as one graph, in training too.
+
+Outputs and gradients are the same.
+"""
 
 import pytest
 import torch
@@ -26,14 +29,16 @@ def test_one_graph_with_the_same_outputs_and_gradients(name):
     network = NETWORKS[name](1, 3, {"in_channels": 1, **ARGUMENTS[name]}, IDENTITY)
     network.deep_supervision = name == "nnformer"
     compiled = torch.compile(network, backend="eager", fullgraph=True)
-    image, results = torch.rand(1, 1, 16, 32, 30), []
+    image = torch.rand(1, 1, 16, 32, 30)
+
+    results = []
     for forward in (network, compiled):
         network.zero_grad()
         outputs = forward(image)
         outputs = outputs if network.deep_supervision else [outputs]
         sum((output - 0.5).square().sum() for output in outputs).backward()
         results.append([*outputs, *(parameter.grad.clone() for parameter in network.parameters())])
+
     for plain, same in zip(*results, strict=True):
-        torch.testing.assert_close(
-            same, plain, rtol=1e-3, atol=1e-3 * plain.abs().max().item() + 1e-6
-        )
+        atol = 1e-3 * plain.abs().max().item() + 1e-6
+        torch.testing.assert_close(same, plain, rtol=1e-3, atol=atol)

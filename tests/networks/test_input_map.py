@@ -7,7 +7,8 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import C
 
 from alice_nnunet.networks.input_map import InputMap
 
-LOW, HIGH = -125.0, 255.0
+LOW = -125.0  # HU
+HIGH = 255.0
 STATISTICS = {"mean": 83.0, "std": 41.0, "percentile_00_5": -400.0, "percentile_99_5": 700.0}
 
 
@@ -22,13 +23,12 @@ def test_stock_z_scores_become_the_pretraining_window():
     hu = np.linspace(-1000, 3000, 4000, dtype=np.float32).reshape(1, 20, 20, 10)
     z = CTNormalization(False, STATISTICS).run(hu.copy())
     mapped = stock_map()(torch.from_numpy(z)[None])
-    encoder_sees = stock_map().clamp(mapped)[0].numpy()
-    np.testing.assert_allclose(
-        encoder_sees, (np.clip(hu, LOW, HIGH) - LOW) / (HIGH - LOW), atol=1e-5
-    )
-    np.testing.assert_allclose(
-        mapped[0].numpy(), (np.clip(hu, -400, 700) - LOW) / (HIGH - LOW), atol=1e-5
-    )
+    clamped = stock_map().clamp(mapped)
+
+    stem_expects = (np.clip(hu, -400, 700) - LOW) / (HIGH - LOW)
+    encoder_expects = (np.clip(hu, LOW, HIGH) - LOW) / (HIGH - LOW)
+    np.testing.assert_allclose(mapped[0].numpy(), stem_expects, atol=1e-5)
+    np.testing.assert_allclose(clamped[0].numpy(), encoder_expects, atol=1e-5)
 
 
 def test_matched_plans_give_the_identity():
@@ -41,9 +41,8 @@ def test_no_clamp_where_the_range_is_none():
     image = torch.randn(1, 2, 4, 4, 4) * 5
     both = InputMap([1.0, 1.0], [0.0, 0.0], [0.0, None], [1.0, None], [])
     clamped = both.clamp(both(image))
-    assert torch.equal(clamped[:, 0], image[:, 0].clamp(0, 1)) and torch.equal(
-        clamped[:, 1], image[:, 1]
-    )
+    assert torch.equal(clamped[:, 0], image[:, 0].clamp(0, 1))
+    assert torch.equal(clamped[:, 1], image[:, 1])
 
 
 def test_flips_y_and_x_as_lps_data_need_it():

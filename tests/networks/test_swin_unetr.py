@@ -1,5 +1,7 @@
 """Swin UNETR against MONAI's with equal weights, and what ours can do beside it."""
 
+import re
+
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
@@ -14,6 +16,7 @@ WINDOW = {**IDENTITY, "low": [0.0], "high": [1.0]}
 def swin_unetr(
     stages: int = 2, window=(3, 3, 3), input_map=IDENTITY, channels: int = 1, **more
 ) -> SwinUNETR:
+    """A small network, ready for inference."""
     arguments = {
         "in_channels": 1,
         "crop_size": [32, 32, 32],
@@ -23,6 +26,7 @@ def swin_unetr(
         "windows": [list(window)] * stages,
         **more,
     }
+
     return SwinUNETR(channels, 3, arguments, input_map).eval()
 
 
@@ -51,7 +55,9 @@ def test_ours_load_strictly_into_monais_class_there_and_back(twins):
     ours, _ = twins
     monai = MonaiSwinUNETR(1, 3, feature_size=12)
     monai.load_state_dict(to_monai(ours.state_dict(), (7, 7, 7)), strict=True)
-    again, weights = from_monai(monai.state_dict()), ours.state_dict()
+
+    weights = ours.state_dict()
+    again = from_monai(monai.state_dict())
     assert set(again) == set(weights) and all(torch.equal(again[k], weights[k]) for k in weights)
 
 
@@ -75,7 +81,7 @@ def test_the_right_bias_and_no_padding_differ_from_monai(twins):
 )
 def test_a_foreign_tensor_is_refused(name):
     for convert in (lambda w: to_monai(w, (7, 7, 7)), from_monai):
-        with pytest.raises(ValueError, match="is not a tensor of Swin UNETR"):
+        with pytest.raises(ValueError, match=f"^{re.escape(name)} is not a tensor of Swin UNETR"):
             convert({name: torch.zeros(1)})
 
 
@@ -95,10 +101,8 @@ def test_patches_of_the_paper_and_of_one_axis_odd():
 
 @torch.no_grad()
 def test_padding_is_the_floor_of_the_window_at_the_end():
-    network, image = (
-        swin_unetr(input_map={**WINDOW, "scale": [0.1], "shift": [0.3]}),
-        torch.rand(1, 1, 12, 16, 14),
-    )
+    network = swin_unetr(input_map={**WINDOW, "scale": [0.1], "shift": [0.3]})
+    image = torch.rand(1, 1, 12, 16, 14)
     floor = torch.full((1, 1, 16, 16, 16), -3.0)  # 0.1 * -3 + 0.3 = 0
     floor[:, :, :12, :16, :14] = image
     torch.testing.assert_close(network(image), network(floor)[:, :, :12, :16, :14])
@@ -106,9 +110,12 @@ def test_padding_is_the_floor_of_the_window_at_the_end():
 
 @torch.no_grad()
 def test_encoder_sees_the_window_and_the_stem_what_lies_outside():
-    network, image, seen = swin_unetr(input_map=WINDOW), torch.rand(1, 1, 16, 16, 16) * 4 - 2, []
-    network.stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    network = swin_unetr(input_map=WINDOW)
+    image = torch.rand(1, 1, 16, 16, 16) * 4 - 2
     expected = network.encoder.features(image.clamp(0, 1))
+
+    seen = []
+    network.stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     network.bottom.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     network(image)
     assert torch.equal(seen[0], image) and torch.equal(seen[1], expected[-1])
@@ -116,11 +123,9 @@ def test_encoder_sees_the_window_and_the_stem_what_lies_outside():
 
 @torch.no_grad()
 def test_turned_axes_come_back():
-    turned, plain, image = (
-        swin_unetr(input_map={**IDENTITY, "flip_axes": [0, 2]}),
-        swin_unetr(),
-        torch.rand(1, 1, 16, 8, 16),
-    )
+    turned = swin_unetr(input_map={**IDENTITY, "flip_axes": [0, 2]})
+    plain = swin_unetr()
+    image = torch.rand(1, 1, 16, 8, 16)
     turned.load_state_dict(plain.state_dict(), strict=True)
     torch.testing.assert_close(turned(image), plain(image.flip(2, 4)).flip(2, 4))
 

@@ -40,9 +40,8 @@ def test_monai_weights_load_into_ours_and_every_tensor_counts():
     ours = unetr(depth=12, crop=(32, 48, 64))
     converted = from_monai(monai.state_dict())
     ours.load_state_dict(converted, strict=True)
-    assert (
-        len(monai.state_dict()) - len(converted) == 24
-    )  # norm_cross_attn of 12 blocks, never used by MONAI's UNETR
+    # norm_cross_attn of 12 blocks, which MONAI's UNETR never uses
+    assert len(monai.state_dict()) - len(converted) == 24
     image = torch.randn(1, 1, 32, 48, 64)
     torch.testing.assert_close(ours(image), monai(image), rtol=1e-4, atol=1e-4)
 
@@ -55,13 +54,13 @@ def test_conversion_there_and_back_changes_nothing(twins):
 
 def test_a_foreign_tensor_is_refused():
     for convert in (to_monai, from_monai):
-        with pytest.raises(ValueError, match="swinViT.bias"):
+        with pytest.raises(ValueError, match=r"swinViT\.bias is not a tensor of UNETR"):
             convert({"swinViT.bias": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_an_encoder_with_features_at_fewer_than_four_depths_is_refused(depth):
-    with pytest.raises(UserError, match=f"at least 3, .* this encoder has depth {depth}"):
+    with pytest.raises(UserError, match=rf"at least 3, .* this encoder has depth {depth}"):
         unetr(depth=depth)
     assert unetr(depth=3)(torch.rand(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
 
@@ -74,10 +73,8 @@ def test_any_patch_size(size):
 
 @torch.no_grad()
 def test_padding_is_the_floor_of_the_window_at_the_end():
-    network, image = (
-        unetr(input_map={**WINDOW, "scale": [0.1], "shift": [0.3]}),
-        torch.rand(1, 1, 20, 32, 30),
-    )
+    network = unetr(input_map={**WINDOW, "scale": [0.1], "shift": [0.3]})
+    image = torch.rand(1, 1, 20, 32, 30)
     floor = torch.full((1, 1, 32, 32, 32), -3.0)  # 0.1 * -3 + 0.3 = 0
     floor[:, :, :20, :32, :30] = image
     torch.testing.assert_close(network(image), network(floor)[:, :, :20, :32, :30])
@@ -85,9 +82,12 @@ def test_padding_is_the_floor_of_the_window_at_the_end():
 
 @torch.no_grad()
 def test_encoder_sees_the_window_and_the_stem_what_lies_outside():
-    network, image = unetr(input_map=WINDOW), torch.rand(1, 1, 32, 32, 32)
+    network = unetr(input_map=WINDOW)
+    image = torch.rand(1, 1, 32, 32, 32)
     brighter = image.clone()
-    image[..., 4, 4, 4], brighter[..., 4, 4, 4] = 1.0, 2.5
+    image[..., 4, 4, 4] = 1.0
+    brighter[..., 4, 4, 4] = 2.5
+
     clamped = [network.input_map.clamp(network.input_map(i)) for i in (image, brighter)]
     assert torch.equal(*clamped) and torch.equal(*(network.encoder(c) for c in clamped))
     assert not torch.equal(network(image), network(brighter))
@@ -96,7 +96,8 @@ def test_encoder_sees_the_window_and_the_stem_what_lies_outside():
 @torch.no_grad()
 def test_flipped_axes_give_the_flipped_result():
     torch.manual_seed(0)
-    plain, turned = unetr(), unetr(input_map={**IDENTITY, "flip_axes": [1, 2]})
+    plain = unetr()
+    turned = unetr(input_map={**IDENTITY, "flip_axes": [1, 2]})
     turned.load_state_dict(plain.state_dict())
     image = torch.rand(1, 1, 32, 30, 20)
     torch.testing.assert_close(turned(image.flip(3, 4)), plain(image).flip(3, 4))

@@ -65,6 +65,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
         half = width // 2
+
         self.convolutions = nn.ModuleList(
             [
                 Convolution(channels, half, (2, 2, 2)),

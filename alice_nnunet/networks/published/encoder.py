@@ -100,6 +100,7 @@ def swin(arguments: dict, weights: dict[str, Tensor]) -> Published:
         f"num_heads={tuple(arguments['heads'])}, window_size={window})"
     )
     code = loading_code("SwinUNETR", call, "swinViT.")
+
     remark = (
         "MONAI attends to the padding of windows and misreads the position bias of windows that "
         "it shrinks. Where it does neither, its outputs equal those of this package; elsewhere "
@@ -117,6 +118,7 @@ def loading_code(name: str, call: str, prefix: str) -> str:
         prefix: beginning of the names of the encoder's tensors. The code asserts that none of them
             is missing.
     """
+    # The decoder's tensors are missing, and no others.
     return (
         f"from monai.networks.nets import {name}\n"
         "from safetensors.torch import load_file\n"

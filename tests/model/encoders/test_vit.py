@@ -20,8 +20,10 @@ def encoder():
 
 def test_attention_equals_explicit_softmax():
     torch.manual_seed(0)
-    attention, x = Attention(12, 3), torch.rand(2, 5, 12)
+    attention = Attention(12, 3)
+    x = torch.rand(2, 5, 12)
     query, key, value = (part.reshape(2, 5, 3, 4) for part in attention.qkv(x).split(12, -1))
+
     expected = torch.zeros(2, 5, 3, 4)
     for b in range(2):
         for h in range(3):
@@ -40,17 +42,19 @@ def test_embedding_is_the_strided_convolution(encoder):
 def test_visible_only_equals_dense_attention_restricted_to_visible_tokens(encoder, ratio):
     crop = torch.rand(2, 2, *CROP)
     keep = random_keep(2, N, ratio, torch.Generator().manual_seed(1))
-    x, hidden = encoder.embed(crop, None), masked_from(keep, N)
-    for block in encoder.blocks:  # the dense network, with hidden tokens taken out of every softmax
-        b, n, e = x.shape
-        query, key, value = (
-            block.attention.qkv(block.norm1(x)).reshape(b, n, 3, 4, e // 4).permute(2, 0, 3, 1, 4)
-        )
-        scores = (query @ key.transpose(-1, -2) / (e // 4) ** 0.5).masked_fill(
-            hidden[:, None, None], -torch.inf
-        )
-        x = x + block.attention.out((scores.softmax(-1) @ value).transpose(1, 2).reshape(b, n, e))
+    hidden = masked_from(keep, N)[:, None, None]
+
+    # The dense network, with hidden tokens taken out of every softmax
+    x = encoder.embed(crop, None)
+    b, n, e = x.shape
+    for block in encoder.blocks:
+        qkv = block.attention.qkv(block.norm1(x)).reshape(b, n, 3, 4, e // 4)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        scores = query @ key.transpose(-1, -2) / (e // 4) ** 0.5
+        mixed = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value
+        x = x + block.attention.out(mixed.transpose(1, 2).reshape(b, n, e))
         x = x + block.mlp(block.norm2(x))
+
     assert torch.allclose(encoder(crop, keep), take_tokens(encoder.norm(x), keep), atol=1e-5)
 
 
@@ -66,21 +70,23 @@ def test_nothing_hidden_reaches_a_visible_output(encoder):
 
 
 def test_the_order_of_keep_does_not_matter(encoder):
-    crop, keep = torch.rand(1, 2, *CROP), torch.tensor([[3, 20, 11, 7]])
+    crop = torch.rand(1, 2, *CROP)
+    keep = torch.tensor([[3, 20, 11, 7]])
     order = torch.tensor([2, 0, 3, 1])
     assert torch.allclose(encoder(crop, keep)[:, order], encoder(crop, keep[:, order]), atol=1e-5)
 
 
 def test_features_are_the_outputs_of_the_blocks(encoder):
-    crop, outputs = torch.rand(1, 2, *CROP), []
+    crop = torch.rand(1, 2, *CROP)
+    outputs = []
     for block in encoder.blocks:
         block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+
     features = encoder.features(crop)
     for feature, tokens in zip(features, [*outputs[1:], encoder.norm(outputs[-1])]):
         assert feature.shape == (1, 48, 2, 3, 4)
-        assert torch.equal(feature[0, :, 1, 2, 3], tokens[0, -1]) and torch.equal(
-            feature[0, :, 0, 1, 0], tokens[0, 4]
-        )
+        assert torch.equal(feature[0, :, 1, 2, 3], tokens[0, -1])
+        assert torch.equal(feature[0, :, 0, 1, 0], tokens[0, 4])
 
 
 def test_another_crop_interpolates_the_positions(encoder):
@@ -97,14 +103,9 @@ def test_wrong_sizes_are_refused(encoder):
 
 
 def test_the_paper_preset_is_vit_base():
+    settings = PRESETS["vit"]["paper"].encoder
     with torch.device("meta"):
-        encoder = build_encoder(
-            "vit",
-            {"in_channels": 1, "crop_size": (64, 192, 192), **PRESETS["vit"]["paper"].encoder},
-        )
-    assert (
-        len(encoder.blocks) == 12
-        and encoder.width == 768
-        and encoder.positions.shape == (1, 576, 768)
-    )
+        encoder = build_encoder("vit", {"in_channels": 1, "crop_size": (64, 192, 192), **settings})
+    assert len(encoder.blocks) == 12 and encoder.width == 768
+    assert encoder.positions.shape == (1, 576, 768)
     assert sum(p.numel() for p in encoder.parameters()) == 88_617_216

@@ -23,15 +23,20 @@ CPU = torch.device("cpu")
 )
 def test_pieces_of_an_axis_are_its_windows(length, size, offset):
     numbers = [(token + offset) // size for token in range(length)]
+
     found = [None] * length
     for segment in axis_segments(length, size, offset):
         for token in range(length)[segment.tokens]:
             window, position = divmod(token - segment.start, segment.size)
             found[token] = segment.start, window
             assert (token + offset) % size == segment.offset + position
-    assert [a == b for a, b in zip(found, found[1:])] == [
-        a == b for a, b in zip(numbers, numbers[1:])
-    ]
+
+    assert same_as_next(found) == same_as_next(numbers)
+
+
+def same_as_next(windows: list) -> list[bool]:
+    """Whether each token is in the same window as the next."""
+    return [a == b for a, b in itertools.pairwise(windows)]
 
 
 def test_short_axes_are_one_window_and_not_shifted():
@@ -42,18 +47,23 @@ def test_short_axes_are_one_window_and_not_shifted():
 @pytest.mark.parametrize("smallest", [1, 8, 32])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_groups_are_bounded_and_hold_every_token_once(smallest, shifted):
-    grid, window = (8, 12, 12), (4, 5, 4)
+    grid = (8, 12, 12)
+    window = (4, 5, 4)
     corners = torch.tensor([[(0, 4, 8), (4, 4, 4), (4, 8, 8)], [(0, 0, 0), (4, 0, 0), (0, 8, 4)]])
     windows = fit_windows(window, grid, shifted)
     packing = pack_blocks(corners, (4, 4, 4), grid, windows, BiasTable(window), smallest)
+
     rows = 2 * 3 * 64
     assert sorted(packing.row_of_slot[~packing.spare].tolist()) == list(range(rows))
     assert torch.equal(packing.row_of_slot[packing.slot_of_row], torch.arange(rows))
     assert sum(batch.groups * batch.slots for batch in packing.batches) == len(packing.row_of_slot)
     assert all(smallest <= batch.slots <= max(smallest, 4 * 5 * 4) for batch in packing.batches)
+
+    # The name of a row's window: its crop and its place in the grid of windows
     tokens = corners.unsqueeze(2) + box_positions((4, 4, 4), CPU)
     numbers = (tokens + torch.tensor(windows.offset)) // torch.tensor(windows.size)
     names = [(crop, *number) for crop in range(2) for number in numbers[crop].view(-1, 3).tolist()]
+
     start = 0
     for batch in packing.batches:
         for group in range(batch.groups):
@@ -72,11 +82,8 @@ def test_an_intact_grid_has_no_spare_slots():
     packing = pack_grid(
         2, (5, 4, 7), fit_windows((3, 4, 4), (5, 4, 7), True), BiasTable((3, 4, 4)), CPU
     )
-    assert (
-        packing.spare is None
-        and packing.padding == 0
-        and sorted(packing.row_of_slot.tolist()) == list(range(2 * 5 * 4 * 7))
-    )
+    assert packing.spare is None and packing.padding == 0
+    assert sorted(packing.row_of_slot.tolist()) == list(range(2 * 5 * 4 * 7))
     assert torch.equal(
         packing.row_of_slot[packing.slot_of_row], torch.arange(len(packing.row_of_slot))
     )

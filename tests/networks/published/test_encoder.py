@@ -1,4 +1,7 @@
-"""Exported tensors in MONAI's own classes, loaded by the code that the model card shows, and what these classes make of them."""
+"""Exported tensors in MONAI's own classes, loaded by the code that the model card shows.
+
+The classes compute what our encoders compute.
+"""
 
 import pytest
 import torch
@@ -65,7 +68,10 @@ def test_vit_in_monais_unetr_or_vit(tmp_path, monkeypatch, depth, whole):
 
 @torch.no_grad()
 def test_swin_in_monais_swin_unetr(tmp_path, monkeypatch):
-    """Windows of 2 on grids of 32 to 4 tokens: neither padded nor shrunk, so that MONAI's numbers are right."""
+    """Windows of 2 on grids of 32 to 4 tokens are neither padded nor shrunk.
+
+    So MONAI's numbers are right.
+    """
     encoder, network, published = run_the_cards_code("swin", SWIN, tmp_path, monkeypatch)
     network.swinViT.load_state_dict(
         {n.removeprefix("swinViT."): t for n, t in published.weights.items()}, strict=True
@@ -79,33 +85,25 @@ def test_swin_in_monais_swin_unetr(tmp_path, monkeypatch):
 def test_nnformer_has_the_authors_names_and_an_index_that_reads_biases_as_they_were_trained(
     bug_compatible,
 ):
-    encoder = encoder_of("nnformer", {**NNFORMER, "bug_compatible": bug_compatible})
-    published, _ = published_encoder(
-        "nnformer", {**NNFORMER, "bug_compatible": bug_compatible}, encoder.state_dict()
-    )
-    of_the_decoder = {
-        f"model_down.norm{stage}.{kind}" for stage in range(3) for kind in ("weight", "bias")
-    }
-    assert (
-        set(published.weights)
-        == {name for name in published_names() if name.startswith("model_down.")} - of_the_decoder
-    )
-    again = {
-        n.removeprefix("encoder."): t
-        for n, t in from_published(published.weights, (2, 2, 2, 2)).items()
-    }
-    weights = encoder.state_dict()
-    assert again.keys() == weights.keys() and all(
-        torch.equal(again[n], weights[n]) for n in weights
-    )
+    arguments = {**NNFORMER, "bug_compatible": bug_compatible}
+    weights = encoder_of("nnformer", arguments).state_dict()
+    published, _ = published_encoder("nnformer", arguments, weights)
+
+    of_the_encoder = {name for name in published_names() if name.startswith("model_down.")}
+    for stage in range(3):  # these norms are the decoder's
+        of_the_encoder -= {f"model_down.norm{stage}.weight", f"model_down.norm{stage}.bias"}
+    assert set(published.weights) == of_the_encoder
+
+    again = from_published(published.weights, (2, 2, 2, 2))
+    assert again.keys() == {f"encoder.{name}" for name in weights}
+    assert all(torch.equal(again[f"encoder.{name}"], weights[name]) for name in weights)
+
+    # Liu et al. 2021
     index = published.weights["model_down.layers.2.blocks.0.attn.relative_position_index"]
     places = torch.cartesian_prod(*3 * [torch.arange(8)])
-    right = ((places[:, None] - places[None] + 7) * torch.tensor([225, 15, 1])).sum(
-        -1
-    )  # Liu et al. 2021
-    assert torch.equal(index, right) is not bug_compatible and len(index.unique()) == (
-        547 if bug_compatible else 15**3
-    )
+    right = ((places[:, None] - places[None] + 7) * torch.tensor([225, 15, 1])).sum(-1)
+    assert torch.equal(index, right) is not bug_compatible
+    assert len(index.unique()) == (547 if bug_compatible else 15**3)
 
 
 @pytest.mark.parametrize(
