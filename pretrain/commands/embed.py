@@ -9,57 +9,64 @@ from alice_nnunet.pretrain.embedding.config import embed_config
 
 
 def parser() -> CommandParser:
-    p = CommandParser(
+    parser = CommandParser(
         "alice-embed",
         description="Train the matcher of a dataset, without labels, and index every volume with "
         "it. alice-pretrain uses the index to find the same body part in two people.",
     )
-    p.add_argument(
+
+    parser.add_argument(
         "-d",
         required=True,
         metavar="ID",
         help="dataset ID or name; preprocessed first where that is not done",
     )
-    p.add_argument(
+    parser.add_argument(
         "-preset",
         default="paper",
         choices=sorted(CROPS),
         help="size of network and training (default: paper)",
     )
-    p.add_argument(
+
+    parser.add_argument(
         "-device", choices=("cuda", "cpu"), help="default: cuda if available, otherwise cpu"
     )
-    p.add_argument(
+
+    parser.add_argument(
         "-config",
         type=Path,
         metavar="FILE",
         help="JSON file of settings, such as the config.json of another training",
     )
-    add_set_option(p, "change settings, e.g. --set iterations=2000 batch_size=4; may be repeated")
-    add_processes_option(p, "that preprocess and load")
-    p.add_argument(
+    add_set_option(
+        parser, "change settings, e.g. --set iterations=2000 batch_size=4; may be repeated"
+    )
+    add_processes_option(parser, "that preprocess and load")
+
+    parser.add_argument(
         "-released",
         type=Path,
         metavar="FILE",
         help="use the weights released by SAM's authors instead of training (preset paper)",
     )
-    p.add_argument(
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="remove an earlier training and its index, and repeat both",
     )
-    p.add_argument(
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the plan of the training with its memory and time, and exit",
     )
-    p.add_argument(
+    parser.add_argument(
         "--show",
         nargs=2,
         metavar=("A", "B"),
         help="draw matches between two cases of the finished index, and exit",
     )
-    return p
+
+    return parser
 
 
 @command("alice-embed")

@@ -10,35 +10,37 @@ from alice_nnunet.pretrain.training.config import MATCHERS, read_settings
 
 
 def parser() -> CommandParser:
-    p = CommandParser(
+    parser = CommandParser(
         "alice-pretrain", description="Pretrain an encoder on unlabeled volumes (Alice, ICCV 2023)."
     )
-    p.add_argument(
+
+    parser.add_argument(
         "-d",
         required=True,
         metavar="ID",
         help="dataset ID or name; preprocessed first where that is not done",
     )
-    p.add_argument(
+    parser.add_argument(
         "-encoder", default="nnformer", choices=sorted(PRESETS), help="default: nnformer"
     )
-    p.add_argument(
+    parser.add_argument(
         "-preset",
         default="paper",
         choices=sorted(CROPS),
         help="size of encoder and run (default: paper)",
     )
-    p.add_argument(
+    parser.add_argument(
         "-matcher",
         choices=MATCHERS,
         help="how to find the same body part in another person: embedding, trained by alice-embed "
         "(first, where that is not done); body, the position in the body's box; same, no other "
         "person but the same volume twice (default: embedding)",
     )
-    p.add_argument(
+
+    parser.add_argument(
         "-device", choices=("cuda", "cpu"), help="default: cuda if available, otherwise cpu"
     )
-    p.add_argument(
+    parser.add_argument(
         "-num_gpus",
         type=positive_int,
         default=1,
@@ -46,26 +48,29 @@ def parser() -> CommandParser:
         help="GPUs of this machine that train together, each with batch_size pairs; processes "
         "with -device cpu (default: 1; several machines: docs/how-to/cluster.md)",
     )
-    p.add_argument(
+
+    parser.add_argument(
         "-config",
         type=Path,
         metavar="FILE",
         help="JSON file of settings, such as the config.json of another run",
     )
-    add_set_option(p, "change settings, e.g. --set iterations=200 lr=1e-4; may be repeated")
-    add_processes_option(p, "that preprocess and load")
-    p.add_argument(
+    add_set_option(parser, "change settings, e.g. --set iterations=200 lr=1e-4; may be repeated")
+    add_processes_option(parser, "that preprocess and load")
+
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the plan of the run with its memory and time, draw its first pair, and exit",
     )
-    p.add_argument(
+    parser.add_argument(
         "--c",
         action="store_true",
         dest="resume",
         help="resume the run from its last checkpoint; start a new run if there is none",
     )
-    return p
+
+    return parser
 
 
 @command("alice-pretrain")

@@ -1,5 +1,6 @@
-"""alice-embed as a user runs it, and alice-pretrain on its matches: real CT, few steps, real commands."""
+"""alice-embed as a user runs it, and alice-pretrain on its matches: real CT, few steps."""
 
+import dataclasses
 import io
 import json
 import os
@@ -26,9 +27,9 @@ from alice_nnunet.matcher.released import released_name
 from alice_nnunet.matcher.weights import load_network
 from alice_nnunet.pretrain.commands.embed import main
 from alice_nnunet.pretrain.commands.pretrain import main as pretrain
-from alice_nnunet.pretrain.embedding.job import take_released
 from alice_nnunet.pretrain.datasets.preprocessed import split
 from alice_nnunet.pretrain.embedding.config import EmbedConfig, embed_config, embed_config_from_dict
+from alice_nnunet.pretrain.embedding.job import take_released
 from alice_nnunet.pretrain.training import run as pretraining
 
 BIN = Path(sys.executable).parent
@@ -59,11 +60,12 @@ def folders(tmp_path_factory, shipped_ct) -> dict:
     root = tmp_path_factory.mktemp("nnunet")
     raw = root / "raw" / "Dataset032_Torso"
     (raw / "imagesTr").mkdir(parents=True)
+
     for case in CASES:
         (raw / "imagesTr" / f"{case}_0000.nii.gz").symlink_to(shipped_ct[case])
-    (raw / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
-    )
+    description = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(description))
+
     return {
         **os.environ,
         "nnUNet_raw": str(root / "raw"),
@@ -79,7 +81,8 @@ def anatomy(folders: dict) -> Path:
 
 def run(folders: dict, command: Callable, *words: str) -> str:
     """Run a command in this process, on one thread as the killed one; what it prints."""
-    printed, threads = io.StringIO(), torch.get_num_threads()
+    printed = io.StringIO()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with patch.dict(os.environ, folders), redirect_stdout(printed):
@@ -104,12 +107,10 @@ def embedded(folders) -> str:
 
 
 def test_it_goes_on_where_it_was_killed_and_leaves_what_is_promised(folders, embedded):
-    assert (
-        "resuming from step" in embedded
-        and "step 8/8 | fine" in embedded
-        and "3 of 3 volumes are indexed (3 new)" in embedded
-    )
-    names = {p.name for p in anatomy(folders).iterdir()}
+    for words in ("resuming from step", "step 8/8 | fine", "3 of 3 volumes are indexed (3 new)"):
+        assert words in embedded
+
+    names = {path.name for path in anatomy(folders).iterdir()}
     assert {
         "config.json",
         "training_log.txt",
@@ -120,13 +121,21 @@ def test_it_goes_on_where_it_was_killed_and_leaves_what_is_promised(folders, emb
     assert {f"{case}.{ending}" for case in CASES for ending in ("npy", "json")} <= names
 
 
-def test_killed_or_not_the_weights_are_the_same(folders, embedded, tmp_path):
-    other = {**folders, "nnUNet_preprocessed": str(tmp_path)}
-    (tmp_path / "Dataset032_Torso").mkdir()
+def copy_without_matcher(folders: dict, place: Path) -> dict:
+    """An environment whose nnUNet_preprocessed is place, with the volumes but no matcher."""
+    dataset = place / "Dataset032_Torso"
+    dataset.mkdir(parents=True)
     for path in anatomy(folders).parent.iterdir():
         if path.name != anatomy(folders).name:
-            (tmp_path / "Dataset032_Torso" / path.name).symlink_to(path)
+            (dataset / path.name).symlink_to(path)
+
+    return {**folders, "nnUNet_preprocessed": str(place)}
+
+
+def test_killed_or_not_the_weights_are_the_same(folders, embedded, tmp_path):
+    other = copy_without_matcher(folders, tmp_path)
     run(other, main, *SMALL)
+
     ours, theirs = (
         load_checkpoint(anatomy(f) / "checkpoint_final.pth")["network_weights"]
         for f in (folders, other)
@@ -140,6 +149,7 @@ def test_a_second_time_only_what_is_damaged_is_done_again(folders, embedded):
     spoiled.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     assert "3 of 3 volumes are indexed (1 new)" in run(folders, main, *SMALL)
     assert spoiled.read_bytes() == before
+
     spoiled.write_bytes(before[:1000])
     with pytest.raises(UserError, match="alice-embed"):
         open_embedding(anatomy(folders), "lidc0314")
@@ -153,35 +163,35 @@ def test_it_draws_matches(folders, embedded):
         assert (anatomy(folders) / name).stat().st_size > 20_000
 
 
+PRETRAIN = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] + [
+    f"--set={s}"
+    for s in (
+        "iterations=2",
+        "batch_size=2",
+        "width=24",
+        "depth=2",
+        "heads=2",
+        "decoder_width=24",
+        "decoder_depth=1",
+        "decoder_heads=2",
+        "head_hidden=32",
+        "crop_size=16,32,32",
+    )
+]
+
+
 def test_pretraining_on_its_matches(folders, embedded, capsys):
-    words = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] + [
-        f"--set={s}"
-        for s in (
-            "iterations=2",
-            "batch_size=2",
-            "width=24",
-            "depth=2",
-            "heads=2",
-            "decoder_width=24",
-            "decoder_depth=1",
-            "decoder_heads=2",
-            "head_hidden=32",
-            "log_every=1",
-            "validation_share=0",
-            "crop_size=16,32,32",
-        )
-    ]
+    words = [*PRETRAIN, "--set=log_every=1", "--set=validation_share=0"]
     output = run(folders, pretrain, *words, "--set=min_score=0")
-    assert "step 2/2" in output and "(alice-embed)" not in output
-    assert "rejected" in output
+    assert "step 2/2" in output and "rejected" in output and "(alice-embed)" not in output
+
     with pytest.raises(SystemExit) as left:
         run(folders, pretrain, *words, "--set=min_score=1")
     error = capsys.readouterr().err
-    assert (
-        left.value.code == 2
-        and "100 pairs in a row were rejected" in error
-        and error.count("\n") == 1
-    )
+    assert left.value.code == 2 and error.count("\n") == 1
+    assert "100 pairs in a row were rejected" in error
+
+    # A run is not resumed with another matcher than it was started with.
     weights = anatomy(folders) / "checkpoint_final.pth"
     before = weights.read_bytes()
     run(folders, pretrain, *words, "--set=min_score=0")
@@ -190,10 +200,13 @@ def test_pretraining_on_its_matches(folders, embedded, capsys):
         run(folders, pretrain, *words, "--set=min_score=0", "--c")
     assert "is not the matcher that the saved run was started with" in capsys.readouterr().err
     weights.write_bytes(before)
+
     for matcher in ("same", "body"):
         assert "step 2/2" in run(folders, pretrain, *words, "-matcher", matcher)
+
+    # --c takes the run's own matcher, body: nothing is trained first.
     weights.unlink()
-    output = run(folders, pretrain, *words, "--c")  # the run's own matcher, nothing to learn first
+    output = run(folders, pretrain, *words, "--c")
     assert "resuming from step 2" in output and "(alice-embed)" not in output
     weights.write_bytes(before)
 
@@ -221,36 +234,20 @@ def test_wrong_use_is_one_line_and_code_2(folders, embedded, words, message, mon
 
 
 def test_held_out_volumes_that_match_nobody_are_named_and_do_not_stop_the_run(folders, embedded):
-    words = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] + [
-        f"--set={s}"
-        for s in (
-            "iterations=2",
-            "batch_size=2",
-            "width=24",
-            "depth=2",
-            "heads=2",
-            "decoder_width=24",
-            "decoder_depth=1",
-            "decoder_heads=2",
-            "head_hidden=32",
-            "crop_size=16,32,32",
-        )
-    ]
     training = split(sorted(CASES), 0.1, 0)[0]
-    by_name = lambda config, volumes: (
-        lambda point, query, key: Match((5, 30, 30), 1.0 if query.name in training else 0.3)
-    )
-    with patch.object(pretraining, "make_matcher", by_name):
-        output = run(folders, pretrain, *words)
-    assert (
-        "do not reach the minimum match score (0.65)" in output
-        and "step 2/2" in output
-        and "validation | l_r" in output
-    )
+
+    def match(point, query, key) -> Match:
+        return Match((5, 30, 30), 1.0 if query.name in training else 0.3)
+
+    with patch.object(pretraining, "make_matcher", return_value=match):
+        output = run(folders, pretrain, *PRETRAIN)
+
+    assert "do not reach the minimum match score (0.65)" in output
+    assert "step 2/2" in output and "validation | l_r" in output
 
 
 def test_contexts_are_learned_in_closed_form_and_resumed(folders, embedded, tmp_path):
-    """The tiny preset as it is but for its size: half the steps and the rest later, or all at once."""
+    """The tiny preset but for its size: half the steps and the rest later, or all at once."""
     few = ["-preset", "tiny", "-device", "cpu", "-np", "1"] + [
         f"--set={s}"
         for s in (
@@ -265,61 +262,66 @@ def test_contexts_are_learned_in_closed_form_and_resumed(folders, embedded, tmp_
             "log_every=1",
         )
     ]
+
     weights = []
     for interrupted in (True, False):
-        other = {**folders, "nnUNet_preprocessed": str(tmp_path / str(interrupted))}
-        place = tmp_path / str(interrupted) / "Dataset032_Torso"
-        place.mkdir(parents=True)
-        for path in anatomy(folders).parent.iterdir():
-            if path.name != anatomy(folders).name:
-                (place / path.name).symlink_to(path)
+        other = copy_without_matcher(folders, tmp_path / str(interrupted))
         output = run(other, main, *few)
+
         if interrupted:
             (anatomy(other) / "checkpoint_final.pth").unlink()
             output = run(other, main, *few)
             assert "resuming from step 2" in output
+
         assert "3 of 3 volumes are indexed" in output
         weights.append(load_checkpoint(anatomy(other) / "checkpoint_final.pth")["network_weights"])
-    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
+
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
     network = load_network(anatomy(other))[0]
-    assert isinstance(network, ContextNet) and not torch.equal(
-        network.fine.weight, ContextNet(16).fine.weight
-    )
+    assert isinstance(network, ContextNet)
+    assert not torch.equal(network.fine.weight, ContextNet(16).fine.weight)
 
 
 def test_released_weights_become_the_finished_training(tmp_path):
-    weights = {
-        released_name(name): value
-        for name, value in SamNet(**PRESETS["paper"].network).state_dict().items()
-    }
-    torch.save({"meta": {}, "state_dict": weights}, tmp_path / "SAM.pth")
-    folder, config = tmp_path / "anatomy", embed_config("Dataset001_X", "paper", ["step=6"])
-    take_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=False)
+    random = SamNet(**PRESETS["paper"].network).state_dict()
+    weights = {released_name(name): value for name, value in random.items()}
+    released = tmp_path / "SAM.pth"
+    torch.save({"meta": {}, "state_dict": weights}, released)
+
+    folder = tmp_path / "anatomy"
+    config = embed_config("Dataset001_X", "paper", ["step=6"])
+    take_released(released, config, {}, folder, overwrite=False)
+
     network, saved = load_network(folder)
-    assert saved["step"] == 6 and torch.equal(
-        network.state_dict()["stages.0.0.conv1.conv.weight"],
-        weights["backbone.layer1.0.conv1.conv.weight"].flip(3, 4),
-    )
+    assert saved["step"] == 6
+    kernel = network.state_dict()["stages.0.0.conv1.conv.weight"]
+    assert torch.equal(kernel, weights["backbone.layer1.0.conv1.conv.weight"].flip(3, 4))
+
     with pytest.raises(UserError, match="--overwrite"):
-        take_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=False)
-    take_released(tmp_path / "SAM.pth", config, {}, folder, overwrite=True)
+        take_released(released, config, {}, folder, overwrite=False)
+    take_released(released, config, {}, folder, overwrite=True)
+
+    tiny = embed_config("Dataset001_X", "tiny")
     with pytest.raises(UserError, match="-preset paper"):
-        take_released(
-            tmp_path / "SAM.pth",
-            embed_config("Dataset001_X", "tiny", []),
-            {},
-            folder,
-            overwrite=True,
-        )
+        take_released(released, tiny, {}, folder, overwrite=True)
 
 
 def test_the_config_survives_a_checkpoint():
     config = embed_config("Dataset001_X", "paper", ["iterations=100"])
-    assert (
-        config.network["widths"] == (64, 128, 256, 512)
-        and config.iterations == 100
-        and config.warmup_iterations == 2
-    )
+    assert config.network["widths"] == (64, 128, 256, 512)
+    assert (config.iterations, config.warmup_iterations) == (100, 2)
     assert embed_config_from_dict(config.as_dict()) == config
+
+    # As users may type it, and for what earlier versions had.
+    assert (
+        embed_config("Dataset001_X", "paper", ["iterations=100", "warmup_iterations=-1"]) == config
+    )
+
     with pytest.raises(ValueError, match="temperature must be positive"):
         EmbedConfig("Dataset001_X", temperature=0.0)
+
+
+def test_every_field_is_described():
+    for field in dataclasses.fields(EmbedConfig):
+        assert f"        {field.name}: " in EmbedConfig.__doc__

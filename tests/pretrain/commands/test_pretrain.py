@@ -1,4 +1,7 @@
-"""alice-pretrain as a user runs it: files, resuming bit for bit, wrong use. test_killed.py has SIGKILL."""
+"""alice-pretrain as a user runs it: files, resuming bit for bit, wrong use.
+
+test_killed.py has SIGKILL.
+"""
 
 import json
 import os
@@ -17,8 +20,8 @@ import torch
 from alice_nnunet.checkpoint import load_checkpoint, load_pretraining
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders.registry import build_encoder
-from alice_nnunet.pretrain.datasets.preprocessed import split
 from alice_nnunet.pretrain.commands.pretrain import main
+from alice_nnunet.pretrain.datasets.preprocessed import split
 
 COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
 STEPS = 24
@@ -49,11 +52,12 @@ def folders(tmp_path_factory, shipped_ct) -> dict:
     root = tmp_path_factory.mktemp("nnunet")
     raw = root / "raw" / "Dataset031_Torso"
     (raw / "imagesTr").mkdir(parents=True)
+
     for case in ("crlm1004", "cptacpda_c3l00189", "ts_dicomslab"):
         (raw / "imagesTr" / f"{case}_0000.nii.gz").symlink_to(shipped_ct[case])
-    (raw / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
-    )
+    description = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(description))
+
     return {
         **os.environ,
         "nnUNet_raw": str(root / "raw"),
@@ -63,23 +67,8 @@ def folders(tmp_path_factory, shipped_ct) -> dict:
 
 
 def words(*more: str) -> list[str]:
-    return [
-        COMMAND,
-        "-d",
-        "31",
-        "-encoder",
-        "vit",
-        "-preset",
-        "tiny",
-        "-matcher",
-        "body",
-        "-device",
-        "cpu",
-        "-np",
-        "1",
-        *SETTINGS,
-        *more,
-    ]
+    options = "-d 31 -encoder vit -preset tiny -matcher body -device cpu -np 1"
+    return [COMMAND, *options.split(), *SETTINGS, *more]
 
 
 def start(folders: dict, results: Path, *more: str) -> subprocess.Popen:
@@ -108,17 +97,18 @@ def unbroken(folders, tmp_path_factory) -> tuple[Path, str]:
 def test_the_first_run_preprocesses_and_leaves_what_the_design_lists(unbroken):
     results, output = unbroken
     folder = results / "Dataset031_Torso" / RUN / "vit"
-    assert (
-        "of held-out crops find their match among 4, chance 25.0%" in output
-        and " GB | left" in output
-        and " ema 0.9" in output
-    )
-    assert (
-        "doing that first" in output
-        and f"step {STEPS}/{STEPS} | loss" in output
-        and "left 0:00:00" in output
-    )
-    names = {p.name for p in folder.iterdir()}
+
+    for words in (
+        "doing that first",
+        f"step {STEPS}/{STEPS} | loss",
+        " ema 0.9",
+        " GB | left",
+        "left 0:00:00",
+        "of held-out crops find their match among 4, chance 25.0%",
+    ):
+        assert words in output
+
+    names = {path.name for path in folder.iterdir()}
     assert {
         "config.json",
         "training_log.txt",
@@ -127,28 +117,28 @@ def test_the_first_run_preprocesses_and_leaves_what_the_design_lists(unbroken):
         "reconstruction.png",
         "checkpoint_latest.pth",
         "checkpoint_final.pth",
-    } <= names and any(n.startswith("events.out.tfevents") for n in names)
+    } <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+
     assert json.loads((folder / "config.json").read_text())["iterations"] == STEPS
     for picture in folder.glob("*.png"):
         assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 5000
 
 
 def test_the_checkpoint_is_what_others_need(unbroken):
-    checkpoint = load_pretraining(
-        unbroken[0] / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth"
-    )  # weights_only=True
+    path = unbroken[0] / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth"
+    checkpoint = load_pretraining(path)  # weights_only=True
+
     encoder = build_encoder("vit", checkpoint["config"]["encoder_arguments"])
     encoder.load_state_dict(checkpoint["network_weights"], strict=True)
-    assert (
-        checkpoint["step"] == STEPS
-        and checkpoint["data"]["spacing"] == [3, 3, 3]
-        and checkpoint["data"]["orientation"] == "RAS"
-    )
-    assert checkpoint["data"]["channels"] == [
-        {"name": "CT", "scheme": "CTNormalization", "window": [-125, 255]}
-    ]
+    assert checkpoint["step"] == STEPS
+
+    data = checkpoint["data"]
+    assert data["spacing"] == [3, 3, 3] and data["orientation"] == "RAS"
+    assert data["channels"] == [{"name": "CT", "scheme": "CTNormalization", "window": [-125, 255]}]
+
     plan = checkpoint["nnssl_adaptation_plan"]
-    assert {
+    assert plan.keys() == {
         "architecture_plans",
         "pretrain_plan",
         "pretrain_num_input_channels",
@@ -157,12 +147,12 @@ def test_the_checkpoint_is_what_others_need(unbroken):
         "key_to_stem",
         "keys_to_in_proj",
         "key_to_lpe",
-    } == set(plan)
+    }
     names = checkpoint["network_weights"]
     assert plan["key_to_lpe"] in names and plan["keys_to_in_proj"][0] + ".weight" in names
-    assert any(n.startswith(plan["key_to_encoder"] + ".") for n in names)
-    parts = {name.split(".")[0] for name in checkpoint["model"]}
-    assert parts == {
+    assert any(name.startswith(plan["key_to_encoder"] + ".") for name in names)
+
+    assert {name.split(".")[0] for name in checkpoint["model"]} == {
         "encoder",
         "decoder",
         "phi",
@@ -173,6 +163,8 @@ def test_the_checkpoint_is_what_others_need(unbroken):
         "target_casa",
         "center_st",
     }
+
+    history = checkpoint["history"]
     assert {
         "l_r",
         "l_dv",
@@ -184,8 +176,8 @@ def test_the_checkpoint_is_what_others_need(unbroken):
         "rejection rate",
         "ema",
         "memory",
-    } <= set(checkpoint["history"])
-    assert [step for step, _ in checkpoint["history"]["retrieval"]] == [0, 12, STEPS]
+    } <= history.keys()
+    assert [step for step, _ in history["retrieval"]] == [0, 12, STEPS]
 
 
 def assert_same_end(results: Path, others: Path) -> None:
@@ -194,20 +186,26 @@ def assert_same_end(results: Path, others: Path) -> None:
         load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth")
         for root in (results, others)
     )
+
     assert ours["model"].keys() == theirs["model"].keys()
     assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
-    for state, other in zip(
-        ours["optimizer"]["state"].values(), theirs["optimizer"]["state"].values()
-    ):
-        assert all(torch.equal(state[k], other[k]) for k in state)
+
+    ours, theirs = (run["optimizer"]["state"] for run in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    for number, state in ours.items():
+        assert all(torch.equal(state[name], theirs[number][name]) for name in state)
 
 
 def stop(process: subprocess.Popen, number: int, latest: Path) -> int:
-    """Let the run save once, signal it, and return its exit code; it must have saved the step it ended after."""
+    """Let the run save once and signal it. It must have saved the step that it ended after.
+
+    Returns its exit code.
+    """
     before = latest.stat().st_mtime_ns if latest.exists() else None
     wait_for(lambda: latest.exists() and latest.stat().st_mtime_ns != before, process)
     process.send_signal(number)
     output = process.communicate()[0]
+
     step = load_checkpoint(latest)["step"]
     assert f"stopped by {signal.Signals(number).name} after step {step}, which is saved" in output
     return process.returncode
@@ -222,16 +220,17 @@ def test_asked_to_end_it_saves_and_goes_on_with_the_same_weights(folders, unbrok
 
 
 def test_two_processes_stop_together_and_one_goes_on(folders, unbroken, tmp_path):
-    """-num_gpus 2 with half the batch, SIGTERM, then one process with the whole batch: the end of the unbroken run, but for rounding."""
+    """Two with half the batch, SIGTERM, then one with the whole batch: the end of the unbroken run.
+
+    But for rounding: the gradients are added in another order.
+    """
     latest = tmp_path / "Dataset031_Torso" / RUN / "vit" / "checkpoint_latest.pth"
-    assert (
-        stop(
-            start(folders, tmp_path, "-num_gpus", "2", "--set=batch_size=1"), signal.SIGTERM, latest
-        )
-        == 75
-    )
+    two = start(folders, tmp_path, "-num_gpus", "2", "--set=batch_size=1")
+    assert stop(two, signal.SIGTERM, latest) == 75
+
     saved = load_checkpoint(latest)
     assert saved["processes"] == 2 and saved["config"]["batch_size"] == 1
+
     finish(folders, tmp_path, "--c")
     ours, theirs = (
         load_checkpoint(root / "Dataset031_Torso" / RUN / "vit" / "checkpoint_final.pth")["model"]
@@ -248,6 +247,8 @@ def test_a_full_disk_ends_a_run_with_one_line_and_the_last_checkpoint_intact(
     shutil.copy(unbroken[0] / latest.relative_to(tmp_path), latest)
     for name, value in {**folders, "nnUNet_results": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
+
+    # No file may be longer than half a checkpoint.
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (latest.stat().st_size // 2, limit[1]))
     try:
@@ -255,15 +256,12 @@ def test_a_full_disk_ends_a_run_with_one_line_and_the_last_checkpoint_intact(
             main([*words()[1:], "--c"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
     error = capsys.readouterr().err
-    assert (
-        left.value.code == 2
-        and "checkpoint_final.pth could not be written" in error
-        and error.count("\n") == 1
-    )
-    assert load_checkpoint(latest)["step"] == STEPS - 4 and not list(
-        latest.parent.glob("*.partial")
-    )
+    assert left.value.code == 2 and error.count("\n") == 1
+    assert "checkpoint_final.pth could not be written" in error
+    assert load_checkpoint(latest)["step"] == STEPS - 4
+    assert not list(latest.parent.glob("*.partial"))
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -281,25 +279,27 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     for name, value in {**folders, "nnUNet_results": str(unbroken[0])}.items():
         monkeypatch.setenv(name, value)
+
     main([*words()[1:], "--dry-run", "-num_gpus", "4"])
     plan = capsys.readouterr().out
-    assert (
-        "2 training and 1 held-out volumes" in plan
-        and "2 pairs x 4 processes = 8 pairs in a step" in plan
-        and "the existing one is kept under another name" in plan
-    )
+    assert "2 training and 1 held-out volumes" in plan
+    assert "2 pairs x 4 processes = 8 pairs in a step" in plan
+    assert "the existing one is kept under another name" in plan
     assert re.search(
-        rf"time +0:\d\d:\d\d for {STEPS} steps of [0-9.]+ s, by the fastest of two steps with 2 pairs",
+        rf"time +0:\d\d:\d\d for {STEPS} steps of [0-9.]+ s, "
+        "by the fastest of two steps with 2 pairs",
         plan,
     )
     assert folder.with_name("vit_dry_run.png").read_bytes()[:4] == b"\x89PNG"
+
     main([*words()[1:], "--dry-run", "--c"])
     assert f"resumes from step {STEPS}" in capsys.readouterr().out
+
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "none"))
     main([*words()[1:], "--dry-run"])
-    assert "3 cases, not (completely) preprocessed." in capsys.readouterr().out and not list(
-        tmp_path.iterdir()
-    )
+    assert "3 cases, not (completely) preprocessed." in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -350,17 +350,34 @@ def test_cuda_where_there_is_none_is_refused_by_the_real_command(folders, unbrok
     )
 
 
+def test_help_and_wrong_options_import_no_torch():
+    """They answer at once, not after the seconds that torch and nnU-Net take."""
+    code = """
+import sys
+from alice_nnunet.pretrain.commands import embed, pretrain
+
+for main in (embed.main, pretrain.main):
+    for words in ("-h", "", "-d 1 -preset huge", "-d 1 --set lr=-1", "-d 1 --set speed=1"):
+        try:
+            main(words.split())
+        except SystemExit:
+            continue
+        raise AssertionError(words)
+
+assert not {"torch", "numpy", "nnunetv2", "monai"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_split_holds_out_a_tenth():
     cases = [f"c{i}" for i in range(50)]
     training, held_out = split(cases, 0.1, 0)
-    assert (
-        len(held_out) == 5
-        and sorted(training + held_out) == sorted(cases)
-        and split(cases, 0.1, 0) == (training, held_out)
-    )
-    assert [len(part) for part in split(cases[:3], 0.1, 0)] == [2, 1] and [
-        len(part) for part in split(cases[:2], 0.1, 0)
-    ] == [2, 0]
+    assert len(held_out) == 5 and sorted(training + held_out) == sorted(cases)
+    assert split(cases, 0.1, 0) == (training, held_out)
     assert split(cases, 0.0, 0)[1] == []
+
+    # At least one, where two remain for training.
+    assert [len(part) for part in split(cases[:3], 0.1, 0)] == [2, 1]
+    assert [len(part) for part in split(cases[:2], 0.1, 0)] == [2, 0]
     with pytest.raises(UserError, match="at least two"):
         split(cases[:1], 0.1, 0)
