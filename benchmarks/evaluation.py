@@ -1,14 +1,18 @@
-"""Are alice-evaluate's numbers those of FLARE 2022's own implementation? On labels of real CT and spoiled copies of them.
+"""Are alice-evaluate's numbers those of FLARE 2022's own implementation?
 
-    pip install surface-distance==0.1 && python benchmarks/evaluation.py [LABELS]
+    pip install surface-distance==0.1
+    python benchmarks/evaluation.py [LABELS]
 
-LABELS: a folder of label images in FLARE 2022's numbering; default: those that ship with the package. Each is compared with
-itself shifted by (1, -1, 2) voxels, eroded by one voxel, and roughened. Second implementation: DeepMind's surface-distance,
-which FLARE 2022's script uses, once with our reading of its slices and once with that script's [first, last).
+LABELS is a folder of label images in FLARE 2022's numbering (default: those that ship with the
+package). Each is compared with itself shifted by (1, -1, 2) voxels, eroded by one voxel, and
+roughened. Prints for each kind of copy the mean DSC and NSD and the largest differences from a
+second implementation: DeepMind's surface-distance, which FLARE 2022's script uses, once with our
+reading of its slices and once with that script's [first, last).
 """
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -20,118 +24,117 @@ import alice_nnunet
 from alice_nnunet.evaluation.organs import FLARE22, Organ
 from alice_nnunet.evaluation.scores import score_case
 
-EMPTY = 0.0, 0.0
+SHIPPED = Path(alice_nnunet.__file__).parent / "demo" / "volumes"
+HEADER = (
+    "| copy | organs | DSC | NSD | largest difference DSC | NSD "
+    "| script's slices: largest difference DSC | NSD | mean DSC | NSD |"
+)
+
+
+def shifted(labels: np.ndarray) -> np.ndarray:
+    return ndimage.shift(labels, (1, -1, 2), order=0)
 
 
 def eroded(labels: np.ndarray) -> np.ndarray:
-    return sum(
+    parts = [
         np.where(ndimage.binary_erosion(labels == label), label, 0) for label in FLARE22.labels
-    ).astype(np.uint8)
+    ]
+    return sum(parts).astype(np.uint8)
 
 
 def roughened(labels: np.ndarray) -> np.ndarray:
     """Up to two voxels of the background around every organ are added to it, in patches."""
-    rng, rough = np.random.default_rng(0), labels.copy()
+    rng = np.random.default_rng(0)
+    rough = labels.copy()
     for label in FLARE22.labels:
         patches = ndimage.gaussian_filter(rng.normal(size=labels.shape), 2) > 0.02
-        rough[ndimage.binary_dilation(labels == label, iterations=2) & patches & (rough == 0)] = (
-            label
-        )
+        around = ndimage.binary_dilation(labels == label, iterations=2)
+        rough[around & patches & (rough == 0)] = label
     return rough
 
 
-SPOILED = {
-    "shifted": lambda labels: ndimage.shift(labels, (1, -1, 2), order=0),
-    "eroded": eroded,
-    "roughened": roughened,
-}
-
-
 def second_opinion(
-    predicted: np.ndarray, reference: np.ndarray, spacing, organ: Organ, as_script: bool
+    predicted: np.ndarray,
+    reference: np.ndarray,
+    spacing: list[float],
+    organ: Organ,
+    as_script: bool,
 ) -> tuple[float, float]:
-    """DSC and NSD of one organ by surface-distance. predicted, reference: bool (x, y, z). spacing: mm, (x, y, z)."""
+    """DSC and NSD of one organ by surface-distance.
+
+    Args:
+        predicted: bool (x, y, z).
+        reference: bool (x, y, z).
+        spacing: mm, (x, y, z).
+        organ: which one.
+        as_script: leave out the last slice of the reference, as FLARE 2022's script does.
+    """
     if not reference.any():
-        return EMPTY if predicted.any() else (1.0, 1.0)
+        return (0.0, 0.0) if predicted.any() else (1.0, 1.0)
+
     if organ.reference_slices_only:
         slices = np.flatnonzero(reference.any((0, 1)))
         counted = slice(slices[0], slices[-1]) if as_script else slices
-        predicted, reference = predicted[..., counted], reference[..., counted]
-    if not (
-        predicted.any() and reference.any()
-    ):  # surface-distance 0.1 asks numpy for Inf, which numpy 2 calls inf
-        return EMPTY
+        predicted = predicted[..., counted]
+        reference = reference[..., counted]
+
+    # surface-distance 0.1 fails for empty images: it asks numpy for Inf, which numpy 2 calls inf.
+    if not (predicted.any() and reference.any()):
+        return (0.0, 0.0)
     surfaces = surface_distance.compute_surface_distances(reference, predicted, spacing)
-    return (
-        surface_distance.compute_dice_coefficient(reference, predicted),
-        surface_distance.compute_surface_dice_at_tolerance(surfaces, organ.tolerance),
-    )
+    dsc = surface_distance.compute_dice_coefficient(reference, predicted)
+    nsd = surface_distance.compute_surface_dice_at_tolerance(surfaces, organ.tolerance)
+    return dsc, nsd
 
 
-def compare(path: Path, spoil, folder: Path) -> list[tuple[tuple[float, float], ...]]:
-    """For every organ (DSC, NSD) of ours, of the second implementation, and of it with the script's slices."""
+def compare(path: Path, spoil: Callable, folder: Path) -> np.ndarray:
+    """Scores of a spoiled copy of a label image.
+
+    Returns:
+        (organs, 3, 2): DSC and NSD of ours, of the second implementation, and of the second one
+        with the script's slices.
+    """
     image = nibabel.as_closest_canonical(nibabel.load(path))
     reference = np.asarray(image.dataobj)
     predicted = spoil(reference)
-    files = folder / "predicted.nii.gz", folder / "reference.nii.gz"
-    for labels, file in zip((predicted, reference), files):
-        nibabel.save(nibabel.Nifti1Image(labels, image.affine), file)
-    spacing = [float(edge) for edge in nibabel.load(files[1]).header.get_zooms()]
-    return [
-        (
-            (ours.dsc, ours.nsd),
-            *(
-                second_opinion(
-                    predicted == organ.labels[0],
-                    reference == organ.labels[0],
-                    spacing,
-                    organ,
-                    as_script,
-                )
-                for as_script in (False, True)
-            ),
-        )
-        for ours, organ in zip(score_case(*files, FLARE22), FLARE22.organs)
-    ]
+    predicted_file = folder / "predicted.nii.gz"
+    reference_file = folder / "reference.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(predicted, image.affine), predicted_file)
+    nibabel.save(nibabel.Nifti1Image(reference, image.affine), reference_file)
+    spacing = [float(edge) for edge in nibabel.load(reference_file).header.get_zooms()]
+
+    rows = []
+    for ours, organ in zip(score_case(predicted_file, reference_file, FLARE22), FLARE22.organs):
+        masks = (predicted == organ.labels[0], reference == organ.labels[0])
+        same_slices = second_opinion(*masks, spacing, organ, as_script=False)
+        script_slices = second_opinion(*masks, spacing, organ, as_script=True)
+        rows.append(((ours.dsc, ours.nsd), same_slices, script_slices))
+    return np.array(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "labels",
-        nargs="?",
-        type=Path,
-        default=Path(alice_nnunet.__file__).parent / "demo" / "volumes",
-    )
+    parser.add_argument("labels", nargs="?", type=Path, default=SHIPPED, metavar="LABELS")
     folder = parser.parse_args().labels
-    paths = [
-        path
-        for path in sorted(folder.glob("*.nii.gz"))
-        if "_labels" in path.name or folder.name != "volumes"
-    ]
-    print(
-        "| copy | organs | DSC | NSD | largest difference DSC | NSD | script's slices: largest difference DSC | NSD | mean DSC | NSD |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    pattern = "*_labels.nii.gz" if folder == SHIPPED else "*.nii.gz"
+    paths = sorted(folder.glob(pattern))
+
+    print(HEADER)
+    print("|" + "---|" * 10)
     with tempfile.TemporaryDirectory() as temporary:
-        for name, spoil in SPOILED.items():
-            values = np.array(
-                [row for path in paths for row in compare(path, spoil, Path(temporary))]
-            )  # (organs, 3, 2)
-            ours, same, script = values.transpose(1, 0, 2)
+        for spoil in (shifted, eroded, roughened):
+            scores = np.concatenate([compare(path, spoil, Path(temporary)) for path in paths])
+            ours, same, script = scores.transpose(1, 0, 2)
             cells = [
                 *ours.mean(0),
                 *np.abs(ours - same).max(0),
                 *np.abs(ours - script).max(0),
                 *script.mean(0),
             ]
-            print(
-                f"| {name} | {len(values)} | "
-                + " | ".join(f"{cell:.2g}" if cell < 1e-3 else f"{cell:.4f}" for cell in cells)
-                + " |"
-            )
+            shown = [f"{cell:.2g}" if cell < 1e-3 else f"{cell:.4f}" for cell in cells]
+            print(f"| {spoil.__name__} | {len(scores)} | " + " | ".join(shown) + " |")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,18 @@
-"""How well do matches find the same place in another person? On labeled real CT that no training has seen.
+"""How well do matches find the same place in another person?
 
-    python benchmarks/matching.py DATA ANATOMY [--trade-off] [--json FILE]
+    python benchmarks/matching.py DATA INDEX [--trade-off] [--json FILE]
 
-DATA has images/CASE.nii.gz and labels/CASE.nii.gz of the people; ANATOMY is the folder alice-embed has written for a
-dataset without them, beside its AlicePretrainPlans.json. Every ordered pair of people and every organ both have:
-the organ's centroid is matched (error in mm), and points of the organ are (do they fall into the same organ?). Side by
-side: the learned matcher, the position in the body's box, chance. Then A -> B -> A, a known transform, time and size.
+DATA has images/CASE.nii.gz and labels/CASE.nii.gz of PEOPLE, labeled real CT that no training has
+seen. INDEX is the folder that alice-embed has written for a dataset without them, beside its
+AlicePretrainPlans.json.
+
+For every ordered pair of people and every organ that both have, the organ's centroid is matched
+(error in mm), and so are points of the organ (do they fall into the same organ?). Prints a table of
+the learned matcher against the position in the body's box and against chance. Then prints, of the
+learned matcher: the distance of A -> B -> A, the error for a known transform, how far matches move
+when a file is stored otherwise, the share of accepted matches between the same and between
+different body regions, and time and size. --trade-off adds a table of accuracy against the size of
+the index.
 """
 
 import argparse
@@ -20,14 +27,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from organ_retrieval import draw_points, labeled_volume
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
 from alice_nnunet.data.body import find_body
 from alice_nnunet.data.volumes import Volume
+from alice_nnunet.geometry import Spacing
 from alice_nnunet.matcher.baselines import match_by_body
 from alice_nnunet.matcher.embed import body_vectors, embed_volume
 from alice_nnunet.matcher.embedding import Embedding, pack
@@ -37,7 +43,7 @@ from alice_nnunet.matcher.weights import load_network
 from alice_nnunet.model.views import Augmentation, augment
 
 PEOPLE = ("lidc0001", "ts_example", "ts_dicomslab")
-ORGANS = (
+ORGANS = (  # FLARE 2022's, labels 1 to 13
     "liver",
     "right kidney",
     "spleen",
@@ -51,196 +57,215 @@ ORGANS = (
     "stomach",
     "duodenum",
     "left kidney",
-)  # FLARE 2022
-POINTS = 50
+)
+LIVER = 1
+KIDNEYS = (2, 13)
+POINTS = 50  # of each organ
 MIN_SCORE = 0.65  # of alice-pretrain, preset tiny
-FLARE_SIZE = (300.0, 350.0, 350.0)  # mm
+FLARE_SIZE = (300.0, 350.0, 350.0)  # mm of a body, (z, y, x)
+CPU = torch.device("cpu")
+
+TURN = 8.0  # degrees about z, of the known transform
+ENLARGEMENT = 1.1  # of the known transform
+COARSER = 1.3  # spacing of the file that is stored otherwise
+
+COLUMNS = ("learned_mm", "body_mm", "chance_mm", "learned_inside", "body_inside")
+
+Embed = Callable[[Volume], Embedding]
 
 
 @dataclasses.dataclass
 class Person:
+    """A labeled person: preprocessed volume, labels (Z, Y, X) and embedding."""
+
     volume: Volume
     labels: np.ndarray
     embedding: Embedding
 
     def centre(self, organ: int) -> np.ndarray:
-        """Centroid of an organ, mm."""
+        """Centroid of an organ, (3,) mm."""
         return (np.argwhere(self.labels == organ).mean(0) + 0.5) * self.volume.spacing
 
     def label_at(self, point: np.ndarray) -> int:
-        voxel = np.clip(
-            np.floor(point / self.volume.spacing).astype(int), 0, np.array(self.labels.shape) - 1
-        )
-        return int(self.labels[tuple(voxel)])
+        """The label at a point, (3,) mm; outside the volume that of the nearest voxel."""
+        voxel = np.floor(point / self.volume.spacing).astype(int)
+        inside = np.clip(voxel, 0, np.array(self.labels.shape) - 1)
+        return int(self.labels[tuple(inside)])
 
     def body_points(self, number: int, rng: np.random.Generator) -> np.ndarray:
         """Random points of the body, (number, 3) mm."""
-        return (
-            np.array([self.volume.body.random_point(rng) for _ in range(number)]) + 0.5
-        ) * self.volume.spacing
+        return random_points(self.volume, number, rng)
 
 
-def volume_of(name: str, image: np.ndarray, spacing) -> Volume:
-    return Volume(name, image, tuple(spacing), find_body(image[0] > 0.01, tuple(spacing)))
+@dataclasses.dataclass
+class OrganRow:
+    """Matches of one organ of one ordered pair of people."""
+
+    query: str
+    key: str
+    organ: str
+    learned_mm: float  # error of the centroid's match
+    learned_inside: float  # share of points that fall into the same organ
+    body_mm: float
+    body_inside: float
+    score: float  # of the learned matcher for the centroid
+    chance_mm: float  # mean distance of random points of the body
 
 
-def read_image(image: Path, plans: dict) -> np.ndarray:
-    """An image as the plans preprocess it, by nnU-Net's own class: (1, Z, Y, X)."""
-    manager = PlansManager(plans)
-    dataset_json = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0},
-        "file_ending": ".nii.gz",
-    }
-    data, _, _ = DefaultPreprocessor(verbose=False).run_case(
-        [str(image)], None, manager, manager.get_configuration("3d_fullres"), dataset_json
-    )
-    return data.astype(np.float32)
+def random_points(volume: Volume, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Random points of a volume's body, (number, 3) mm."""
+    voxels = np.array([volume.body.random_point(rng) for _ in range(number)])
+    return (voxels + 0.5) * volume.spacing
 
 
-def read_person(name: str, data: Path, plans: dict, embed: Callable[[Volume], Embedding]) -> Person:
+def volume_of(name: str, image: np.ndarray, spacing: Spacing) -> Volume:
+    """A volume in memory. image: (1, Z, Y, X), preprocessed."""
+    spacing = tuple(spacing)
+    return Volume(name, image, spacing, find_body(image[0] > 0.01, spacing))
+
+
+def read_person(name: str, data: Path, plans: dict, embed: Embed) -> Person:
+    """A person of DATA, preprocessed and embedded."""
     image, labels = labeled_volume(
         data / f"images/{name}.nii.gz", data / f"labels/{name}.nii.gz", plans
     )
-    volume = volume_of(
-        name, image.astype(np.float32), plans["configurations"]["3d_fullres"]["spacing"]
-    )
+    spacing = plans["configurations"]["3d_fullres"]["spacing"]
+    volume = volume_of(name, image, spacing)
     return Person(volume, labels, embed(volume))
 
 
 def by_body(point: np.ndarray, query: Person, key: Person) -> np.ndarray:
+    """The match of a point by the body's box; (3,) mm both."""
     voxel = tuple(int(v) for v in point / query.volume.spacing)
-    return (
-        np.array(match_by_body(voxel, query.volume, key.volume).point) + 0.5
-    ) * key.volume.spacing
+    match = match_by_body(voxel, query.volume, key.volume)
+    return (np.array(match.point) + 0.5) * key.volume.spacing
 
 
 def learned(point: np.ndarray, query: Person, key: Person) -> np.ndarray:
-    return match_millimetres(point, query.embedding, key.embedding)[0]
+    """The learned match of a point; (3,) mm both."""
+    match, _ = match_millimetres(point, query.embedding, key.embedding)
+    return match
 
 
-def organ_rows(people: list[Person], rng: np.random.Generator) -> list[dict]:
-    """One row for each ordered pair of people and organ."""
+def organ_rows(people: list[Person], rng: np.random.Generator) -> list[OrganRow]:
+    """One row for each ordered pair of people and organ that both have."""
     rows = []
     for query, key in itertools.permutations(people, 2):
-        shared = sorted(set(np.unique(query.labels)) & set(np.unique(key.labels)) - {-1, 0})
-        for organ in map(int, shared):
-            start, goal, row = query.centre(organ), key.centre(organ), {}
-            points = (
-                draw_points(query.labels, [organ], POINTS, rng)[0] + 0.5
-            ) * query.volume.spacing
-            for name, matcher in (("learned", learned), ("body", by_body)):
-                row[f"{name}_mm"] = float(np.linalg.norm(matcher(start, query, key) - goal))
-                row[f"{name}_inside"] = float(
-                    np.mean([key.label_at(matcher(p, query, key)) == organ for p in points])
-                )
-            row["score"] = match_millimetres(start, query.embedding, key.embedding)[1]
-            row["chance_mm"] = float(
-                np.linalg.norm(key.body_points(200, rng) - goal, axis=1).mean()
-            )
-            rows.append(
-                {
-                    "query": query.volume.name,
-                    "key": key.volume.name,
-                    "organ": ORGANS[organ - 1],
-                    **row,
-                }
-            )
+        shared = set(np.unique(query.labels)) & set(np.unique(key.labels)) - {-1, 0}
+        for organ in map(int, sorted(shared)):
+            rows.append(organ_row(query, key, organ, rng))
     return rows
+
+
+def organ_row(query: Person, key: Person, organ: int, rng: np.random.Generator) -> OrganRow:
+    """The matches of one organ."""
+    start = query.centre(organ)
+    goal = key.centre(organ)
+    voxels = draw_points(query.labels, [organ], POINTS, rng)[0]
+    points = (voxels + 0.5) * query.volume.spacing
+    random = key.body_points(200, rng)
+
+    def error(matcher: Callable) -> float:
+        return float(np.linalg.norm(matcher(start, query, key) - goal))
+
+    def share_inside(matcher: Callable) -> float:
+        return float(np.mean([key.label_at(matcher(p, query, key)) == organ for p in points]))
+
+    _, score = match_millimetres(start, query.embedding, key.embedding)
+    return OrganRow(
+        query=query.volume.name,
+        key=key.volume.name,
+        organ=ORGANS[organ - 1],
+        learned_mm=error(learned),
+        learned_inside=share_inside(learned),
+        body_mm=error(by_body),
+        body_inside=share_inside(by_body),
+        score=score,
+        chance_mm=float(np.linalg.norm(random - goal, axis=1).mean()),
+    )
 
 
 def cycle_error(people: list[Person], rng: np.random.Generator) -> float:
     """Median distance (mm) of A -> B -> A over random points of the body."""
-    return float(
-        np.median(
-            [
-                return_distance(
-                    p, match_millimetres(p, a.embedding, b.embedding)[0], a.embedding, b.embedding
-                )
-                for a, b in itertools.permutations(people, 2)
-                for p in a.body_points(100, rng)
-            ]
-        )
+    distances = []
+    for first, second in itertools.permutations(people, 2):
+        for point in first.body_points(100, rng):
+            match = learned(point, first, second)
+            distances.append(return_distance(point, match, first.embedding, second.embedding))
+    return float(np.median(distances))
+
+
+def known_transform_error(people: list[Person], embed: Embed, rng: np.random.Generator) -> float:
+    """Mean error (mm) of matches into the same person turned, enlarged and brighter."""
+    drawn = Augmentation(
+        angles=torch.tensor([[TURN, 0.0, 0.0]]).deg2rad(),
+        scale=torch.tensor([ENLARGEMENT]),
+        flips=torch.ones(1, 3),
+        factor=torch.tensor([1.1]),
+        shift=torch.tensor([0.02]),
     )
+    cos = np.cos(np.deg2rad(TURN))
+    sin = np.sin(np.deg2rad(TURN))
+    turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])  # (z, y, x), input to output
 
-
-def known_transform_error(
-    people: list[Person], embed: Callable[[Volume], Embedding], rng: np.random.Generator
-) -> float:
-    """Mean error (mm) of matches into the same person turned by 8 degrees, 10 % larger and brighter."""
     errors = []
     for person in people:
-        image, spacing = (
-            torch.from_numpy(person.volume.image)[None],
-            np.array(person.volume.spacing),
-        )
-        drawn = Augmentation(
-            torch.tensor([[8.0, 0.0, 0.0]]).deg2rad(),
-            torch.tensor([1.1]),
-            torch.ones(1, 3),
-            torch.tensor([1.1]),
-            torch.tensor([0.02]),
-        )
-        moved = volume_of(
-            "moved", augment(image, drawn, person.volume.spacing)[0].numpy().clip(0, 1.1), spacing
-        )
-        embedding = embed(moved)
-        middle, (c, s) = (
-            np.array(image.shape[2:]) * spacing / 2,
-            (np.cos(np.deg2rad(8)), np.sin(np.deg2rad(8))),
-        )
-        turn = np.array(
-            [[1, 0, 0], [0, c, -s], [0, s, c]]
-        )  # output to input is R / 1.1, in (z, y, x)
+        image = torch.from_numpy(person.volume.image)[None]
+        moved_image = augment(image, drawn, person.volume.spacing)[0].numpy().clip(0, 1.1)
+        moved = embed(volume_of("moved", moved_image, person.volume.spacing))
+
+        middle = np.array(image.shape[2:]) * person.volume.spacing / 2
         for point in person.body_points(200, rng):
-            goal = 1.1 * turn @ (point - middle) + middle
+            goal = ENLARGEMENT * turn @ (point - middle) + middle
             if (goal > 0).all() and (goal < 2 * middle).all():
-                errors.append(
-                    np.linalg.norm(match_millimetres(point, person.embedding, embedding)[0] - goal)
-                )
+                match, _ = match_millimetres(point, person.embedding, moved)
+                errors.append(np.linalg.norm(match - goal))
     return float(np.mean(errors))
 
 
 def stored_otherwise(image: Path, folder: Path) -> Path:
-    """The same scan with other voxels and other axes: 1.3 times as far apart, stored along S, L and A."""
+    """The same scan with coarser voxels, stored along S, L and A."""
     scan = nibabel.load(image)
     voxels = np.asarray(scan.dataobj, np.float32)
-    size = [round(n / 1.3) for n in voxels.shape]
+    size = [round(n / COARSER) for n in voxels.shape]
     factor = np.array(voxels.shape) / size
+    offset = (factor - 1) / 2
     coarse = ndimage.affine_transform(
-        voxels, np.diag(factor), (factor - 1) / 2, size, order=1, mode="nearest"
+        voxels, np.diag(factor), offset, size, order=1, mode="nearest"
     )
-    affine = scan.affine @ np.block(
-        [[np.diag(factor), (factor[:, None] - 1) / 2], [np.zeros((1, 3)), 1]]
-    )
-    coarse = nibabel.Nifti1Image(coarse.astype(np.int16), affine)
+
+    to_fine = np.block([[np.diag(factor), offset[:, None]], [np.zeros((1, 3)), 1]])
+    affine = scan.affine @ to_fine
     turn = nibabel.orientations.ornt_transform(
         nibabel.io_orientation(affine), nibabel.orientations.axcodes2ornt("SLA")
     )
-    nibabel.save(coarse.as_reoriented(turn), folder / image.name)
+    turned = nibabel.Nifti1Image(coarse.astype(np.int16), affine).as_reoriented(turn)
+    nibabel.save(turned, folder / image.name)
     return folder / image.name
 
 
 def storage_error(
-    people: list[Person],
-    data: Path,
-    plans: dict,
-    embed: Callable[[Volume], Embedding],
-    rng: np.random.Generator,
+    people: list[Person], data: Path, plans: dict, embed: Embed, rng: np.random.Generator
 ) -> dict:
-    """How far matches move when the query's file has another spacing and orientation: median mm, share within a node's diagonal,
-    of all of them and of those that alice-pretrain would take."""
-    moved, scores = [], []
+    """How far matches move when the query's file has another spacing and orientation.
+
+    Returns the median in mm and the share within a node's diagonal, of all matches and of those
+    that alice-pretrain would take.
+    """
+    moved = []
+    scores = []
     with tempfile.TemporaryDirectory() as folder:
         for query, key in itertools.permutations(people[:2], 2):
             image = stored_otherwise(data / f"images/{query.volume.name}.nii.gz", Path(folder))
-            other = embed(volume_of("other", read_image(image, plans), query.volume.spacing))
+            other = embed(
+                volume_of("other", labeled_volume(image, None, plans)[0], query.volume.spacing)
+            )
             for point in query.body_points(200, rng):
-                (there, score), (again, _) = (
-                    match_millimetres(point, e, key.embedding) for e in (query.embedding, other)
-                )
-                moved.append(np.linalg.norm(there - again))
+                match, score = match_millimetres(point, query.embedding, key.embedding)
+                other_match, _ = match_millimetres(point, other, key.embedding)
+                moved.append(np.linalg.norm(match - other_match))
                 scores.append(score)
+
     within = np.array(moved) <= np.linalg.norm(people[0].embedding.step)
     return {
         "storage_mm": float(np.median(moved)),
@@ -249,152 +274,155 @@ def storage_error(
     }
 
 
-def part_of(person: Person, start: int, stop: int, embed: Callable[[Volume], Embedding]) -> Person:
+def part_of(person: Person, start: int, stop: int, embed: Embed) -> Person:
     """The axial slices start to stop of a person."""
-    image, labels = person.volume.image[:, start:stop], person.labels[start:stop]
+    image = person.volume.image[:, start:stop]
     volume = volume_of(person.volume.name, image, person.volume.spacing)
-    return Person(volume, labels, embed(volume))
+    return Person(volume, person.labels[start:stop], embed(volume))
 
 
-def accepted(query: Person, key: Person, rng: np.random.Generator) -> float:
-    """Share of random body points whose match alice-pretrain would take."""
-    return float(
-        np.mean(
-            [
-                match_millimetres(p, query.embedding, key.embedding)[1] >= MIN_SCORE
-                for p in query.body_points(200, rng)
-            ]
-        )
-    )
+def accepted(first: Person, second: Person, rng: np.random.Generator) -> float:
+    """Share of random body points whose match alice-pretrain would take, both directions."""
+    shares = []
+    for query, key in ((first, second), (second, first)):
+        scores = [
+            match_millimetres(point, query.embedding, key.embedding)[1]
+            for point in query.body_points(200, rng)
+        ]
+        shares.append(float(np.mean(np.array(scores) >= MIN_SCORE)))
+    return sum(shares) / 2
 
 
-def regions(
-    people: list[Person], embed: Callable[[Volume], Embedding], rng: np.random.Generator
-) -> dict:
+def regions(people: list[Person], embed: Embed, rng: np.random.Generator) -> dict:
     """Matches taken between a chest and a pelvis, where none is right, and between two abdomens."""
     first, second = people[:2]
-    top = int(np.flatnonzero((first.labels == 1).any((1, 2)))[-1])  # of the liver; z runs upwards
-    bottom = int(np.flatnonzero(np.isin(second.labels, (2, 13)).any((1, 2)))[0])  # of the kidneys
-    chest, pelvis = (
-        part_of(first, top, first.labels.shape[0], embed),
-        part_of(second, 0, bottom, embed),
-    )
-    abdomens = part_of(first, 0, top, embed), part_of(second, bottom, second.labels.shape[0], embed)
-    both = lambda a, b: (accepted(a, b, rng) + accepted(b, a, rng)) / 2
-    return {"accepted_chest_pelvis": both(chest, pelvis), "accepted_abdomens": both(*abdomens)}
+    with_liver = (first.labels == LIVER).any((1, 2))
+    with_kidneys = np.isin(second.labels, KIDNEYS).any((1, 2))
+    top = int(np.flatnonzero(with_liver)[-1])  # z runs upwards
+    bottom = int(np.flatnonzero(with_kidneys)[0])
+
+    chest = part_of(first, top, len(first.labels), embed)
+    pelvis = part_of(second, 0, bottom, embed)
+    abdomen = part_of(first, 0, top, embed)
+    other_abdomen = part_of(second, bottom, len(second.labels), embed)
+    return {
+        "accepted_chest_pelvis": accepted(chest, pelvis, rng),
+        "accepted_abdomens": accepted(abdomen, other_abdomen, rng),
+    }
 
 
-def time_and_size(
-    person: Person, embed: Callable[[Volume], Embedding], rng: np.random.Generator
-) -> dict:
-    """Milliseconds of a match and megabytes of a volume of FLARE's size, from memory-mapped files, one thread."""
-    body = person.volume.body.box
-    image = person.volume.image[(slice(None), *(slice(a, b) for a, b in zip(*body)))]
-    big = volume_of("big", image, [m / n for m, n in zip(FLARE_SIZE, image.shape[1:])])
-    with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
-        save_embedding(Path(folder), "big", embed(big), {})
-        size = (Path(folder) / "big.npy").stat().st_size / 1e6
-        embedding = open_embedding(Path(folder), "big")
-        points = (np.array([big.body.random_point(rng) for _ in range(300)]) + 0.5) * big.spacing
+def time_and_size(person: Person, embed: Embed, rng: np.random.Generator) -> dict:
+    """Time of a match and size of the embedding for a volume of FLARE's size.
+
+    From a memory-mapped file, with one thread.
+    """
+    box = tuple(slice(start, stop) for start, stop in zip(*person.volume.body.box))
+    image = person.volume.image[(slice(None), *box)]
+    spacing = tuple(m / n for m, n in zip(FLARE_SIZE, image.shape[1:]))
+    volume = volume_of("flare", image, spacing)
+
+    with tempfile.TemporaryDirectory() as name, threadpool_limits(1):
+        folder = Path(name)
+        save_embedding(folder, "flare", embed(volume), {})
+        size = (folder / "flare.npy").stat().st_size / 1e6
+        embedding = open_embedding(folder, "flare")
+
+        points = random_points(volume, 300, rng)
         start = time.perf_counter()
         for point in points:
             match_millimetres(point, embedding, embedding)
-        return {
-            "ms_per_match": (time.perf_counter() - start) / len(points) * 1000,
-            "mb_per_volume": size,
-        }
+        seconds = (time.perf_counter() - start) / len(points)
+    return {"ms_per_match": seconds * 1000, "mb_per_volume": size}
 
 
-def trade_off(people: list[Person], network, config: dict) -> None:
-    """Accuracy against size on the disk: step between nodes, width (principal axes of the vectors), precision."""
-    print(
-        "| step mm | width | precision | MB of a FLARE-size volume | organ centroids, mm | inside |\n|---|---|---|---|---|---|"
-    )
+def trade_off(people: list[Person], network: torch.nn.Module, config: dict) -> None:
+    """Print accuracy against size on the disk.
+
+    Varied are the step between nodes, the width (principal axes of the vectors) and the precision.
+    """
+    print("| step mm | width | precision | MB, FLARE size | organ centroids, mm | inside |")
+    print("|---|---|---|---|---|---|")
     for step in (config["step"], 1.5 * config["step"], 2 * config["step"]):
-        stored = [
-            body_vectors(network, p.volume, config["voxel"], step, torch.device("cpu"))
-            for p in people
-        ]
-        seen = np.concatenate([v[:, v.any(0)].T for v, _, _ in stored])
-        axes = np.linalg.svd(seen[::7], full_matrices=False)[2]  # (C, C)
-        for width, dtype in itertools.product(
-            (len(axes), len(axes) // 2, len(axes) // 4), (np.float32, np.float16, np.int8)
-        ):
+        stored = [body_vectors(network, p.volume, config["voxel"], step, CPU) for p in people]
+        in_body = np.concatenate([v[:, v.any(0)].T for v, _, _ in stored])
+        axes = np.linalg.svd(in_body[::7], full_matrices=False)[2]  # (C, C)
+
+        widths = (len(axes), len(axes) // 2, len(axes) // 4)
+        for width, dtype in itertools.product(widths, (np.float32, np.float16, np.int8)):
             for person, (vectors, origin, steps) in zip(people, stored):
                 short = np.einsum("wc,czyx->wzyx", axes[:width], vectors)
                 short /= np.maximum(np.linalg.norm(short, axis=0), 1e-6)
                 person.embedding = pack(short, origin, steps, dtype)
+
             rows = organ_rows(people, np.random.default_rng(0))
-            size = (
-                np.prod(FLARE_SIZE)
-                / step**3
-                * (1 + 1 / 27)
-                * width
-                * np.dtype(dtype).itemsize
-                / 1e6
-            )
+            precision = np.dtype(dtype)
+            nodes = np.prod(FLARE_SIZE) / step**3
+            megabytes = nodes * (1 + 1 / 27) * width * precision.itemsize / 1e6
             print(
-                f"| {step:g} | {width} | {np.dtype(dtype).name} | {size:.2f} | {np.mean([r['learned_mm'] for r in rows]):.1f} | "
-                f"{np.mean([r['learned_inside'] for r in rows]):.2f} |",
+                f"| {step:g} | {width} | {precision.name} | {megabytes:.2f} | "
+                f"{mean_of(rows, 'learned_mm'):.1f} | {mean_of(rows, 'learned_inside'):.2f} |",
                 flush=True,
             )
 
 
-def print_table(rows: list[dict]) -> None:
-    columns = ("learned_mm", "body_mm", "chance_mm", "learned_inside", "body_inside")
-    print("| organ | pairs | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 2))
+def mean_of(rows: list[OrganRow], column: str) -> float:
+    return float(np.mean([getattr(row, column) for row in rows]))
+
+
+def print_table(rows: list[OrganRow]) -> None:
+    """Means of every organ and of all, as Markdown."""
+    print("| organ | pairs | " + " | ".join(COLUMNS) + " |")
+    print("|" + "---|" * (len(COLUMNS) + 2))
     for organ in (*ORGANS, "all"):
-        if chosen := [r for r in rows if organ in (r["organ"], "all")]:
-            print(
-                f"| {organ} | {len(chosen)} | "
-                + " | ".join(f"{np.mean([r[c] for r in chosen]):.2f}" for c in columns)
-                + " |"
-            )
+        chosen = [row for row in rows if organ in (row.organ, "all")]
+        if chosen:
+            cells = [f"{mean_of(chosen, column):.2f}" for column in COLUMNS]
+            print(f"| {organ} | {len(chosen)} | " + " | ".join(cells) + " |")
+
+    taken = [row for row in rows if row.score >= MIN_SCORE]
+    print(
+        f"\n{len(taken)} of {len(rows)} centroids reach the score {MIN_SCORE}: "
+        f"learned {mean_of(taken, 'learned_mm'):.1f} mm, body {mean_of(taken, 'body_mm'):.1f} mm\n"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path)
-    parser.add_argument("anatomy", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("data", type=Path, metavar="DATA")
+    parser.add_argument("index", type=Path, metavar="INDEX")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument(
-        "--trade-off", action="store_true", help="accuracy against size of the index, too"
+        "--trade-off", action="store_true", help="also print accuracy against size of the index"
     )
     arguments = parser.parse_args()
-    network, config = load_network(arguments.anatomy)
-    plans = json.loads((arguments.anatomy.parent / "AlicePretrainPlans.json").read_text())
-    embed = lambda volume: embed_volume(
-        network, volume, config["voxel"], config["step"], torch.device("cpu")
-    )
+
+    network, config = load_network(arguments.index)
+    plans = json.loads((arguments.index.parent / "AlicePretrainPlans.json").read_text())
+
+    def embed(volume: Volume) -> Embedding:
+        return embed_volume(network, volume, config["voxel"], config["step"], CPU)
+
     people = [read_person(name, arguments.data, plans, embed) for name in PEOPLE]
     rng = np.random.default_rng(0)
     rows = organ_rows(people, rng)
     print_table(rows)
-    mean = lambda name: float(np.mean([r[name] for r in rows]))
-    taken = [r for r in rows if r["score"] >= MIN_SCORE]
-    print(
-        f"\n{len(taken)} of {len(rows)} centroids reach the score {MIN_SCORE}: learned {np.mean([r['learned_mm'] for r in taken]):.1f} mm, "
-        f"body {np.mean([r['body_mm'] for r in taken]):.1f} mm\n"
-    )
-    result = {
-        **{
-            n: mean(n)
-            for n in ("learned_mm", "body_mm", "chance_mm", "learned_inside", "body_inside")
-        },
-        "cycle_mm": cycle_error(people, rng),
-        "known_transform_mm": known_transform_error(people, embed, rng),
-        **storage_error(people, arguments.data, plans, embed, rng),
-        **regions(people, embed, rng),
-        "grid_mm": float(np.max(people[0].embedding.step)),
-        **time_and_size(people[0], embed, rng),
-    }
+
+    result = {column: mean_of(rows, column) for column in COLUMNS}
+    result["cycle_mm"] = cycle_error(people, rng)
+    result["known_transform_mm"] = known_transform_error(people, embed, rng)
+    result |= storage_error(people, arguments.data, plans, embed, rng)
+    result |= regions(people, embed, rng)
+    result["grid_mm"] = float(np.max(people[0].embedding.step))
+    result |= time_and_size(people[0], embed, rng)
     print(json.dumps(result, indent=2))
+
     if arguments.trade_off:
         trade_off(people, network, config)
     if arguments.json:
-        arguments.json.write_text(json.dumps({**result, "rows": rows}, indent=2))
+        content = {**result, "rows": [dataclasses.asdict(row) for row in rows]}
+        arguments.json.write_text(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":
