@@ -2,6 +2,73 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+PAPER = (
+    "https://openaccess.thecvf.com/content/ICCV2023/html/Jiang_Anatomical_Invariance_Modeling_and_"
+    "Semantic_Alignment_for_Self-supervised_Learning_in_ICCV_2023_paper.html"
+)
+
+# Lower bounds are what the packages below require of each other, or what is said beside them.
+DEPENDENCIES = [
+    "nnunetv2>=2.8",  # nnUNet_extTrainer exists from 2.8.0
+    "torch>=2.8",  # of monai 1.6
+    "monai>=1.6",  # 1.5's UNETR has other tensors than the ones that ours converts to
+    "numpy>=1.26",
+    "scipy>=1.11.1",
+    "blosc2>=3.3.2",
+    "isal>=1.6",
+    "batchgenerators>=0.25.1",
+    "batchgeneratorsv2>=0.3.2",
+    "SimpleITK>=2.3",
+    "nibabel>=5.2",
+    "matplotlib>=3.8",
+    "tqdm>=4.66",
+    "filelock>=3.13",
+    "safetensors>=0.4.3",
+    "huggingface_hub>=0.30",  # weights to share
+    "packaging>=23.2",  # the versions of a submission
+    # Not imported here by name:
+    "acvl-utils>=0.2.6",  # nnU-Net's resampling and cropping need it
+    "dynamic-network-architectures>=0.4.4",  # nnU-Net's networks need it
+    "tensorboard>=2.17",  # torch.utils.tensorboard needs it: scalars and pictures of a pretraining
+    "setuptools>=70",  # nnU-Net 2.8 imports distutils, which Python 3.12 no longer has
+]
+
+TEST_DEPENDENCIES = [
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "scikit-image",
+    "ruff",
+    "mypy",
+    "codespell",
+]
+
+# alice-NAME -> module of its main().
+COMMANDS = {
+    "alice-env": "alice_nnunet.commands.env",
+    "alice-preprocess": "alice_nnunet.pretrain.commands.preprocess",
+    "alice-embed": "alice_nnunet.pretrain.commands.embed",
+    "alice-pretrain": "alice_nnunet.pretrain.commands.pretrain",
+    "alice-plan": "alice_nnunet.commands.plan",
+    "alice-evaluate": "alice_nnunet.commands.evaluate",
+    "alice-export": "alice_nnunet.commands.export",
+    "alice-submit": "alice_nnunet.commands.submit",
+    "alice-demo": "alice_nnunet.commands.demo",
+}
+
+CLASSIFIERS = [
+    "Development Status :: 4 - Beta",
+    "Environment :: Console",
+    "Intended Audience :: Science/Research",
+    "Intended Audience :: Healthcare Industry",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Topic :: Scientific/Engineering :: Image Recognition",
+    "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    "Typing :: Typed",
+]
+
 
 def packages() -> list[str]:
     """Every package of the library, and those of the two folders that lie beside it."""
@@ -14,21 +81,30 @@ def packages() -> list[str]:
     return found
 
 
+def version(package: Path) -> str:
+    """The value of __version__ in a package, which is not imported."""
+    for line in (package / "__init__.py").read_text(encoding="utf-8").splitlines():
+        if line.startswith("__version__"):
+            return line.split('"')[1]
+    raise ValueError(f"no __version__ in {package}")
+
+
 if __name__ == "__main__":  # nnU-Net imports every module of the folders it is told to search
     here = Path(__file__).parent
-    version = next(
-        line.split('"')[1]
-        for line in (here / "alice_nnunet/__init__.py").read_text().splitlines()
-        if line.startswith("__version__")
-    )
     setup(
         name="alice-nnunet",
-        version=version,
-        description="Pretrain nnU-Net encoders on unlabeled CT by anatomically aligned crops (Alice, ICCV 2023)",
+        version=version(here / "alice_nnunet"),
+        description=(
+            "Pretrain nnU-Net encoders on unlabeled CT by anatomically aligned crops "
+            "(Alice, ICCV 2023)"
+        ),
         long_description=(here / "README.md").read_text(encoding="utf-8"),
         long_description_content_type="text/markdown",
         license="Apache-2.0",
         license_files=["LICENSE", "alice_nnunet/demo/volumes/NOTICE"],
+        project_urls={"Paper": PAPER, "nnU-Net": "https://github.com/MIC-DKFZ/nnUNet"},
+        classifiers=CLASSIFIERS,
+        keywords=["CT", "segmentation", "self-supervised learning", "nnU-Net", "pretraining"],
         python_requires=">=3.10",
         packages=packages(),
         # trainers/ and pretrain/ lie beside the package; installed, they are inside it.
@@ -38,39 +114,9 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
             "alice_nnunet.demo": ["volumes/NOTICE", "volumes/*.nii.gz"],
             "alice_nnunet.submission": ["files/*"],
         },
-        install_requires=[
-            "nnunetv2>=2.8",  # nnUNet_extTrainer exists from 2.8.0
-            "torch>=2.1.2",
-            "monai>=1.6",  # the decoders' blocks, surface distances; 1.5's UNETR has other tensors than ours converts to
-            "numpy",
-            "scipy",
-            "blosc2>=3",
-            "isal",
-            "batchgenerators",
-            "acvl-utils",
-            "dynamic-network-architectures",
-            "SimpleITK",
-            "nibabel",
-            "matplotlib",
-            "tqdm",
-            "safetensors",
-            "huggingface_hub",  # weights to share
-            "packaging",  # the versions of a submission
-            "tensorboard",  # scalars and pictures of a pretraining
-            "setuptools",  # nnU-Net 2.8 imports distutils, gone from Python 3.12
-        ],
-        extras_require={"test": ["pytest", "pytest-xdist", "hypothesis"]},
+        install_requires=DEPENDENCIES,
+        extras_require={"test": TEST_DEPENDENCIES},
         entry_points={
-            "console_scripts": [
-                "alice-env=alice_nnunet.commands.env:main",
-                "alice-preprocess=alice_nnunet.pretrain.commands.preprocess:main",
-                "alice-pretrain=alice_nnunet.pretrain.commands.pretrain:main",
-                "alice-embed=alice_nnunet.pretrain.commands.embed:main",
-                "alice-plan=alice_nnunet.commands.plan:main",
-                "alice-evaluate=alice_nnunet.commands.evaluate:main",
-                "alice-export=alice_nnunet.commands.export:main",
-                "alice-submit=alice_nnunet.commands.submit:main",
-                "alice-demo=alice_nnunet.commands.demo:main",
-            ]
+            "console_scripts": [f"{name}={module}:main" for name, module in COMMANDS.items()]
         },
     )
