@@ -327,6 +327,19 @@ def test_pages_that_the_code_names_exist(texts):
         check_target(REPOSITORY / "README.md", name)
 
 
+def test_files_that_the_pages_name_exist():
+    """Paths in backticks that begin with a folder of the repository."""
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":  # old names stay there
+            continue
+        for name in re.findall(
+            r"`((?:alice_nnunet|pretrain|trainers|benchmarks|tests|docs)/[\w/.-]*)`",
+            page.read_text(),
+        ):
+            known = (REPOSITORY / name).exists() or "NAME" in name
+            assert known, f"{page.name}: {name}"
+
+
 def test_the_front_page_is_short():
     text = (REPOSITORY / "README.md").read_text()
     assert len(text.splitlines()) <= 150

@@ -48,11 +48,11 @@ class Recipe:
         frozen_epochs: epochs at the start in which the encoder does not change.
         seed: of initial weights, batches and augmentation; None for another one every time.
         augmentation: probability of each augmentation.
-        optimizer: one of OPTIMIZERS.
+        optimizer: AdamW or SGD.
         learning_rate: at the end of the warm-up.
         weight_decay: of the optimizer.
         momentum: of SGD, or AdamW's first beta.
-        schedule: one of SCHEDULES, after the warm-up.
+        schedule: cosine or poly, after the warm-up.
         warmup_epochs: epochs at the start in which the learning rate rises linearly.
     """
 

@@ -39,17 +39,17 @@ class Method:
 
     # Networks
     head: str = "dino"  # phi and psi: dino or byol (MLP with batch norm)
-    head_hidden: int = 2048
-    head_bottleneck: int = 256
+    head_hidden: int = 2048  # width of the hidden layers of phi and psi
+    head_bottleneck: int = 256  # width of their last hidden layer, l2-normalised (dino)
     channels: int = 256  # width C of H, Y, S and T
-    decoder_width: int = 512
-    decoder_depth: int = 4
-    decoder_heads: int = 16
+    decoder_width: int = 512  # width of a token in the online decoder
+    decoder_depth: int = 4  # its transformer blocks
+    decoder_heads: int = 16  # attention heads of each block
 
     # Weights of the losses; 0 switches a term off (Table 11). The paper sums (1, 1, 1).
-    weight_r: float = 10.0
-    weight_dv: float = 1.0
-    weight_st: float = 1.0
+    weight_r: float = 10.0  # of l_r, reconstruction (Eq. 1)
+    weight_dv: float = 1.0  # of l_dv, between two people (Eq. 2)
+    weight_st: float = 1.0  # of l_st, token by token (Eq. 5)
 
     online_flips: bool = False  # flip the online views too, not only the target's
 
