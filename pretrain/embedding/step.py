@@ -80,6 +80,9 @@ def train_step(state: State, batch: dict, config: EmbedConfig) -> StepResult:
     for group in optimizer.param_groups:
         group["lr"] = lr
 
+    # Batch norm updates its running means in forward, before anyone knows whether they are finite.
+    buffers = [buffer.clone() for buffer in network.buffers()]
+
     generator = generator_at(config.seed, TRAINING, state.step, state.device)
     patches = compare_patches(network, batch, generator, config)
 
@@ -93,6 +96,10 @@ def train_step(state: State, batch: dict, config: EmbedConfig) -> StepResult:
         finite = bool(torch.isfinite(norm))
         if finite:
             optimizer.step()
+
+    if not finite:
+        for buffer, before in zip(network.buffers(), buffers):
+            buffer.copy_(before)
     state.count_step(finite)
 
     losses = {name: loss.detach() for name, loss in patches.losses.items()}

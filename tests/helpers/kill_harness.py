@@ -1,13 +1,16 @@
-"""A pretraining killed again and again, at random moments and while it writes: does it ever lose more than an interval?
+"""A pretraining killed again and again: does it ever lose more than an interval?
 
-    python tests/kill_harness.py FOLDER [--kills 30] [--seed 0] [--steps 240]
+    python -m tests.helpers.kill_harness FOLDER [--kills 30] [--seed 0] [--steps 240]
 
-After every SIGKILL each checkpoint must load, and the newest may lie at most save_every steps behind the last step that was
-logged. At the end the weights and the optimizer must be those of a run that nobody touched, bit for bit. FOLDER is for the
-data and the results. One line is printed for each kill.
+It is killed by SIGKILL in the middle of a write, in a step, or while it starts, at random ones of
+these. After every kill each checkpoint must load, and the newest may lie at most save_every steps
+behind the last step that was logged. At the end the weights and the optimizer must be those of a
+run that nobody touched, bit for bit. FOLDER is for the data and the results. One line is printed
+for each kill.
 """
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -15,7 +18,9 @@ import random
 import re
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -24,161 +29,206 @@ from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.names import FINAL, LATEST
 from alice_nnunet.pretrain.commands.pretrain import main
 
+REACHED = "reached"  # file that says that a process waits to be killed
 SAVE_EVERY = 4  # steps; every second one is logged
-AIMS = ("a write", "its steps", "its start")
+SETTINGS = (
+    "batch_size=1",
+    "width=24",
+    "depth=2",
+    "heads=2",
+    "decoder_width=24",
+    "decoder_depth=1",
+    "decoder_heads=2",
+    "head_hidden=32",
+    f"save_every={SAVE_EVERY}",
+    "log_every=2",
+    "validate_every=1000",
+    "crop_size=32,32,32",
+)
 WORDS = [
-    "-d",
-    "31",
-    "-encoder",
-    "vit",
-    "-preset",
-    "tiny",
-    "-matcher",
-    "body",
-    "-device",
-    "cpu",
-    "-np",
-    "1",
-    "--c",
-    *(
-        f"--set={s}"
-        for s in (
-            "batch_size=1",
-            "width=24",
-            "depth=2",
-            "heads=2",
-            "decoder_width=24",
-            "decoder_depth=1",
-            "decoder_heads=2",
-            "head_hidden=32",
-            f"save_every={SAVE_EVERY}",
-            "log_every=2",
-            "validate_every=1000",
-            "crop_size=32,32,32",
-        )
-    ),
+    *("-d", "31", "-encoder", "vit", "-preset", "tiny", "-matcher", "body"),
+    *("-device", "cpu", "-np", "1", "--c"),
+    *(f"--set={setting}" for setting in SETTINGS),
 ]
+RESULTS = Path("Dataset031_Torso", "AlicePretrain__AlicePretrainPlans__3d_fullres", "vit")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a run is killed.
+
+    Attributes:
+        where: "write", "step" or "start".
+        number: Of the write or the step, counted from the start of the process.
+        share: How much of the file is written by then, or of STARTING has passed.
+    """
+
+    where: str
+    number: int
+    share: float
+
+
+STARTING = 2.0  # seconds in which a process that starts is killed
+
+
+def random_moment(where: str, rng: random.Random) -> Moment:
+    return Moment(where, rng.randint(0, 2 if where == "write" else 5), rng.random())
 
 
 def make_dataset(root: Path) -> None:
     """A raw dataset of three of the CT volumes that ship with the package."""
     images = root / "raw" / "Dataset031_Torso" / "imagesTr"
     images.mkdir(parents=True, exist_ok=True)
+
+    shipped = Path(alice_nnunet.__file__).parent / "demo" / "volumes"
     for case in ("crlm1004", "cptacpda_c3l00189", "ts_dicomslab"):
         link = images / f"{case}_0000.nii.gz"
         if not link.exists():
-            link.symlink_to(
-                Path(alice_nnunet.__file__).parent / "demo" / "volumes" / f"{case}.nii.gz"
-            )
-    (images.parent / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
-    )
+            link.symlink_to(shipped / f"{case}.nii.gz")
+
+    description = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (images.parent / "dataset.json").write_text(json.dumps(description))
 
 
-def pretrain(root: Path, results: str, steps: int) -> None:
-    """alice-pretrain in this process, its words to a file."""
+def pretrain(root: Path, results: str, steps: int, moment: Moment | None) -> None:
+    """alice-pretrain in this process, its words to a file; at the moment it waits to be killed."""
     torch.set_num_threads(1)
     for name, folder in (("raw", "raw"), ("preprocessed", "preprocessed"), ("results", results)):
         os.environ[f"nnUNet_{name}"] = str(root / folder)
-    with open(root / f"{results}.txt", "a") as file:
+    with (root / f"{results}.txt").open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        main([*WORDS, f"--set=iterations={steps}"])
+
+    if moment is not None and moment.where == "write":
+        pause_in_write(moment, root / REACHED)
+    if moment is not None and moment.where == "step":
+        pause_in_step(moment, root / REACHED)
+    main([*WORDS, f"--set=iterations={steps}"])
 
 
-def start(*arguments) -> multiprocessing.Process:
+def pause_in_write(moment: Moment, reached: Path) -> None:
+    """Let a checkpoint's write stop after a share of the file."""
+    save = torch.save
+    writes = 0
+
+    def save_a_part(content, file) -> None:
+        nonlocal writes
+        writes += 1
+        if writes <= moment.number:
+            save(content, file)
+            return
+
+        whole = io.BytesIO()
+        save(content, whole)
+        file.write(whole.getvalue()[: int(moment.share * whole.tell())])
+        file.flush()
+        wait_for_the_end(reached)
+
+    patch("alice_nnunet.checkpoint.torch.save", save_a_part).start()
+
+
+def pause_in_step(moment: Moment, reached: Path) -> None:
+    """Let a step stop in front of the optimizer."""
+    step = torch.optim.AdamW.step
+    steps = 0
+
+    def step_unless_it_is_the_last(optimizer) -> None:
+        nonlocal steps
+        steps += 1
+        if steps > moment.number:
+            wait_for_the_end(reached)
+        step(optimizer)
+
+    patch("torch.optim.AdamW.step", step_unless_it_is_the_last).start()
+
+
+def wait_for_the_end(reached: Path) -> None:
+    reached.touch()
+    while True:
+        signal.pause()
+
+
+def wait_for_moment(process: multiprocessing.Process, moment: Moment, reached: Path) -> None:
+    """Return at the moment, or when the process has ended."""
+    if moment.where == "start":
+        process.join(moment.share * STARTING)
+        return
+    while process.is_alive() and not reached.exists():
+        time.sleep(0.01)
+
+
+def start(
+    root: Path, results: str, steps: int, moment: Moment | None = None
+) -> multiprocessing.Process:
     """pretrain() in a new process, without the seconds that its imports take."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["alice_nnunet.pretrain.training.job"])
-    process = context.Process(target=pretrain, args=arguments)
+    process = context.Process(target=pretrain, args=(root, results, steps, moment))
     process.start()
     return process
 
 
-def wait_for_moment(
-    process: multiprocessing.Process, folder: Path, rng: random.Random, aim: str
-) -> None:
-    """Return at a random moment of the aimed kind; at once when the process has ended."""
-    stamp = lambda name: (folder / name).stat().st_mtime_ns if (folder / name).exists() else 0
-
-    def wait_for(condition) -> None:
-        while process.is_alive() and not condition():
-            time.sleep(0.0005)
-
-    if aim == "a write":
-        for _ in range(rng.randint(0, 2)):  # so many are let through
-            before = stamp(LATEST)
-            wait_for(lambda: stamp(LATEST) != before)
-        wait_for(lambda: parts_of(folder))
-        time.sleep(rng.uniform(0, 0.01))
-        return
-    if aim == "its steps":
-        before = stamp("training_log.txt")
-        wait_for(lambda: stamp("training_log.txt") != before)
-    end = time.monotonic() + rng.uniform(0, 2)
-    wait_for(lambda: time.monotonic() > end)
+def finish(root: Path, results: str, steps: int) -> None:
+    """pretrain() to its end."""
+    process = start(root, results, steps)
+    process.join()
+    assert process.exitcode == 0, (root / f"{results}.txt").read_text()
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """Checkpoints that are being written, or whose writing this kill cut off."""
-    return [part for part in folder.glob("checkpoint_*.partial") if part.stat().st_mtime_ns]
+    """Checkpoints whose writing a kill cut off."""
+    return list(folder.glob("checkpoint_*.partial"))
 
 
 def newest_step(folder: Path) -> int:
     """Step of the newest checkpoint, 0 without one. Each checkpoint that is there must load."""
-    return max(
-        (
-            load_checkpoint(folder / name)["step"]
-            for name in (LATEST, FINAL)
-            if (folder / name).exists()
-        ),
-        default=0,
-    )
+    files = [folder / name for name in (LATEST, FINAL)]
+    return max((load_checkpoint(file)["step"] for file in files if file.exists()), default=0)
 
 
 def kill_again_and_again(
     root: Path, kills: int, seed: int, steps: int
 ) -> tuple[list[dict], Path, Path]:
-    """The killed run to its end, then the untouched one. Returns a row for each kill, and the folders of both."""
-    rng, rows = random.Random(seed), []
+    """Run an untouched training, then one that is killed, to its end.
+
+    Returns:
+        A row for each kill, and the folders of both.
+    """
     make_dataset(root)
-    folders = [
-        root
-        / results
-        / "Dataset031_Torso"
-        / "AlicePretrain__AlicePretrainPlans__3d_fullres"
-        / "vit"
-        for results in ("whole", "killed")
-    ]
-    whole = start(root, "whole", steps)
-    whole.join()
-    assert whole.exitcode == 0, (root / "whole.txt").read_text()
-    while len(rows) < kills and not (folders[1] / FINAL).exists():
-        aim = AIMS[len(rows) % len(AIMS)]
-        for part in folders[1].glob("checkpoint_*.partial"):
-            os.utime(part, ns=(0, 0))  # left by an earlier kill; a new one is newer
-        process = start(root, "killed", steps)
-        wait_for_moment(process, folders[1], rng, aim)
+    whole = root / "whole" / RESULTS
+    killed = root / "killed" / RESULTS
+    finish(root, "whole", steps)
+
+    rng = random.Random(seed)
+    rows: list[dict] = []
+    while len(rows) < kills and not (killed / FINAL).exists():
+        moment = random_moment(("write", "step", "start")[len(rows) % 3], rng)
+        for part in parts_of(killed):
+            part.unlink()  # left by an earlier kill
+
+        (root / REACHED).unlink(missing_ok=True)
+
+        process = start(root, "killed", steps, moment)
+        wait_for_moment(process, moment, root / REACHED)
         if not process.is_alive():
             break
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        unfinished = bool(parts_of(folders[1]))
-        done, saved = last_logged_step(folders[1]), newest_step(folders[1])
-        rows.append(
-            {
-                "kill": len(rows) + 1,
-                "aimed at": aim,
-                "left a part": unfinished,
-                "logged": done,
-                "saved": saved,
-                "lost": max(0, done - saved),
-            }
-        )
-    process = start(root, "killed", steps)
-    process.join()
-    assert process.exitcode == 0, (root / "killed.txt").read_text()
-    return rows, *folders
+
+        logged = last_logged_step(killed)
+        saved = newest_step(killed)
+        row = {
+            "kill": len(rows) + 1,
+            "in a": moment.where,
+            "left a part": bool(parts_of(killed)),
+            "logged": logged,
+            "saved": saved,
+            "lost": max(0, logged - saved),
+        }
+        rows.append(row)
+
+    finish(root, "killed", steps)
+    return rows, whole, killed
 
 
 def last_logged_step(folder: Path) -> int:
@@ -190,19 +240,22 @@ def last_logged_step(folder: Path) -> int:
 
 def same_end(first: Path, second: Path) -> bool:
     """Whether two runs ended with the same weights and the same optimizer, bit for bit."""
-    ours, theirs = (load_checkpoint(folder / FINAL) for folder in (first, second))
-    states = [run["optimizer"]["state"] for run in (ours, theirs)]
+    ours = load_checkpoint(first / FINAL)
+    theirs = load_checkpoint(second / FINAL)
+    if ours["step"] != theirs["step"]:
+        return False
+
+    ours_moments = ours["optimizer"]["state"]
+    theirs_moments = theirs["optimizer"]["state"]
     return (
-        ours["step"] == theirs["step"]
-        and ours["model"].keys() == theirs["model"].keys()
-        and states[0].keys() == states[1].keys()
-        and all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
-        and all(
-            torch.equal(states[0][weight][name], states[1][weight][name])
-            for weight in states[0]
-            for name in states[0][weight]
-        )
+        same_tensors(ours["model"], theirs["model"])
+        and ours_moments.keys() == theirs_moments.keys()
+        and all(same_tensors(ours_moments[i], theirs_moments[i]) for i in ours_moments)
     )
+
+
+def same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
 def command() -> None:
@@ -214,14 +267,18 @@ def command() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=240)
     arguments = parser.parse_args()
+
     rows, whole, killed = kill_again_and_again(
         arguments.folder.resolve(), arguments.kills, arguments.seed, arguments.steps
     )
+
     for row in rows:
         print(row)
+    parts = sum(row["left a part"] for row in rows)
+    lost = max(row["lost"] for row in rows)
     print(
-        f"{len(rows)} kills, {sum(row['left a part'] for row in rows)} inside a write; lost at most {max(row['lost'] for row in rows)} "
-        f"of {SAVE_EVERY} steps; the same end, bit for bit: {same_end(whole, killed)}"
+        f"{len(rows)} kills, {parts} inside a write; lost at most {lost} of {SAVE_EVERY} steps; "
+        f"the same end, bit for bit: {same_end(whole, killed)}"
     )
 
 

@@ -1,7 +1,6 @@
 import multiprocessing
 import os
 import signal
-import time
 
 import pytest
 
@@ -31,7 +30,7 @@ def test_a_second_ctrl_c_interrupts_at_once():
 def load_until_told(ready, done) -> None:
     ignore_signals(0)
     ready.set()
-    done.wait(30)
+    done.wait()
 
 
 def test_a_loading_process_outlives_a_signal_to_all():
@@ -39,11 +38,10 @@ def test_a_loading_process_outlives_a_signal_to_all():
     ready, done = context.Event(), context.Event()
     worker = context.Process(target=load_until_told, args=(ready, done))
     worker.start()
-    assert ready.wait(30)
+    ready.wait()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         os.kill(worker.pid, number)
-    time.sleep(0.2)
-    assert worker.is_alive()
+
     done.set()
-    worker.join(30)
-    assert worker.exitcode == 0
+    worker.join()
+    assert worker.exitcode == 0  # not that of a signal
