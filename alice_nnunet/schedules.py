@@ -76,8 +76,8 @@ class EpochSchedule(LRScheduler):
         self.rates = rates
         super().__init__(optimizer)
 
-    def step(self, epoch: int = 0) -> None:
-        """Give every parameter group its learning rate of `epoch`."""
-        self._last_lr = [rate_at(epoch) for rate_at in self.rates]
+    def step(self, epoch: int | None = None) -> None:
+        """Give every parameter group its learning rate of `epoch`, by default 0."""
+        self._last_lr = [rate_at(epoch or 0) for rate_at in self.rates]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate

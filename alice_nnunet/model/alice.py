@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from alice_nnunet.model.casa import CASA
 from alice_nnunet.model.decoder import Decoder
+from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.heads import BatchNormMLP, DinoHead, Predictor
 from alice_nnunet.model.initialisation import xavier_uniform
 from alice_nnunet.model.losses import (
@@ -80,12 +81,12 @@ class Alice(nn.Module):
     EMA copies of the encoder, of phi (called psi) and of CASA.
 
     Args:
-        encoder: maps (crop, keep) to visible tokens, see model/encoders.
+        encoder: with random weights.
         in_channels: image channels.
         method: the settings.
     """
 
-    def __init__(self, encoder: nn.Module, in_channels: int, method: Method):
+    def __init__(self, encoder: Encoder, in_channels: int, method: Method):
         super().__init__()
         self.method = method
         self.unit = encoder.unit
@@ -102,6 +103,7 @@ class Alice(nn.Module):
             depth=method.decoder_depth,
             heads=method.decoder_heads,
         )
+        self.phi: nn.Module
         if method.head == "dino":
             self.phi = DinoHead(width, method.head_hidden, method.head_bottleneck, channels)
         else:
@@ -113,8 +115,9 @@ class Alice(nn.Module):
             self.predictors["dv"] = Predictor(channels, method.head_hidden)
             self.predictors["st"] = Predictor(channels, method.head_hidden)
 
-        for module in (self.phi, self.casa, self.predictors):
-            module.apply(xavier_uniform)
+        self.phi.apply(xavier_uniform)
+        self.casa.apply(xavier_uniform)
+        self.predictors.apply(xavier_uniform)
 
         # Target branch: it starts as a copy of the online branch.
         self.target_encoder = copy.deepcopy(self.encoder)
@@ -222,14 +225,14 @@ class Alice(nn.Module):
 
     def targets(self) -> list[nn.Module]:
         """The modules of the target branch: they follow by EMA and never get a gradient."""
-        targets = [self.target_encoder, self.psi]
+        targets: list[nn.Module] = [self.target_encoder, self.psi]
         if self.target_casa is not None:
             targets.append(self.target_casa)
         return targets
 
     def sources(self) -> list[nn.Module]:
         """The online modules that `targets` follow, in the same order."""
-        sources = [self.encoder, self.phi]
+        sources: list[nn.Module] = [self.encoder, self.phi]
         if self.target_casa is not None:
             sources.append(self.casa)
         return sources
@@ -260,8 +263,8 @@ class Alice(nn.Module):
             momentum: target = momentum * target + (1 - momentum) * online (Sec. 3.1).
             target_means: of `Output`, for the whole batch.
         """
-        targets = [weight for module in self.targets() for weight in module.parameters()]
-        online = [weight for module in self.sources() for weight in module.parameters()]
+        targets: list[Tensor] = [p for module in self.targets() for p in module.parameters()]
+        online: list[Tensor] = [p for module in self.sources() for p in module.parameters()]
         torch._foreach_lerp_(targets, online, 1 - momentum)
 
         for term, mean in target_means.items():

@@ -31,6 +31,11 @@ class InputMap(nn.Module):
         ValueError: the lists have different lengths, or there is another axis.
     """
 
+    scale: Tensor
+    shift: Tensor
+    low: Tensor
+    high: Tensor
+
     def __init__(
         self,
         scale: list[float],

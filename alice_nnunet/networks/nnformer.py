@@ -6,8 +6,7 @@ Shapes: B crops, C channels, D H W voxels in (z, y, x) order.
 from torch import Tensor, nn
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.encoders.nnformer import TOKEN
-from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.model.encoders.nnformer import TOKEN, NnFormer
 from alice_nnunet.model.encoders.stage import CrossStage
 from alice_nnunet.model.encoders.units import block_of, volume_of
 from alice_nnunet.model.initialisation import xavier_uniform
@@ -55,9 +54,7 @@ class NnFormerNet(nn.Module):
         super().__init__()
         self.deep_supervision = False
         self.input_map = InputMap(**input_map)
-        self.encoder = build_encoder(
-            "nnformer", {**encoder_arguments, "in_channels": input_channels}
-        )
+        self.encoder = NnFormer(**{**encoder_arguments, "in_channels": input_channels})
 
         tables = [stage.table for stage in self.encoder.stages]
         if len(tables) < 2:
@@ -97,7 +94,7 @@ class NnFormerNet(nn.Module):
         features = self.encoder.features(self.input_map.clamp(mapped))
         *skips, x = (block_of(volume) for volume in features)
 
-        logits = []  # finest first
+        logits: list[Tensor] = []  # finest first
         for level in reversed(range(len(skips))):
             x = self.stages[level](self.expands[level](x), self.norms[level](skips[level]))
             if level == 0 or self.deep_supervision:

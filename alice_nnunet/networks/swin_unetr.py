@@ -5,13 +5,14 @@ stage.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.model.encoders.swin import Swin
 from alice_nnunet.networks.fast_layers import replace_layers
 from alice_nnunet.networks.input_map import InputMap
 from alice_nnunet.networks.padding import pad_to
@@ -37,11 +38,11 @@ class SwinUNETR(nn.Module):
     ):
         super().__init__()
         self.input_map = InputMap(**input_map)
-        self.encoder = build_encoder("swin", {**encoder_arguments, "in_channels": input_channels})
+        self.encoder = Swin(**{**encoder_arguments, "in_channels": input_channels})
 
         f = encoder_arguments["embed_width"]
         stages = len(self.encoder.stages)
-        common = {"norm_name": "instance", "res_block": True}
+        common: dict[str, Any] = {"norm_name": "instance", "res_block": True}
 
         self.stem = UnetrBasicBlock(3, input_channels, f, 3, 1, **common)
         self.skips = nn.ModuleList(

@@ -3,12 +3,14 @@
 Shapes: B crops, C channels, D H W voxels in (z, y, x) order, E width of a token, F feature_size.
 """
 
+from typing import Any
+
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.model.encoders.vit import ViT
 from alice_nnunet.networks.fast_layers import replace_layers
 from alice_nnunet.networks.input_map import InputMap
 from alice_nnunet.networks.padding import pad_to
@@ -44,17 +46,18 @@ class UNETR(nn.Module):
     ):
         super().__init__()
         self.input_map = InputMap(**input_map)
-        self.encoder = build_encoder("vit", {**encoder_arguments, "in_channels": input_channels})
-        if len(self.encoder.blocks) < SMALLEST_DEPTH:
+        self.encoder = ViT(**{**encoder_arguments, "in_channels": input_channels})
+        depth = len(self.encoder.blocks)
+        if depth < SMALLEST_DEPTH:
             raise UserError(
                 f"UNETR needs a vit with a depth of at least {SMALLEST_DEPTH}, because its decoder "
-                f"takes features at four depths; this encoder has depth "
-                f"{len(self.encoder.blocks)}. Pretrain one with a larger depth"
+                f"takes features at four depths; this encoder has depth {depth}. "
+                "Pretrain one with a larger depth"
             )
 
         width = self.encoder.width
         f = feature_size
-        common = {"norm_name": "instance", "res_block": True}
+        common: dict[str, Any] = {"norm_name": "instance", "res_block": True}
 
         self.stem = UnetrBasicBlock(3, input_channels, f, 3, 1, **common)
         self.rise2 = UnetrPrUpBlock(3, width, 2 * f, 2, 3, 1, 2, conv_block=True, **common)

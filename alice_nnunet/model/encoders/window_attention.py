@@ -125,7 +125,9 @@ class WindowAttention(nn.Module):
         qkv = slots.view(batch.groups, batch.slots, 3, self.heads, -1)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, G, heads, T, E / heads)
 
-        mixed = [attention(*part, next(biases)) for part in qkv.split(at_a_time, 1)]
+        mixed = []
+        for query, key, value in qkv.split(at_a_time, 1):
+            mixed.append(attention(query, key, value, next(biases)))
         return torch.cat(mixed).transpose(1, 2).reshape(len(slots), -1)
 
     def bias_of(self, table: Tensor, rows: Tensor) -> Tensor:

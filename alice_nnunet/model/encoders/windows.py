@@ -196,7 +196,7 @@ def pack_blocks(
 
         allowed = (owner.unsqueeze(-1) == owner.unsqueeze(-2)) & ~spare.unsqueeze(-2)
         bias_rows = table.pair_rows(codes[rows]).where(allowed, table.rows)
-        batches.append(GroupBatch(*rows.shape, bias_rows))
+        batches.append(GroupBatch(groups=rows.shape[0], slots=rows.shape[1], bias_rows=bias_rows))
         row_parts.append(rows.flatten())
         spare_parts.append(spare.flatten())
 
