@@ -317,7 +317,7 @@ def test_another_run_keeps_the_earlier_one(folders, unbroken):
     [
         (
             ["--c", "--set=lr=0.1"],
-            "Cannot resume: lr is 0.1 on the command line but 0.0003 in the saved run. Use the "
+            "lr is 0.1 on the command line but 0.0003 in the saved run. Use the "
             "original settings, or omit --c to start a new run",
         ),
         (["--set=width=50", "--set=heads=4"], "multiple of heads"),
