@@ -1,26 +1,30 @@
-"""What a user can cause ends in one clear line and exit code 2, never in a traceback."""
+"""Errors that users can correct end in one clear line and exit code 2, never in a traceback."""
 
 import argparse
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user can mend. The text says what was expected, what was found, in which file, and what to do."""
+    """Something the user can correct.
+
+    The text says what was found, what was expected, in which file, and what to do.
+    """
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse's parser; wrong use prints one line instead of the whole usage."""
+    """argparse's parser; on wrong use it prints one line instead of the whole usage."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} -h)\n")
 
 
 @contextmanager
-def exit_on_user_error(name: str):
-    """Turn a UserError inside the block into 'name: message' on stderr and exit code 2."""
+def exit_on_user_error(name: str) -> Iterator[None]:
+    """Turn a UserError inside the block into "name: message" on stderr and exit code 2."""
     try:
         yield
     except UserError as error:
@@ -29,7 +33,7 @@ def exit_on_user_error(name: str):
 
 
 def command(name: str) -> Callable:
-    """Decorator for the entry point of the command called name: UserError exits 2, Ctrl-C exits 130."""
+    """Decorate the entry point of a command: UserError exits with code 2, Ctrl-C with 130."""
 
     def decorate(main: Callable) -> Callable:
         @functools.wraps(main)

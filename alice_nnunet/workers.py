@@ -1,4 +1,4 @@
-"""One function over many cases, in several processes or in this one."""
+"""Call one function for many cases, in several processes or in the present one."""
 
 import os
 import threading
@@ -14,16 +14,23 @@ from alice_nnunet.errors import UserError
 def run_each(
     function: Callable, jobs: dict[str, tuple], processes: int
 ) -> Iterator[tuple[str, object]]:
-    """Yield (name, function(*arguments)) for every name in jobs, as they are done.
+    """Yield (name, function(*arguments)) for every job, in the order in which they finish.
 
-    function: importable, for the processes are spawned; one process is this one. Raises UserError when a process was
-    killed.
+    Args:
+        function: importable, because processes are spawned.
+        jobs: name -> arguments.
+        processes: number of processes; 1 works in the present one.
+
+    Raises:
+        UserError: a process was killed.
     """
     processes = min(processes, len(jobs))
+
     if processes <= 1:
         for name, arguments in jobs.items():
             yield name, function(*arguments)
         return
+
     with ProcessPoolExecutor(processes, get_context("spawn"), start_worker) as pool:
         try:
             futures = {pool.submit(function, *arguments): name for name, arguments in jobs.items()}
@@ -31,20 +38,20 @@ def run_each(
                 yield futures[future], future.result()
         except BrokenProcessPool:
             raise UserError(
-                f"one of {processes} processes was killed, probably because the memory ran out: "
-                f"run it again with -np {processes // 2}; what is on the disk by now is kept"
+                f"one of {processes} processes was killed, probably because memory ran out: "
+                f"run the command again with -np {processes // 2}; finished cases are kept"
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def start_worker() -> None:
-    """In a fresh process: end silently on Ctrl-C, and with the process that started this one, even a killed one."""
+    """Prepare a new process: it ends silently on Ctrl-C, and when its parent ends or is killed."""
     signal(SIGINT, SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def end_with_parent() -> None:
-    """Wait for the end of the process that started this one, then end this one."""
+    """Wait for the end of the parent process, then end this one."""
     connection.wait([parent_process().sentinel])
     os._exit(1)

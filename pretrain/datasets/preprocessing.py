@@ -22,7 +22,7 @@ from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset
 from alice_nnunet.datasets.raw_image import check_voxels, first_line, read_case
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import locked, write_json_atomically
-from alice_nnunet.geometry import Triple
+from alice_nnunet.geometry import Spacing, Triple
 from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
 from alice_nnunet.pretrain.datasets.pretrain_plans import (
     PATCH_SIZE,
@@ -38,8 +38,6 @@ REPORT = f"{PRETRAIN_PLANS}_report.json"
 
 # Cubic resampling leaves ripples of this size in the air beside the skin, in units of the window.
 RINGING = 0.01
-
-Spacing = tuple[float, float, float]  # mm, (z, y, x)
 
 
 def preprocess_dataset(

@@ -8,7 +8,8 @@ import torch
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.data.volumes import case_names
-from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
+from alice_nnunet.datasets.raw_dataset import dataset_name, open_raw_dataset
+from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import locked, write_json_atomically
 from alice_nnunet.matcher.presets import PRESETS
@@ -16,10 +17,9 @@ from alice_nnunet.matcher.released import from_released
 from alice_nnunet.model.presets import CROPS
 from alice_nnunet.names import ANATOMY, FINAL, LATEST
 from alice_nnunet.pretrain.datasets.preprocessed import (
-    choose_device,
     is_preprocessed,
     preprocessed_volumes,
-    split,
+    split_cases,
 )
 from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
 from alice_nnunet.pretrain.embedding.config import (
@@ -32,6 +32,7 @@ from alice_nnunet.pretrain.embedding.indexing import index_volumes
 from alice_nnunet.pretrain.embedding.run import EmbedRun, train
 from alice_nnunet.pretrain.embedding.show import show_matches
 from alice_nnunet.pretrain.embedding.state import build_state, load_state
+from alice_nnunet.pretrain.runtime.device import choose_device
 from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
 from alice_nnunet.settings import differences
 
@@ -139,7 +140,7 @@ def dry_run(config: EmbedConfig, device: str | None, overwrite: bool) -> None:
     elif (folder / LATEST).is_file() and not overwrite:
         step = load_checkpoint(folder / LATEST)["step"]
 
-    training, held_out = split(cases, config.validation_share, config.seed)
+    training, held_out = split_cases(cases, config.validation_share, config.seed)
     print_plan(config, chosen_device, folder, step, len(training), len(held_out))
 
 
@@ -252,7 +253,7 @@ def make_run(job: EmbedJob) -> EmbedRun:
     """A new training, or the interrupted one in the job's folder."""
     config = job.config
     folder = job.folder
-    training, held_out = split(case_names(job.volumes), config.validation_share, config.seed)
+    training, held_out = split_cases(case_names(job.volumes), config.validation_share, config.seed)
     data = job.data()
 
     if (folder / LATEST).is_file():

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import torch
 
+from alice_nnunet.errors import UserError
 from alice_nnunet.memory import GB
 
 try:
@@ -16,6 +17,14 @@ except ImportError:  # Windows
 TRAINING = 0
 VALIDATION = 1
 PROBE = 2
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called name, or cuda if available. Raises UserError if it is cuda and absent."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("-device cuda: torch finds no CUDA device here; use -device cpu")
+    return torch.device(name or ("cuda" if available else "cpu"))
 
 
 def generator_at(seed: int, stream: int, step: int, device: torch.device) -> torch.Generator:

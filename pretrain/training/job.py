@@ -9,19 +9,20 @@ import torch
 from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.data.pairs import NoMatch
 from alice_nnunet.data.volumes import case_names
-from alice_nnunet.datasets.raw_dataset import dataset_name, nnunet_folder, open_raw_dataset
+from alice_nnunet.datasets.raw_dataset import dataset_name, open_raw_dataset
+from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256
 from alice_nnunet.model.presets import CROPS
 from alice_nnunet.names import ANATOMY, CONFIGURATION, FINAL, PRETRAIN_PLANS
 from alice_nnunet.pretrain.datasets.preprocessed import (
-    choose_device,
     is_preprocessed,
     preprocessed_volumes,
-    split,
+    split_cases,
 )
 from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
 from alice_nnunet.pretrain.embedding.job import ensure_index
+from alice_nnunet.pretrain.runtime.device import choose_device
 from alice_nnunet.pretrain.runtime.distributed import Team, launch, launched, team
 from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
 from alice_nnunet.pretrain.runtime.stop import exit_code
@@ -230,7 +231,7 @@ def make_job(request: Request, plans: dict, volumes: Path, processes: int) -> Jo
             checkpoint, config, request.settings.given, data, matcher, processes
         )
 
-    training, held_out = split(cases, config.validation_share, config.seed)
+    training, held_out = split_cases(cases, config.validation_share, config.seed)
     return Job(
         config=config,
         checkpoint=checkpoint,

@@ -47,7 +47,7 @@ def test_labels_and_number_of_cases_are_not_needed(folder):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "no valid JSON"),
+        ("{", "not valid JSON"),
         ("[]", "JSON object"),
         ('{"file_ending": ".nii.gz"}', '"channel_names" must be like'),
         ('{"channel_names": {}, "file_ending": ".nii.gz"}', '"channel_names" must be like'),
@@ -65,7 +65,7 @@ def test_wrong_dataset_json(folder, content, message):
 def test_missing_dataset_json(folder):
     (folder / "dataset.json").unlink()
     with pytest.raises(
-        UserError, match=r"dataset.json is missing; the least it says is .*channel_names"
+        UserError, match=r"dataset.json is missing; It must contain at least .*channel_names"
     ):
         open_raw_dataset(22)
 

@@ -117,7 +117,7 @@ def test_channels_must_lie_on_one_grid(tmp_path, path):
             CT,
             r"nothing above -125 HU, only air \(the largest value is -1024\)",
         ),
-        (np.full((1, 4, 4, 4), 3000.0), CT, "nothing under 255 HU"),
+        (np.full((1, 4, 4, 4), 3000.0), CT, "nothing below 255 HU"),
         (np.full((1, 4, 4, 4), 7.0), CT, "empty: every voxel is 7"),
         (np.zeros((1, 4, 4, 4)), [None], "empty: every voxel is 0"),
         (

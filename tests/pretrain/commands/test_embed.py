@@ -27,7 +27,7 @@ from alice_nnunet.matcher.released import released_name
 from alice_nnunet.matcher.weights import load_network
 from alice_nnunet.pretrain.commands.embed import main
 from alice_nnunet.pretrain.commands.pretrain import main as pretrain
-from alice_nnunet.pretrain.datasets.preprocessed import split
+from alice_nnunet.pretrain.datasets.preprocessed import split_cases
 from alice_nnunet.pretrain.embedding.config import EmbedConfig, embed_config, embed_config_from_dict
 from alice_nnunet.pretrain.embedding.job import take_released
 from alice_nnunet.pretrain.training import run as pretraining
@@ -234,7 +234,7 @@ def test_wrong_use_is_one_line_and_code_2(folders, embedded, words, message, mon
 
 
 def test_held_out_volumes_that_match_nobody_are_named_and_do_not_stop_the_run(folders, embedded):
-    training = split(sorted(CASES), 0.1, 0)[0]
+    training = split_cases(sorted(CASES), 0.1, 0)[0]
 
     def match(point, query, key) -> Match:
         return Match((5, 30, 30), 1.0 if query.name in training else 0.3)

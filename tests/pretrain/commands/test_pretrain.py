@@ -21,7 +21,7 @@ from alice_nnunet.checkpoint import load_checkpoint, load_pretraining
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.pretrain.commands.pretrain import main
-from alice_nnunet.pretrain.datasets.preprocessed import split
+from alice_nnunet.pretrain.datasets.preprocessed import split_cases
 
 COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
 STEPS = 24
@@ -99,7 +99,7 @@ def test_the_first_run_preprocesses_and_leaves_what_the_design_lists(unbroken):
     folder = results / "Dataset031_Torso" / RUN / "vit"
 
     for words in (
-        "doing that first",
+        "this comes first",
         f"step {STEPS}/{STEPS} | loss",
         " ema 0.9",
         " GB | left",
@@ -371,13 +371,13 @@ assert not {"torch", "numpy", "nnunetv2", "monai"} & set(sys.modules)
 
 def test_split_holds_out_a_tenth():
     cases = [f"c{i}" for i in range(50)]
-    training, held_out = split(cases, 0.1, 0)
+    training, held_out = split_cases(cases, 0.1, 0)
     assert len(held_out) == 5 and sorted(training + held_out) == sorted(cases)
-    assert split(cases, 0.1, 0) == (training, held_out)
-    assert split(cases, 0.0, 0)[1] == []
+    assert split_cases(cases, 0.1, 0) == (training, held_out)
+    assert split_cases(cases, 0.0, 0)[1] == []
 
     # At least one, where two remain for training.
-    assert [len(part) for part in split(cases[:3], 0.1, 0)] == [2, 1]
-    assert [len(part) for part in split(cases[:2], 0.1, 0)] == [2, 0]
+    assert [len(part) for part in split_cases(cases[:3], 0.1, 0)] == [2, 1]
+    assert [len(part) for part in split_cases(cases[:2], 0.1, 0)] == [2, 0]
     with pytest.raises(UserError, match="at least two"):
-        split(cases[:1], 0.1, 0)
+        split_cases(cases[:1], 0.1, 0)
