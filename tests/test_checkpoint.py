@@ -1,3 +1,5 @@
+"""Checkpoints on the disk."""
+
 import resource
 from contextlib import contextmanager
 
@@ -28,7 +30,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 @contextmanager
 def files_of_at_most(size: int):
-    """A disk that is full, as far as a process can have one to itself: no file gets longer than size bytes."""
+    """A full disk, as far as one process can have it: no file gets longer than size bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -49,7 +51,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(tmp_
 
 
 def test_so_is_a_folder_that_cannot_be_written_to(tmp_path):
-    with pytest.raises(UserError, match="none/c.pth could not be written .*No such file"):
+    with pytest.raises(UserError, match=r"none/c.pth could not be written .*No such file"):
         save_checkpoint(tmp_path / "none" / "c.pth", {"step": 2})
 
 

@@ -13,11 +13,8 @@ from alice_nnunet.files import file_sha256
 from alice_nnunet.sharing.exported import load_exported
 from tests.helpers.exporting import write_run
 
-NETWORKS = {
-    "vit": "monai.safetensors",
-    "swin": None,
-    "nnformer": "nnformer.safetensors",
-}  # of the tiny presets
+# Files with the names of other libraries, for the tiny presets
+PUBLISHED = {"vit": ["monai.safetensors"], "swin": [], "nnformer": ["nnformer.safetensors"]}
 
 
 def refused(capsys, *arguments) -> str:
@@ -34,54 +31,47 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("run") / "c.pth")
 
 
-@pytest.mark.parametrize("encoder", sorted(NETWORKS))
+@pytest.mark.parametrize("encoder", sorted(PUBLISHED))
 def test_the_folder_gives_what_the_checkpoint_gives(tmp_path, capsys, encoder):
     checkpoint = load_pretraining(write_run(tmp_path / "c.pth", encoder))
-    main([str(tmp_path / "c.pth"), str(tmp_path / "shared" / "out")])
     out = tmp_path / "shared" / "out"
-    assert {p.name for p in out.iterdir()} == {
-        "model.safetensors",
-        "config.json",
-        "adaptation_plan.json",
-        "README.md",
-    } | ({NETWORKS[encoder]} if NETWORKS[encoder] else set())
+    main([str(tmp_path / "c.pth"), str(out)])
+
+    files = ["model.safetensors", "config.json", "adaptation_plan.json", "README.md"]
+    assert {path.name for path in out.iterdir()} == {*files, *PUBLISHED[encoder]}
     assert not list(tmp_path.rglob("*.partial"))
+
     exported = load_exported(out)
     assert exported.keys() == {"network_weights", "step", "config", "data", "nnssl_adaptation_plan"}
     for key in ("step", "config", "data", "nnssl_adaptation_plan"):
         assert exported[key] == checkpoint[key]
-    ours, theirs = exported["network_weights"], checkpoint["network_weights"]
-    assert ours.keys() == theirs.keys() and all(
-        torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours
-    )
+
+    ours = exported["network_weights"]
+    theirs = checkpoint["network_weights"]
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]) and tensor.dtype == theirs[name].dtype
     with safe_open(out / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    assert (
-        json.loads((out / "adaptation_plan.json").read_text())
-        == checkpoint["nnssl_adaptation_plan"]
-    )
+
+    plan = json.loads((out / "adaptation_plan.json").read_text())
+    assert plan == checkpoint["nnssl_adaptation_plan"]
     content = json.loads((out / "config.json").read_text())
     assert content["weights_sha256"] == file_sha256(out / "model.safetensors")
-    assert (
-        content["metrics"]["l_r"] == {"step": 40, "value": 1.5}
-        and content["metrics"]["validation l_r"]["value"] == 1.625
-    )
-    said = capsys.readouterr().out
-    assert (
-        f"alice-plan -d ID -weights {out}" in said
-        and content["weights_sha256"] in said
-        and "no licence is stated" in said
-    )
+    assert content["metrics"]["l_r"] == {"step": 40, "value": 1.5}
+    assert content["metrics"]["validation l_r"]["value"] == 1.625
+
+    text = capsys.readouterr().out
+    for said in (f"-d ID -weights {out}", content["weights_sha256"], "no licence is stated"):
+        assert said in text
 
 
 def test_the_card_is_read_by_the_hub_and_says_what_an_image_must_look_like(run, tmp_path):
     main([str(run), str(tmp_path / "out"), "-license", "cc-by-4.0"])
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert (
-        card.data.license == "cc-by-4.0"
-        and card.data.library_name == "alice-nnunet"
-        and "ct" in card.data.tags
-    )
+    assert card.data.license == "cc-by-4.0" and card.data.library_name == "alice-nnunet"
+    assert "ct" in card.data.tags
+
     for said in (
         "Dataset022_FLARE22, 11 volumes",
         "RAS",
@@ -101,22 +91,12 @@ def test_the_card_is_read_by_the_hub_and_says_what_an_image_must_look_like(run, 
 
 
 def test_the_card_warns_of_features_that_collapsed(run, tmp_path):
-    main(
-        [
-            str(
-                spoiled(
-                    run,
-                    tmp_path,
-                    lambda c: c["history"].update({"spread S": [[20, 0.5], [40, 0.09]]}),
-                )
-            ),
-            str(tmp_path / "out"),
-        ]
-    )
-    assert (
-        "**spread S ended under 0.1: these features may have collapsed.**"
-        in (tmp_path / "out" / "README.md").read_text()
-    )
+    def collapse(checkpoint: dict) -> None:
+        checkpoint["history"]["spread S"] = [[20, 0.5], [40, 0.09]]
+
+    main([str(spoiled(run, tmp_path, collapse)), str(tmp_path / "out")])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "**spread S ended under 0.1: these features may have collapsed.**" in card
 
 
 def test_an_existing_folder_and_an_exported_one_are_refused(run, tmp_path, capsys):
@@ -158,16 +138,12 @@ def test_what_cannot_be_described_is_refused_and_leaves_nothing(
 
 
 def test_early_checkpoints_with_arguments_in_the_plan(run, tmp_path, capsys):
-    def early(checkpoint):
-        checkpoint["nnssl_adaptation_plan"]["architecture_plans"]["arch_kwargs"] = checkpoint[
-            "config"
-        ]["encoder_arguments"]
+    def early(checkpoint: dict) -> None:
+        architecture = checkpoint["nnssl_adaptation_plan"]["architecture_plans"]
+        architecture["arch_kwargs"] = checkpoint["config"]["encoder_arguments"]
 
     main([str(spoiled(run, tmp_path, early)), str(tmp_path / "out")])
     assert "exported as null" in capsys.readouterr().out
-    assert (
-        json.loads((tmp_path / "out" / "adaptation_plan.json").read_text())["architecture_plans"][
-            "arch_kwargs"
-        ]
-        is None
-    )
+
+    plan = json.loads((tmp_path / "out" / "adaptation_plan.json").read_text())
+    assert plan["architecture_plans"]["arch_kwargs"] is None

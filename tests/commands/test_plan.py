@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,28 +14,32 @@ from alice_nnunet.files import file_sha256
 from alice_nnunet.finetuning.block import block_of_plans
 from alice_nnunet.finetuning.compatibility import check_compatible
 from tests.helpers.exporting import write_run
-from tests.helpers.finetuning import stock_plans, write_case, write_checkpoint, write_dataset
+from tests.helpers.finetuning import (
+    plan_by_hand,
+    stock_plans,
+    write_case,
+    write_checkpoint,
+    write_dataset,
+)
 
 
 @pytest.fixture
 def dataset(nnunet_folders, real_ct):
-    """A labeled dataset that nnU-Net has already planned, and a checkpoint c.pth beside the three folders."""
+    """nnU-Net's folders with a labeled dataset that it has already planned, and c.pth."""
     raw = write_dataset(nnunet_folders / "raw", real_ct)
     write_checkpoint(nnunet_folders / "c.pth")
+
     preprocessed = nnunet_folders / "preprocessed" / raw.name
-    preprocessed.mkdir()
-    files = sorted((raw / "imagesTr").iterdir())
-    (preprocessed / "dataset_fingerprint.json").write_text(
-        json.dumps(
-            {
-                "spacings": [[3.0, 3.0, 3.0]] * len(files),
-                "shapes_after_crop": [list(nibabel.load(file).shape[::-1]) for file in files],
-            }
-        )
-    )
+    plan_by_hand(raw, preprocessed)
     (preprocessed / "nnUNetPlans.json").write_text(json.dumps(stock_plans()))
-    (preprocessed / "dataset.json").write_text((raw / "dataset.json").read_text())
     return nnunet_folders
+
+
+def plan(folders: Path, *options: object, weights: str = "c.pth", name: str = "AlicePlans") -> dict:
+    """Run alice-plan and return the plans."""
+    words = ["-d", 7, "-weights", folders / weights, "-n", name, *options]
+    main([str(word) for word in words])
+    return written(folders, name)
 
 
 def refused(capsys, *arguments) -> str:
@@ -46,15 +51,18 @@ def refused(capsys, *arguments) -> str:
     return text
 
 
-def written(folders, name="AlicePlans") -> dict:
+def written(folders: Path, name: str = "AlicePlans") -> dict:
     return json.loads((folders / "preprocessed" / "Dataset007_Body" / f"{name}.json").read_text())
+
+
+def configuration_in(plans: dict) -> dict:
+    return plans["configurations"]["3d_fullres"]
 
 
 def test_says_what_it_chose_and_last_the_name(dataset, capsys):
     main(["-d", "7", "-weights", str(dataset / "c.pth")])
-    lines = capsys.readouterr().out.splitlines()
-    text, plans = "\n".join(lines), written(dataset)
-    assert lines[-1] == "AlicePlans"
+    text = capsys.readouterr().out
+    assert text.splitlines()[-1] == "AlicePlans"
     for said in (
         str(dataset / "c.pth"),
         "3 x 3 x 3 mm",
@@ -66,177 +74,128 @@ def test_says_what_it_chose_and_last_the_name(dataset, capsys):
         "-tr AliceTrainer -p AlicePlans",
     ):
         assert said in text
+
+    plans = written(dataset)
     assert plans["alice"]["weights"] == str(dataset / "c.pth")
     assert plans["alice"]["weights_sha256"] == file_sha256(dataset / "c.pth")
-    assert plans["configurations"]["3d_fullres"]["batch_size"] == 2
+    assert configuration_in(plans)["batch_size"] == 2
 
 
 def test_options(dataset, capsys, monkeypatch):
     monkeypatch.chdir(dataset)
-    main(
-        "-d Dataset007_Body -weights c.pth -n Short -epochs 100 -iterations 10 -patch 32 16 48 -batch 5 -lr 0.002".split()
-    )
+    named = ["-d", "Dataset007_Body", "-weights", "c.pth", "-n", "Short"]
+    length = ["-epochs", "100", "-iterations", "10", "-lr", "0.002"]
+    main([*named, *length, "-patch", "32", "16", "48", "-batch", "5"])
+    assert capsys.readouterr().out.splitlines()[-1] == "Short"
+
     plans = written(dataset, "Short")
-    configuration, recipe = plans["configurations"]["3d_fullres"], plans["alice"]["recipe"]
-    assert (configuration["patch_size"], configuration["batch_size"]) == ([32, 16, 48], 5)
-    assert (recipe["epochs"], recipe["warmup_epochs"], recipe["iterations_per_epoch"]) == (
-        100,
-        5,
-        10,
-    )
-    assert recipe["learning_rate"] == 0.002
-    assert (
-        plans["alice"]["weights"] == str(dataset / "c.pth")
-        and capsys.readouterr().out.splitlines()[-1] == "Short"
-    )
+    configuration = configuration_in(plans)
+    assert configuration["patch_size"] == [32, 16, 48] and configuration["batch_size"] == 5
+    assert plans["alice"]["weights"] == str(dataset / "c.pth")
+
+    recipe = plans["alice"]["recipe"]
+    assert recipe["epochs"] == 100 and recipe["warmup_epochs"] == 5
+    assert recipe["iterations_per_epoch"] == 10 and recipe["learning_rate"] == 0.002
 
 
 def test_the_papers_preset_gets_the_papers_patch_and_batch(dataset, capsys):
-    checkpoint = write_checkpoint(dataset / "paper.pth", preset="paper", spacing=[0.1, 0.1, 0.1])
-    main(["-d", "7", "-weights", str(checkpoint)])
-    configuration = written(dataset)["configurations"]["3d_fullres"]
+    write_checkpoint(dataset / "paper.pth", preset="paper", spacing=[0.1, 0.1, 0.1])
+    configuration = configuration_in(plan(dataset, weights="paper.pth"))
     assert (configuration["patch_size"], configuration["batch_size"]) == ([96, 96, 96], 8)
 
 
-def test_spacings(dataset, capsys):
-    """The pretraining's, nnU-Net's own for the dataset, and three numbers; what is off is accepted once and for all."""
+@pytest.mark.parametrize(
+    "asked, spacing, accepted, said",
+    [
+        (["pretrained"], [3, 3, 3], False, ["3 x 3 x 3 mm: the pretraining's"]),
+        (["dataset"], [3.05, 2.95, 3.0], False, ["nnU-Net's for this dataset"]),
+        (
+            [2, 1.5, 6],
+            [2, 1.5, 6],
+            True,
+            ["1.50 x 2.00 x 0.50 times the voxels", "accepted, as -spacing"],
+        ),
+    ],
+)
+def test_spacings(dataset, capsys, asked, spacing, accepted, said):
+    """The pretraining's, nnU-Net's for the dataset, three numbers; the trainer accepts them all."""
+    plans = plan(dataset, "-spacing", *asked)
+    text = capsys.readouterr().out
+    assert all(words in text for words in said) and ("accepted" in text) == accepted
 
-    def plan(*spacing: str) -> tuple[dict, str]:
-        main(
-            [
-                "-d",
-                "7",
-                "-weights",
-                str(dataset / "c.pth"),
-                "-n",
-                "S" + "".join(spacing).replace(".", ""),
-                "-spacing",
-                *spacing,
-            ]
-        )
-        plans = written(dataset, "S" + "".join(spacing).replace(".", ""))
-        check_compatible(block_of_plans(plans).origin, plans, plans["configurations"]["3d_fullres"])
-        return plans, capsys.readouterr().out
+    assert configuration_in(plans)["spacing"] == spacing
+    assert plans["alice"].get("accepted_spacing") == (spacing if accepted else None)
+    check_compatible(block_of_plans(plans).origin, plans, configuration_in(plans))
 
-    plans, text = plan("pretrained")
-    assert (
-        plans["configurations"]["3d_fullres"]["spacing"] == [3, 3, 3]
-        and "3 x 3 x 3 mm: the pretraining's" in text
-    )
-    plans, text = plan("dataset")
-    assert (
-        plans["configurations"]["3d_fullres"]["spacing"] == [3.05, 2.95, 3.0]
-        and "accepted_spacing" not in plans["alice"]
-    )
-    assert "nnU-Net's for this dataset" in text and "accepted" not in text
-    plans, text = plan("2", "1.5", "6")
-    assert (
-        plans["alice"]["accepted_spacing"] == [2, 1.5, 6]
-        and "1.50 x 2.00 x 0.50 times the voxels" in text
-        and "accepted, as -spacing" in text
-    )
-    assert plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"] == [
-        24.0,
-        64.0,
-        15.0,
-    ]
-    assert plans["configurations"]["3d_fullres"]["patch_size"] == [16, 32, 16]
+
+def test_sizes_follow_the_spacing(dataset, capsys):
+    configuration = configuration_in(plan(dataset, "-spacing", 2, 1.5, 6))
+    assert configuration["median_image_size_in_voxels"] == [24.0, 64.0, 15.0]
+    assert configuration["patch_size"] == [16, 32, 16]
+
+
+def stored_as(file: Path, codes: str, **more) -> None:
+    """Write a file again along other axes."""
+    write_case(file, np.asarray(nibabel.load(file).dataobj).astype(np.int16), codes, **more)
 
 
 def test_the_datasets_spacing_is_turned_to_the_canonical_axes(dataset, capsys):
+    """z, y, x of the files are x, y, z of the canonical orientation."""
     raw = dataset / "raw" / "Dataset007_Body"
-    stock = stock_plans(
-        transpose_forward=[1, 0, 2], transpose_backward=[1, 0, 2]
-    )  # spacing 3.05, 2.95, 3.0 along y, z, x of the files
-    (dataset / "preprocessed" / "Dataset007_Body" / "nnUNetPlans.json").write_text(
-        json.dumps(stock)
-    )
-    for file in (
-        raw / "imagesTr"
-    ).iterdir():  # z, y, x of the files are x, y, z of the canonical orientation
-        write_case(file, np.asarray(nibabel.load(file).dataobj).astype(np.int16), "SAL")
-    main(["-d", "7", "-weights", str(dataset / "c.pth"), "-spacing", "dataset"])
-    assert written(dataset)["configurations"]["3d_fullres"]["spacing"] == [3.0, 3.05, 2.95]
-    write_case(file, np.asarray(nibabel.load(file).dataobj).astype(np.int16), "LPS")
-    assert "three numbers instead" in refused(
-        capsys, "-d", 7, "-weights", dataset / "c.pth", "-spacing", "dataset"
-    )
+    # spacing 3.05, 2.95, 3.0 along y, z, x of the files
+    stock = stock_plans(transpose_forward=[1, 0, 2], transpose_backward=[1, 0, 2])
+    path = dataset / "preprocessed" / "Dataset007_Body" / "nnUNetPlans.json"
+    path.write_text(json.dumps(stock))
+
+    files = sorted((raw / "imagesTr").iterdir())
+    for file in files:
+        stored_as(file, "SAL")
+    plans = plan(dataset, "-spacing", "dataset")
+    assert configuration_in(plans)["spacing"] == [3.0, 3.05, 2.95]
+
+    stored_as(files[0], "LPS")
+    text = refused(capsys, "-d", 7, "-weights", dataset / "c.pth", "-spacing", "dataset")
+    assert "three numbers instead" in text
 
 
 def test_memory_is_said_and_kept_within_a_gpus(dataset, capsys):
-    plan = [
-        "-d",
-        "7",
-        "-weights",
-        str(write_checkpoint(dataset / "paper.pth", preset="paper", spacing=[0.1, 0.1, 0.1])),
-        "-n",
-        "P",
-    ]
+    write_checkpoint(dataset / "paper.pth", preset="paper", spacing=[0.1, 0.1, 0.1])
 
-    def planned(*options: str) -> tuple[list, int, float, str]:
-        main([*plan, *options])
-        text, configuration = (
-            capsys.readouterr().out,
-            written(dataset, "P")["configurations"]["3d_fullres"],
-        )
-        return (
-            configuration["patch_size"],
-            configuration["batch_size"],
-            float(re.search(r"memory +([\d.]+) GB", text)[1]),
-            text,
-        )
+    def planned(*options: object) -> tuple[list, int, float, str]:
+        """Patch, batch, GB and the whole report."""
+        configuration = configuration_in(plan(dataset, *options, weights="paper.pth"))
+        text = capsys.readouterr().out
+        memory = float(re.search(r"memory +([\d.]+) GB", text)[1])
+        return configuration["patch_size"], configuration["batch_size"], memory, text
 
     patch, batch, free, text = planned()
     assert (patch, batch) == ([96, 96, 96], 8) and "no -gpu_memory is given" in text
-    patch, batch, needed, text = planned("-gpu_memory", str(0.8 * free + 1))
-    assert (
-        patch == [96, 96, 96]
-        and 5 < batch < 8
-        and needed <= 0.8 * free
-        and "reduced from 8 to fit -gpu_memory" in text
-    )
-    patch, batch, needed, text = planned(
-        "-gpu_memory", str(0.9 * free + 1), "-batch", "8"
-    )  # what is given stays, the patch gives way
-    assert (
-        batch == 8
-        and sorted(patch)[0] < 96
-        and needed <= 0.9 * free
-        and "reduced from 96 x 96 x 96" in text
-    )
+
+    patch, batch, needed, text = planned("-gpu_memory", 0.8 * free + 1)
+    assert patch == [96, 96, 96] and 5 < batch < 8 and needed <= 0.8 * free
+    assert "reduced from 8 to fit -gpu_memory" in text
+
+    # the given batch stays, the patch gives way
+    patch, batch, needed, text = planned("-gpu_memory", 0.9 * free + 1, "-batch", 8)
+    assert batch == 8 and min(patch) < 96 and needed <= 0.9 * free
+    assert "reduced from 96 x 96 x 96" in text
     assert all(size % 16 == 0 for size in patch)
-    assert "smaller -patch or -batch" in refused(
-        capsys, *plan, "-gpu_memory", 1.1, "-patch", 64, 64, 64, "-batch", 2
-    )
+
+    given = ("-gpu_memory", 1.1, "-patch", 64, 64, 64, "-batch", 2)
+    text = refused(capsys, "-d", 7, "-weights", dataset / "paper.pth", *given)
+    assert "smaller -patch or -batch" in text
 
 
 def test_anything_in_the_recipe_can_be_set(dataset, capsys):
-    main(
-        [
-            "-d",
-            "7",
-            "-weights",
-            str(dataset / "c.pth"),
-            "--set",
-            "optimizer=SGD",
-            "momentum=0.95",
-            "layer_decay=0.8",
-            "frozen_epochs=20",
-            "seed=3",
-            "--set",
-            "augmentation=none",
-            "augmentation.blur=0.5",
-        ]
-    )
-    text, recipe = capsys.readouterr().out, written(dataset)["alice"]["recipe"]
-    assert (
-        recipe["optimizer"],
-        recipe["momentum"],
-        recipe["layer_decay"],
-        recipe["frozen_epochs"],
-        recipe["seed"],
-    ) == ("SGD", 0.95, 0.8, 20, 3)
+    optimizer = ("optimizer=SGD", "momentum=0.95", "layer_decay=0.8", "frozen_epochs=20", "seed=3")
+    augmentation = ("augmentation=none", "augmentation.blur=0.5")
+    recipe = plan(dataset, "--set", *optimizer, "--set", *augmentation)["alice"]["recipe"]
+
+    assert (recipe["optimizer"], recipe["momentum"], recipe["seed"]) == ("SGD", 0.95, 3)
+    assert (recipe["layer_decay"], recipe["frozen_epochs"]) == (0.8, 20)
     assert {name for name, p in recipe["augmentation"].items() if p} == {"blur"}
+
+    text = capsys.readouterr().out
     for said in (
         "SGD",
         "each layer 0.8 times",
@@ -248,87 +207,71 @@ def test_anything_in_the_recipe_can_be_set(dataset, capsys):
 
 
 def test_cases_preprocessed_otherwise_are_not_left_behind(dataset, capsys):
-    main(["-d", "7", "-weights", str(dataset / "c.pth")])
-    folder, before = (
-        dataset / "preprocessed" / "Dataset007_Body" / "AlicePlans_3d_fullres",
-        written(dataset),
-    )
+    before = plan(dataset)
+    folder = dataset / "preprocessed" / "Dataset007_Body" / "AlicePlans_3d_fullres"
     folder.mkdir()
     (folder / "case0.pkl").write_bytes(b"")
+
     text = refused(capsys, "-d", 7, "-weights", dataset / "c.pth", "-spacing", 2, 2, 2)
-    assert (
-        str(folder) in text
-        and "[3.0, 3.0, 3.0] there, [2.0, 2.0, 2.0] now" in text
-        and "-n" in text
-        and written(dataset) == before
-    )
-    main(
-        ["-d", "7", "-weights", str(dataset / "c.pth"), "-epochs", "3", "-batch", "4"]
-    )  # the same cases serve
-    main(["-d", "7", "-weights", str(dataset / "c.pth"), "-spacing", "2", "2", "2", "-n", "Two"])
-    assert (
-        written(dataset, "Two")["configurations"]["3d_fullres"]["data_identifier"]
-        == "Two_3d_fullres"
-    )
+    for said in (str(folder), "[3.0, 3.0, 3.0] there, [2.0, 2.0, 2.0] now", "-n"):
+        assert said in text
+    assert written(dataset) == before
+
+    plan(dataset, "-epochs", 3, "-batch", 4)  # the same cases serve
+    two = plan(dataset, "-spacing", 2, 2, 2, name="Two")
+    assert configuration_in(two)["data_identifier"] == "Two_3d_fullres"
 
 
 def test_plans_of_other_weights_are_not_overwritten(dataset, capsys):
-    main(["-d", "7", "-weights", str(dataset / "c.pth"), "-epochs", "10"])
-    main(
-        ["-d", "7", "-weights", str(dataset / "c.pth"), "-epochs", "20"]
-    )  # same weights: written anew
-    assert written(dataset)["alice"]["recipe"]["epochs"] == 20
-    other, before = write_checkpoint(dataset / "other.pth", seed=1), written(dataset)
-    assert "other weights" in (text := refused(capsys, "-d", 7, "-weights", other)) and "-n" in text
-    assert "no weights of alice-pretrain" in refused(
-        capsys, "-d", 7, "-weights", other, "-n", "nnUNetPlans"
-    )
+    plan(dataset, "-epochs", 10)
+    before = plan(dataset, "-epochs", 20)  # same weights: written anew
+    assert before["alice"]["recipe"]["epochs"] == 20
+
+    other = write_checkpoint(dataset / "other.pth", seed=1)
+    text = refused(capsys, "-d", 7, "-weights", other)
+    assert "other weights" in text and "-n" in text
+    text = refused(capsys, "-d", 7, "-weights", other, "-n", "nnUNetPlans")
+    assert "no weights of alice-pretrain" in text
     assert written(dataset) == before
-    main(["-d", "7", "-weights", str(other), "-n", "Others"])
-    assert (
-        written(dataset, "Others")["configurations"]["3d_fullres"]["data_identifier"]
-        == "Others_3d_fullres"
-    )
+
+    others = plan(dataset, weights="other.pth", name="Others")
+    assert configuration_in(others)["data_identifier"] == "Others_3d_fullres"
 
 
 def test_an_exported_folder_gives_the_plans_of_its_checkpoint(dataset, capsys):
     write_run(dataset / "run.pth")
     alice_export([str(dataset / "run.pth"), str(dataset / "shared")])
-    main(["-d", "7", "-weights", str(dataset / "run.pth"), "-n", "Checkpoint"])
-    main(["-d", "7", "-weights", str(dataset / "shared"), "-n", "Folder"])
-    checkpoint, folder = (
-        written(dataset, "Checkpoint")["alice"],
-        written(dataset, "Folder")["alice"],
-    )
-    assert folder["weights"] == str(dataset / "shared")
-    assert folder["weights_sha256"] == file_sha256(dataset / "shared" / "model.safetensors")
-    assert {k: v for k, v in folder.items() if "weights" not in k} == {
-        k: v for k, v in checkpoint.items() if "weights" not in k
-    }
+    checkpoint = plan(dataset, weights="run.pth", name="Checkpoint")["alice"]
+    folder = plan(dataset, weights="shared", name="Folder")["alice"]
+
+    assert folder.pop("weights") == str(dataset / "shared")
+    model = dataset / "shared" / "model.safetensors"
+    assert folder.pop("weights_sha256") == file_sha256(model)
+    for name in ("weights", "weights_sha256"):
+        del checkpoint[name]
+    assert folder == checkpoint
+
     (dataset / "shared" / "config.json").unlink()
-    assert "no config.json in" in refused(
-        capsys, "-d", 7, "-weights", dataset / "shared", "-n", "Third"
-    )
+    text = refused(capsys, "-d", 7, "-weights", dataset / "shared", "-n", "Third")
+    assert "no config.json in" in text
 
 
 def test_sizes_are_those_after_turning_to_ras(dataset, capsys):
-    """Files stored along S, A, L have the axes of nnU-Net's SimpleITK arrays the other way round."""
+    """Files stored along S, A, L have the axes of nnU-Net's SimpleITK arrays reversed."""
     raw = dataset / "raw" / "Dataset007_Body"
-    for file in (raw / "imagesTr").iterdir():
-        image = nibabel.load(file)
-        write_case(file, np.asarray(image.dataobj).astype(np.int16), "SAL", spacing=[4.0, 3.0, 2.0])
-    fingerprint = dataset / "preprocessed" / "Dataset007_Body" / "dataset_fingerprint.json"
-    shapes = [list(nibabel.load(file).shape[::-1]) for file in sorted((raw / "imagesTr").iterdir())]
-    fingerprint.write_text(
-        json.dumps({"spacings": [[2.0, 3.0, 4.0]] * 5, "shapes_after_crop": shapes})
-    )
-    main(["-d", "7", "-weights", str(dataset / "c.pth")])
-    plans = written(dataset)
+    files = sorted((raw / "imagesTr").iterdir())
+    for file in files:
+        stored_as(file, "SAL", spacing=[4.0, 3.0, 2.0])
+
+    shapes = [list(nibabel.load(file).shape[::-1]) for file in files]
+    fingerprint = {"spacings": [[2.0, 3.0, 4.0]] * 5, "shapes_after_crop": shapes}
+    path = dataset / "preprocessed" / "Dataset007_Body" / "dataset_fingerprint.json"
+    path.write_text(json.dumps(fingerprint))
+
+    plans = plan(dataset)
     assert plans["original_median_spacing_after_transp"] == [4.0, 3.0, 2.0]
-    assert (
-        plans["original_median_shape_after_transp"]
-        == np.median([shape[::-1] for shape in shapes], 0).tolist()
-    )
+    median = np.median([shape[::-1] for shape in shapes], 0)
+    assert plans["original_median_shape_after_transp"] == median.tolist()
 
 
 @pytest.mark.parametrize(
@@ -378,58 +321,43 @@ def test_weights_that_do_not_fit(dataset, capsys, change, said):
 
 
 def test_a_pet_beside_the_ct_is_planned_deliberately(dataset, capsys, monkeypatch):
-    stock = dataset / "preprocessed" / "Dataset007_Body" / "nnUNetPlans.json"
-    plans = stock_plans()
-    plans["configurations"]["3d_fullres"]["normalization_schemes"] = [
-        "CTNormalization",
-        "ZScoreNormalization",
-    ]
-    plans["foreground_intensity_properties_per_channel"]["1"] = {
-        "mean": 1.0,
-        "std": 2.0,
-        "percentile_00_5": 0.0,
-        "percentile_99_5": 9.0,
-    }
-    stock.write_text(json.dumps(plans))
-    assert (
-        "channel 1 of Dataset007_Body"
-        in (text := refused(capsys, "-d", 7, "-weights", dataset / "c.pth"))
-        and "alice_accept_channels=1" in text
-    )
+    stock = stock_plans()
+    schemes = ["CTNormalization", "ZScoreNormalization"]
+    stock["configurations"]["3d_fullres"]["normalization_schemes"] = schemes
+    pet = {"mean": 1.0, "std": 2.0, "percentile_00_5": 0.0, "percentile_99_5": 9.0}
+    stock["foreground_intensity_properties_per_channel"]["1"] = pet
+    path = dataset / "preprocessed" / "Dataset007_Body" / "nnUNetPlans.json"
+    path.write_text(json.dumps(stock))
+
+    text = refused(capsys, "-d", 7, "-weights", dataset / "c.pth")
+    assert "channel 1 of Dataset007_Body" in text and "alice_accept_channels=1" in text
+
     monkeypatch.setenv("alice_accept_channels", "1")
-    main(["-d", "7", "-weights", str(dataset / "c.pth")])
-    said, new = capsys.readouterr().out, written(dataset)
-    assert (
-        "channel 0    CT clipped to -125..255 HU" in said
-        and "channel 1    ZScoreNormalization, not seen by the pretraining" in said
-    )
-    assert (
-        new["foreground_intensity_properties_per_channel"]["1"]
-        == plans["foreground_intensity_properties_per_channel"]["1"]
-    )
-    assert (
-        new["alice"]["other_channels"] == [1]
-        and new["alice"]["input"]["scale"] == [1.0, 1.0]
-        and new["alice"]["input"]["low"] == [0.0, None]
-    )
+    plans = plan(dataset)
+    text = capsys.readouterr().out
+    assert "channel 0    CT clipped to -125..255 HU" in text
+    assert "channel 1    ZScoreNormalization, not seen by the pretraining" in text
+
+    assert plans["foreground_intensity_properties_per_channel"]["1"] == pet
+    block = plans["alice"]
+    assert block["other_channels"] == [1]
+    assert block["input"]["scale"] == [1.0, 1.0] and block["input"]["low"] == [0.0, None]
 
 
-def spoil(dataset, what: str) -> None:
-    raw, images = (
-        dataset / "raw" / "Dataset007_Body",
-        dataset / "raw" / "Dataset007_Body" / "imagesTr",
-    )
+def spoil(dataset: Path, what: str) -> None:
+    raw = dataset / "raw" / "Dataset007_Body"
+    first = raw / "imagesTr" / "case0_0000.nii.gz"
+
     if what == "labels":
         for file in (raw / "labelsTr").iterdir():
             file.unlink()
     elif what == "file ending":
-        (raw / "dataset.json").write_text(
-            (raw / "dataset.json").read_text().replace(".nii.gz", ".nrrd")
-        )
+        path = raw / "dataset.json"
+        path.write_text(path.read_text().replace(".nii.gz", ".nrrd"))
     elif what == "case":
-        (images / "case0_0000.nii.gz").write_bytes(b"no NIfTI")
+        first.write_bytes(b"no NIfTI")
     elif what == "fingerprint":
-        (images / "case0_0000.nii.gz").unlink()
+        first.unlink()
 
 
 @pytest.mark.parametrize(

@@ -70,21 +70,22 @@ def test_a_recipe_switches_on_what_it_names_and_nothing_else(recipe, on):
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_without_augmentation_a_patch_is_only_cropped(flat):
-    image, labels = torch.rand(1, 16, 32, 32), torch.randint(-1, 3, (1, 16, 32, 32))
-    result = with_probabilities(nnunets(flat=flat), NO_AUGMENTATION, [1.0])(
-        image=image.clone(), segmentation=labels.clone()
-    )
+    image = torch.rand(1, 16, 32, 32)
+    labels = torch.randint(-1, 3, (1, 16, 32, 32))
+    pipeline = with_probabilities(nnunets(flat=flat), NO_AUGMENTATION, [1.0])
+    result = pipeline(image=image.clone(), segmentation=labels.clone())
+
     inside = labels >= 0  # use_mask_for_norm: outside it the image is 0
-    assert torch.equal(result["image"], image * inside) and torch.equal(
-        result["segmentation"][0], labels.clamp(min=0)
-    )
-    with_probabilities(nnunets(flat=flat), dict.fromkeys(NO_AUGMENTATION, 1.0), [1.0])(
-        image=image, segmentation=labels
-    )  # all at once run too
+    assert torch.equal(result["image"], image * inside)
+    assert torch.equal(result["segmentation"][0], labels.clamp(min=0))
+
+    # all at once run too
+    everything = dict.fromkeys(NO_AUGMENTATION, 1.0)
+    with_probabilities(nnunets(flat=flat), everything, [1.0])(image=image, segmentation=labels)
 
 
 def test_shift_is_a_tenth_of_the_window_in_the_plans_own_units():
-    """Plans whose intensities are HU / 41 and a window of 380 HU: a tenth of it is 38 / 41."""
+    """Plans with intensities of HU / 41 and a window of 380 HU: a tenth of it is 38 / 41."""
     torch.manual_seed(0)
     scale = [41 / 380, 1.0]
     pipeline = with_probabilities(nnunets(), {**NO_AUGMENTATION, "shift": 1.0}, scale)
@@ -93,17 +94,18 @@ def test_shift_is_a_tenth_of_the_window_in_the_plans_own_units():
         for t in pipeline.transforms
         if isinstance(t, RandomTransform) and isinstance(t.transform, IntensityShift)
     )
+
     image = torch.rand(2, 3, 4, 5)
     drawn = torch.stack([(shift(image=image)["image"] - image) for _ in range(500)])
-    assert torch.allclose(
-        drawn.amax((2, 3, 4)), drawn.amin((2, 3, 4)), atol=1e-6
-    )  # one number for a channel
+
+    # one number for a channel
+    torch.testing.assert_close(drawn.amax((2, 3, 4)), drawn.amin((2, 3, 4)), atol=1e-6, rtol=0)
     np.testing.assert_allclose(drawn.abs().amax((0, 2, 3, 4)), [38 / 41, 0.1], rtol=0.02)
     assert drawn.mean().abs() < 0.05
 
 
 def test_a_transform_that_no_recipe_names_is_an_error():
-    with pytest.raises(RuntimeError, match="ComposeTransforms.*do not name"):
+    with pytest.raises(RuntimeError, match=r"ComposeTransforms.*do not name"):
         with_probabilities(
             ComposeTransforms([*nnunets().transforms, RandomTransform(ComposeTransforms([]), 0.1)]),
             NO_AUGMENTATION,

@@ -96,7 +96,7 @@ def test_the_variable_beside_plans_with_a_block_is_reported_as_unused(folders):
 
 def test_without_a_block_the_error_names_both_routes(folders, monkeypatch):
     monkeypatch.delenv("alice_weights")
-    with pytest.raises(UserError, match="alice-plan -d.*alice_weights=CKPT"):
+    with pytest.raises(UserError, match=r"alice-plan -d.*alice_weights=CKPT"):
         find(folders, stock_plans())
     with pytest.raises(UserError, match="no alice block"):
         block_of_plans(stock_plans())
@@ -116,21 +116,23 @@ def test_bad_weights_in_the_variable(folders, content, said):
 def test_plans_changed_by_hand_are_refused(folders):
     plans = matched(folders)
     plans["foreground_intensity_properties_per_channel"]["0"]["mean"] = 0.0
-    with pytest.raises(UserError, match="intensity statistics.*plans were changed since"):
+    with pytest.raises(UserError, match=r"intensity statistics.*plans were changed since"):
         find(folders, plans)
-    with pytest.raises(UserError, match="SimpleITKIO.*plans were changed since"):
+    with pytest.raises(UserError, match=r"SimpleITKIO.*plans were changed since"):
         find(folders, {**matched(folders), "image_reader_writer": "SimpleITKIO"})
 
 
 def test_saved_plans_that_another_fold_is_writing_are_waited_for(folders, monkeypatch):
-    block, path = from_variable(folders), folders / "results" / "plans.json"
+    block = from_variable(folders)
+    path = folders / "results" / "plans.json"
+    sleep = "alice_nnunet.finetuning.checks.time.sleep"
+
     path.write_text('{"alice": ')
-    monkeypatch.setattr(
-        "alice_nnunet.finetuning.checks.time.sleep", lambda seconds: save(folders, block)
-    )
+    monkeypatch.setattr(sleep, lambda seconds: save(folders, block))
     assert saved_block(folders / "results") == block
+
     path.write_text('{"alice": ')
-    monkeypatch.setattr("alice_nnunet.finetuning.checks.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(sleep, lambda seconds: None)
     with pytest.raises(UserError, match="not valid JSON"):
         saved_block(folders / "results")
 
@@ -139,7 +141,7 @@ def test_weights_gone_or_changed(folders):
     block = from_variable(folders)
     assert starting_weights(block).name == "vit"
     write_checkpoint(folders / "c.pth", seed=1)
-    with pytest.raises(UserError, match="not the file that was planned with.*sha256"):
+    with pytest.raises(UserError, match=r"not the file that was planned with.*sha256"):
         starting_weights(block)
     (folders / "c.pth").unlink()
     with pytest.raises(UserError, match=f"{folders / 'c.pth'}, and that file is gone"):
@@ -159,7 +161,7 @@ def test_weights_gone_or_changed(folders):
     ],
 )
 def test_other_weights_than_the_plans_own(folders, monkeypatch, change, said):
-    """Beside plans that name their weights, in the variable; and, but for the last, by hand in the plans."""
+    """In the variable beside plans that name theirs; all but the last also by hand in the plans."""
     plans = matched(folders)
     block = block_of_plans(plans)
     check_variable(block, plans)
@@ -201,7 +203,7 @@ def test_an_exported_folder_as_the_variables_weights(folders, monkeypatch):
 
     shutil.rmtree(folder)
     shutil.copytree(folders / "1", folder)
-    with pytest.raises(UserError, match="not the file that was planned with.*sha256"):
+    with pytest.raises(UserError, match=r"not the file that was planned with.*sha256"):
         starting_weights(block)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match=f"{folder}, and that file is gone"):
@@ -220,7 +222,7 @@ def test_a_second_training_of_other_weights_or_recipe_is_refused(folders):
 
     foreign = replace(block, origin=replace(block.origin, sha256="0"))
     for other, going_on in ((foreign, True), (foreign, False), (longer, False)):
-        with pytest.raises(UserError, match="-n OTHERNAME.*remove or rename"):
+        with pytest.raises(UserError, match=r"-n OTHERNAME.*remove or rename"):
             check_same_run(other, folders / "results", going_on)
 
     moved = replace(block, origin=replace(block.origin, path="/elsewhere/c.pth"))

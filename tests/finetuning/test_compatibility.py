@@ -10,7 +10,8 @@ from alice_nnunet.finetuning.compatibility import check_compatible, flips_of_cas
 from alice_nnunet.finetuning.pretrained import EncoderOrigin
 from tests.helpers.finetuning import pretraining_data, stock_plans
 
-LPS, RAS = np.diag([-1.0, -1, 1, 1]), np.eye(4)
+LPS = np.diag([-1.0, -1, 1, 1])
+RAS = np.eye(4)
 
 
 def check(plans: dict, data: dict | None = None) -> list[str]:
@@ -44,15 +45,17 @@ def test_stock_plans_within_five_percent_pass_whatever_their_window():
 def test_another_spacing_shows_both_and_how_to_replan():
     with pytest.raises(UserError) as caught:
         check(changed(spacing=[5.0, 0.8, 0.8]))
+
     text = str(caught.value)
-    assert (
-        "5 x 0.8 x 0.8 mm" in text and "3 x 3 x 3 mm" in text and "alice_accept_spacing=1" in text
-    )
-    assert (
-        "alice-plan -d 7 -weights /c.pth" in text
-        and "nnUNetv2_preprocess -d 7" in text
-        and "\n" not in text
-    )
+    assert "\n" not in text
+    for said in (
+        "5 x 0.8 x 0.8 mm",
+        "3 x 3 x 3 mm",
+        "alice_accept_spacing=1",
+        "alice-plan -d 7 -weights /c.pth",
+        "nnUNetv2_preprocess -d 7",
+    ):
+        assert said in text
 
 
 def test_another_spacing_can_be_accepted_deliberately(monkeypatch):
@@ -77,20 +80,22 @@ def test_transposed_plans_are_refused():
 
 
 def test_another_normalisation_is_refused():
-    with pytest.raises(UserError, match="ZScoreNormalization.*CTNormalization.*channel_names"):
+    with pytest.raises(UserError, match=r"ZScoreNormalization.*CTNormalization.*channel_names"):
         check(changed(normalization_schemes=["ZScoreNormalization"]))
 
 
 def test_a_channel_of_another_kind_beside_a_ct_is_accepted_deliberately_only(monkeypatch):
     plans = changed(normalization_schemes=["CTNormalization", "ZScoreNormalization"])
     with pytest.raises(
-        UserError, match="channel 1 .*nnUNetv2_plan_experiment -d 7.*alice_accept_channels=1"
+        UserError, match=r"channel 1 .*nnUNetv2_plan_experiment -d 7.*alice_accept_channels=1"
     ) as caught:
         check(plans)
     assert "\n" not in str(caught.value)
+
     assert check({**plans, "alice": {"other_channels": [1]}}) != []  # planned so
     with pytest.raises(UserError):
         check({**plans, "alice": {"other_channels": [0]}})
+
     monkeypatch.setenv("alice_accept_channels", "1")
     (line,) = check(plans)
     assert "did not see: 1;" in line

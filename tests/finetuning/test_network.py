@@ -60,8 +60,11 @@ def test_every_encoder_tensor_is_loaded_and_reported():
     encoder = pretrained_encoder()
     network = build_network(block_for(encoder), 1, 4)
     lines = load_encoder(network, encoder)
+
     weights = encoder.weights
-    assert all(torch.equal(network.encoder.state_dict()[name], weights[name]) for name in weights)
+    loaded = network.encoder.state_dict()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
     decoder = len(network.state_dict()) - len(weights)
     assert lines == [
         f"Loaded {len(weights)} of {len(weights)} encoder tensors from /c.pth (sha256 {'ab' * 32})",
@@ -186,7 +189,7 @@ def test_block_of_other_channels_or_another_encoder_is_refused():
     foreign = replace(block, origin=replace(block.origin, name="resnet"))
     with pytest.raises(UserError, match="'resnet'"):
         build_network(foreign, 1, 2)
-    with pytest.raises(UserError, match="'resnet'.*vit"):
+    with pytest.raises(UserError, match=r"'resnet'.*vit"):
         block_for(replace(encoder, name="resnet"))
 
 

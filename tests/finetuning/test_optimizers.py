@@ -17,7 +17,8 @@ from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.schedules import EpochSchedule
 
 INPUT = {"scale": [1.0], "shift": [0.0], "low": [0.0], "high": [1.0], "flip_axes": []}
-# tensors of the tiny presets -> how many factors they stand below the decoder: 4 blocks in the ViT, three stages of 2 in the others
+# Tensors of the tiny presets and how many factors of layer_decay they are below the decoder.
+# The ViT has 4 blocks, the others three stages of 2.
 FACTORS = {
     "vit": {
         "encoder.patch_embed.weight": 5,
@@ -52,12 +53,13 @@ FACTORS = {
 }
 
 
-def network_of(encoder: str):
-    arguments = {"in_channels": 1, "crop_size": [16, 32, 32], **PRESETS[encoder]["tiny"].encoder}
+def network_of(encoder: str) -> tuple[torch.nn.Module, list[int]]:
+    """A tiny network and the depths of its encoder."""
+    preset = PRESETS[encoder]["tiny"]
+    arguments = {"in_channels": 1, "crop_size": [16, 32, 32], **preset.encoder}
     with torch.device("meta"):
-        return NETWORKS[encoder](
-            1, 2, arguments, INPUT, **PRESETS[encoder]["tiny"].network
-        ), encoder_depths(arguments)
+        network = NETWORKS[encoder](1, 2, arguments, INPUT, **preset.network)
+    return network, encoder_depths(arguments)
 
 
 @pytest.mark.parametrize("encoder", FACTORS)
@@ -66,19 +68,20 @@ def test_rates_fall_by_a_factor_with_every_block(encoder):
     recipe = changed_recipe(RECIPES[encoder].recipe, epochs=100, settings={"layer_decay": 0.75})
     groups = parameter_groups(network.named_parameters(), depths, 0.75, 0)
     optimizer = build_optimizer(groups, recipe)
-    schedule, names = (
-        EpochSchedule(optimizer, group_rates(groups, recipe)),
-        dict(network.named_parameters()),
-    )
+    schedule = EpochSchedule(optimizer, group_rates(groups, recipe))
     schedule.step(recipe.warmup_epochs)  # the peak
+
+    names = dict(network.named_parameters())
     rates = {
         id(parameter): group["lr"]
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names) == len(rates)
+
     for name, factors in FACTORS[encoder].items():
-        assert rates[id(names[name])] == pytest.approx(recipe.learning_rate * 0.75**factors), name
+        expected = recipe.learning_rate * 0.75**factors
+        assert rates[id(names[name])] == pytest.approx(expected), name
     assert optimizer.param_groups[0]["lr"] == max(rates.values())  # what nnU-Net logs
 
 
@@ -122,10 +125,12 @@ def test_rate_zero_leaves_parameters_bit_identical(optimizer):
     )
     made = build_optimizer(groups, recipe)
     schedule = EpochSchedule(made, group_rates(groups, recipe))
-    for step in range(3):
+
+    for _ in range(3):
         network(torch.randn(2, 5)).square().sum().backward()
         made.step()
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before))
+
     schedule.step(1)
     made.step()
     assert not any(torch.equal(p, q) for p, q in zip(network.parameters(), before))

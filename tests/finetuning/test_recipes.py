@@ -33,6 +33,7 @@ def test_table_8(encoder, row):
         "warmup_epochs",
         "epochs",
     )
+
     paper = RECIPES[encoder]
     values = tuple(getattr(paper.recipe, name) for name in names)
     assert (*values, paper.batch_size, paper.patch_size) == row
@@ -68,7 +69,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(change, named):
 
 
 def test_augmentations_of_table_8():
-    """Random flip, rotation, intensities shifting; scaling, gaussian blur, mirroring. And no others."""
+    """Random flip, rotation, intensities shifting; scaling, gaussian blur, mirroring. No others."""
     on = {
         encoder: {name for name, p in paper.recipe.augmentation.items() if p}
         for encoder, paper in RECIPES.items()

@@ -8,7 +8,12 @@ import torch
 from batchgenerators.dataloading.data_loader import DataLoader
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
-from alice_nnunet.finetuning.seeded_loading import batch_processes, seed_generators, seeded
+from alice_nnunet.finetuning.seeded_loading import (
+    VARIABLE,
+    batch_processes,
+    seed_generators,
+    seeded,
+)
 
 
 class Draws(DataLoader):
@@ -33,6 +38,7 @@ def test_a_seed_gives_the_same_batches_and_another_gives_others(workers):
     for seed in ((1, 0), (1, 0), (1, 1)):
         made = SingleThreadedAugmenter(Draws(), None)
         next(made)  # as nnU-Net does
+
         seed_generators(*seed)
         augmenter = seeded(made, workers, False, *seed)
         runs.append(first(augmenter, 9))
@@ -42,11 +48,13 @@ def test_a_seed_gives_the_same_batches_and_another_gives_others(workers):
     assert len({str(batch) for batch in runs[0]}) == 9  # no two workers draw the same
 
 
-def test_nnunets_own_workers_are_put_off_for_a_while(monkeypatch):
-    for before in ("5", None):
-        monkeypatch.setenv("nnUNet_n_proc_DA", before) if before else monkeypatch.delenv(
-            "nnUNet_n_proc_DA"
-        )
-        with batch_processes("0"):
-            assert os.environ["nnUNet_n_proc_DA"] == "0"
-        assert os.environ.get("nnUNet_n_proc_DA") == before
+@pytest.mark.parametrize("before", ["5", None])
+def test_the_number_of_workers_is_another_for_a_while(monkeypatch, before):
+    if before:
+        monkeypatch.setenv(VARIABLE, before)
+    else:
+        monkeypatch.delenv(VARIABLE, raising=False)
+
+    with batch_processes("0"):
+        assert os.environ[VARIABLE] == "0"
+    assert os.environ.get(VARIABLE) == before

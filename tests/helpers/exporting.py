@@ -41,9 +41,17 @@ LIGHT = ("head_hidden=32", "decoder_width=48", "decoder_depth=1", "decoder_heads
 
 
 def write_run(path: Path, encoder: str = "vit", *settings: str) -> Path:
-    """The checkpoint of a run at step 40, seed 0, at path. settings: name=value, as of alice-pretrain --set."""
+    """Write the checkpoint of a run at step 40 with seed 0.
+
+    Args:
+        path: of the file.
+        encoder: vit, swin or nnformer.
+        *settings: name=value, as in alice-pretrain --set.
+    """
     config = make_config("Dataset022_FLARE22", read_settings(encoder, "tiny", [*LIGHT, *settings]))
     state = build_state(config, torch.device("cpu"))
-    state.step, state.history = 40, HISTORY
+    state.step = 40
+    state.history = HISTORY
+
     save_state(path, state, config, pretraining_data(), adaptation_plan(PLANS, config))
     return path

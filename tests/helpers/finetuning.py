@@ -1,4 +1,4 @@
-"""Stand-ins for tests of fine-tuning: a pretraining checkpoint with random weights, a small labeled dataset."""
+"""Stand-ins for tests of fine-tuning: a checkpoint with random weights, a small dataset."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ CROP = [16, 32, 32]  # voxels
 
 
 def stock_plans(**changes) -> dict:
-    """The entries of nnU-Net's own plans that matter here, of a CT dataset in the files' own orientation."""
+    """The entries of nnU-Net's own plans that matter here, for CT in the files' own orientation."""
     configuration = {
         "data_identifier": "nnUNetPlans_3d_fullres",
         "batch_size": 2,
@@ -61,7 +61,7 @@ def pretraining_data(**changes) -> dict:
 def pretraining_checkpoint(
     seed: int = 0, preset: str = "tiny", encoder: str = "vit", **data_changes
 ) -> dict:
-    """What a checkpoint holds, with random weights of a real encoder, the tiny one whatever preset it is called."""
+    """What a checkpoint holds, with random weights of a tiny encoder whatever the preset's name."""
     torch.manual_seed(seed)
     arguments = {"in_channels": 1, "crop_size": CROP, **PRESETS[encoder]["tiny"].encoder}
     return {
@@ -98,8 +98,16 @@ def write_checkpoint(
 
 
 def write_case(path: Path, voxels: np.ndarray, codes: str = "LPS", spacing=SPACING) -> None:
-    """voxels (x, y, z), stored along L, P, S, as NIfTI. codes: axes of the file, which shows the same body in any."""
+    """Write a NIfTI file.
+
+    Args:
+        path: of the file.
+        voxels: (x, y, z), along L, P, S.
+        codes: axes of the file; the body is the same in any.
+        spacing: mm (z, y, x).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+
     image = nibabel.Nifti1Image(voxels, np.diag([-spacing[2], -spacing[1], spacing[0], 1]))
     turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(codes))
     nibabel.save(image.as_reoriented(turn), path)
@@ -113,33 +121,37 @@ def write_dataset(
     labels: bool = True,
     codes: str = "LPS",
 ) -> Path:
-    """Crops of one CT as if they were cases of 3 mm voxels; the one label is everything denser than fat."""
+    """Write crops of one CT as if they were cases with voxels of 3 mm.
+
+    The one label is everything denser than fat. Returns the folder of the dataset.
+    """
+    folder = raw / name
+
     for index in range(cases):
-        voxels = np.asarray(ct.dataobj)[
-            index : index + 30, index : index + 32, index % 3 : index % 3 + 16
-        ]
-        write_case(raw / name / "imagesTr" / f"case{index}_0000.nii.gz", voxels, codes)
+        z = index % 3
+        voxels = np.asarray(ct.dataobj)[index : index + 30, index : index + 32, z : z + 16]
+        write_case(folder / "imagesTr" / f"case{index}_0000.nii.gz", voxels, codes)
         if labels:
-            write_case(
-                raw / name / "labelsTr" / f"case{index}.nii.gz",
-                (voxels > 0).astype(np.uint8),
-                codes,
-            )
-    (raw / name / "dataset.json").write_text(
-        json.dumps(
-            {
-                "channel_names": {"0": "CT"},
-                "labels": {"background": 0, "dense": 1},
-                "numTraining": cases,
-                "file_ending": ".nii.gz",
-            }
-        )
-    )
-    return raw / name
+            dense = (voxels > 0).astype(np.uint8)
+            write_case(folder / "labelsTr" / f"case{index}.nii.gz", dense, codes)
+
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "dense": 1},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
 
 
 def plan_by_hand(raw: Path, preprocessed: Path) -> None:
-    """nnU-Net's plans and fingerprint of the dataset, without the seconds that its planner takes."""
+    """Write nnU-Net's plans and fingerprint of a dataset without its planner, which takes seconds.
+
+    Args:
+        raw: folder of the dataset.
+        preprocessed: new folder.
+    """
     preprocessed.mkdir()
     plans = stock_plans(transpose_backward=[0, 1, 2], label_manager="LabelManager")
     plans["configurations"]["3d_fullres"] |= {
@@ -147,9 +159,12 @@ def plan_by_hand(raw: Path, preprocessed: Path) -> None:
         "preprocessor_name": "DefaultPreprocessor",
         "batch_dice": False,
     }
-    shapes = [list(nibabel.load(file).shape[::-1]) for file in sorted((raw / "imagesTr").iterdir())]
     (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
-    (preprocessed / "dataset_fingerprint.json").write_text(
-        json.dumps({"spacings": [[3.0] * 3] * 5, "shapes_after_crop": shapes})
-    )
+
+    files = sorted((raw / "imagesTr").iterdir())
+    fingerprint = {
+        "spacings": [SPACING] * len(files),
+        "shapes_after_crop": [list(nibabel.load(file).shape[::-1]) for file in files],
+    }
+    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
     shutil.copy(raw / "dataset.json", preprocessed)

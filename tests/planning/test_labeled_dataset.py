@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alice_nnunet.errors import UserError
+from alice_nnunet.finetuning.seeded_loading import VARIABLE
 from alice_nnunet.planning import labeled_dataset
 from alice_nnunet.planning.labeled_dataset import (
     canonical_axes,
@@ -42,7 +43,8 @@ def test_first_channel_of_every_labeled_case(tmp_path, real_ct):
 
 def test_missing_files_are_nnunets_to_make(nnunet_folders, real_ct, monkeypatch, capsys):
     write_dataset(nnunet_folders / "raw", real_ct, cases=2)
-    folder, made = nnunet_folders / "preprocessed" / "Dataset007_Body", []
+    folder = nnunet_folders / "preprocessed" / "Dataset007_Body"
+    made = []
 
     def extract(self):
         made.append("fingerprint")
@@ -75,13 +77,13 @@ def test_the_planner_runs_where_batches_are_made_without_processes(
     seen = []
 
     def plan(self):
-        seen.append(os.environ["nnUNet_n_proc_DA"])
+        seen.append(os.environ[VARIABLE])
         plans.write_text(json.dumps(stock_plans()))
 
     monkeypatch.setattr(labeled_dataset.ExperimentPlanner, "plan_experiment", plan)
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setenv(VARIABLE, "0")
     open_labeled_dataset("7", 1)
-    assert seen == ["1"] and os.environ["nnUNet_n_proc_DA"] == "0"
+    assert seen == ["1"] and os.environ[VARIABLE] == "0"
 
 
 def test_a_failure_of_nnunet_is_one_line(nnunet_folders, real_ct, monkeypatch):
@@ -91,6 +93,6 @@ def test_a_failure_of_nnunet_is_one_line(nnunet_folders, real_ct, monkeypatch):
         raise RuntimeError("Some background worker is 6 feet under. Yuck. \nmore")
 
     monkeypatch.setattr(labeled_dataset.DatasetFingerprintExtractor, "run", fail)
-    with pytest.raises(UserError, match="6 feet under.*--verify_dataset_integrity") as caught:
+    with pytest.raises(UserError, match=r"6 feet under.*--verify_dataset_integrity") as caught:
         open_labeled_dataset("7", 1)
     assert "\n" not in str(caught.value)

@@ -87,7 +87,7 @@ def test_nothing_fits():
             refused()
 
     with pytest.raises(
-        UserError, match="96 x 96 x 96 and a batch of 2 need about 3 GB and only 1.5 GB"
+        UserError, match=r"96 x 96 x 96 and a batch of 2 need about 3 GB and only 1.5 GB"
     ):
         fit_memory(
             [96] * 3,

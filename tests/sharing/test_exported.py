@@ -1,4 +1,4 @@
-"""Reading an exported folder: what is damaged, foreign or incomplete ends in one line that names the file."""
+"""Reading an exported folder: damaged, foreign and missing files are named in one line."""
 
 import json
 

@@ -11,15 +11,22 @@ from alice_nnunet.pretrain.training.config import make_config, read_settings
 from alice_nnunet.sharing.nnssl_schema import check_adaptation_plan
 from tests.helpers.exporting import PLANS
 
-# the fields of nnssl's dataclasses, as anchors/field.md (1A) lists them
+# The fields of nnssl's dataclasses, as anchors/field.md (1A) lists them
 FIELDS = {
-    "": "architecture_plans pretrain_plan pretrain_num_input_channels recommended_downstream_patchsize key_to_encoder key_to_stem "
-    "keys_to_in_proj key_to_lpe",
+    "": """
+        architecture_plans pretrain_plan pretrain_num_input_channels
+        recommended_downstream_patchsize key_to_encoder key_to_stem keys_to_in_proj key_to_lpe
+    """,
     "architecture_plans": "arch_class_name arch_kwargs arch_kwargs_requiring_import",
-    "pretrain_plan": "dataset_name plans_name original_median_spacing_after_transp image_reader_writer transpose_forward "
-    "transpose_backward configurations experiment_planner_used",
-    "pretrain_plan.configurations.3d_fullres": "data_identifier preprocessor_name spacing_style normalization_schemes use_mask_for_norm "
-    "resampling_fn_data resampling_fn_data_kwargs resampling_fn_mask resampling_fn_mask_kwargs spacing patch_size",
+    "pretrain_plan": """
+        dataset_name plans_name original_median_spacing_after_transp image_reader_writer
+        transpose_forward transpose_backward configurations experiment_planner_used
+    """,
+    "pretrain_plan.configurations.3d_fullres": """
+        data_identifier preprocessor_name spacing_style normalization_schemes use_mask_for_norm
+        resampling_fn_data resampling_fn_data_kwargs resampling_fn_mask resampling_fn_mask_kwargs
+        spacing patch_size
+    """,
 }
 WEIGHTS = {
     "patch_embed.weight": torch.zeros(4, 1, 2, 2, 2),
@@ -45,7 +52,7 @@ def part(plan: dict, place: str) -> dict:
 
 
 def wrong(plan) -> str:
-    with pytest.raises(UserError, match="in c.pth does not follow nnssl's schema") as caught:
+    with pytest.raises(UserError, match=r"in c.pth does not follow nnssl's schema") as caught:
         check_adaptation_plan(plan, WEIGHTS, "c.pth")
     return str(caught.value)
 
@@ -59,9 +66,12 @@ def test_ours_keeps_to_it(plan):
 )
 def test_every_field_must_be_there_and_of_its_kind(plan, place, name):
     full = ".".join(filter(None, ("nnssl_adaptation_plan", place, name)))
-    without, other = copy.deepcopy(plan), copy.deepcopy(plan)
+
+    without = copy.deepcopy(plan)
     del part(without, place)[name]
     assert f"{full} is missing" in wrong(without)
+
+    other = copy.deepcopy(plan)
     part(other, place)[name] = 1.5
     assert full in wrong(other)
 

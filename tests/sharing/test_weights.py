@@ -1,9 +1,10 @@
-"""What -weights and alice_weights may name: a file, an exported folder, a repository in the hub's cache."""
+"""What -weights and alice_weights take: a file, an exported folder, a repository in the cache."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,19 +14,30 @@ from alice_nnunet.sharing.exported import write_exported
 from alice_nnunet.sharing.weights import find_weights, weights_sha256
 from tests.helpers.finetuning import pretraining_checkpoint, write_checkpoint
 
-COMMIT, OTHER = "a1" * 20, "b2" * 20
-FIND = (
-    "import json, sys\nfrom alice_nnunet.errors import UserError\nfrom alice_nnunet.sharing.weights import find_weights\nfound = []\n"
-    "for given in sys.argv[1:]:\n    try: found.append(find_weights(given))\n    except UserError as error: found.append(f'error: {error}')\n"
-    "print(json.dumps(found))"
-)
+COMMIT = "a1" * 20
+OTHER = "b2" * 20
+FIND = """
+import json, sys
+from alice_nnunet.errors import UserError
+from alice_nnunet.sharing.weights import find_weights
+
+found = []
+for given in sys.argv[1:]:
+    try:
+        found.append(find_weights(given))
+    except UserError as error:
+        found.append(f"error: {error}")
+print(json.dumps(found))
+"""
 
 
-def cached(cache, commit: str, seed: int):
-    """An exported encoder in the layout of the hub's cache: a snapshot whose files are links to blobs."""
-    repository, exported = cache / "models--some-team--alice-vit", cache / f"exported{seed}"
+def cached(cache: Path, commit: str, seed: int) -> None:
+    """Put an exported encoder in the hub's cache: a snapshot whose files are links to blobs."""
+    exported = cache / f"exported{seed}"
     exported.mkdir()
     write_exported(exported, pretraining_checkpoint(seed), {})
+
+    repository = cache / "models--some-team--alice-vit"
     snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir(exist_ok=True)
@@ -33,7 +45,6 @@ def cached(cache, commit: str, seed: int):
         blob = repository / "blobs" / file_sha256(file)
         blob.write_bytes(file.read_bytes())
         (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
-    return snapshot
 
 
 @pytest.fixture
@@ -41,7 +52,9 @@ def cache(tmp_path):
     """A stand-in of the hub's cache: main is one commit, the tag v2 another."""
     hub = tmp_path / "home" / "hub"
     hub.mkdir(parents=True)
-    cached(hub, COMMIT, 0), cached(hub, OTHER, 1)
+    cached(hub, COMMIT, 0)
+    cached(hub, OTHER, 1)
+
     refs = hub / "models--some-team--alice-vit" / "refs"
     refs.mkdir()
     (refs / "main").write_text(COMMIT)
@@ -49,8 +62,8 @@ def cache(tmp_path):
     return tmp_path
 
 
-def find_offline(folder, *given: str) -> list[str]:
-    """find_weights in a process of its own: the hub's client reads its variables when it is imported."""
+def find_offline(folder: Path, *given: str) -> list[str]:
+    """find_weights in a process of its own: the hub's client reads its variables at import."""
     environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", FIND, *given],
@@ -59,6 +72,7 @@ def find_offline(folder, *given: str) -> list[str]:
         capture_output=True,
         text=True,
     )
+
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -73,19 +87,16 @@ def test_repositories_in_the_cache_and_not(cache):
         "some-team/nothing",
         "some-team/alice-vit@v9",
     )
+
     snapshots = cache / "home" / "hub" / "models--some-team--alice-vit" / "snapshots"
-    assert main == also_main == str(snapshots / COMMIT) and tag == commit == str(snapshots / OTHER)
-    assert (
-        weights_sha256(main)
-        == file_sha256(snapshots / COMMIT / "model.safetensors")
-        != weights_sha256(tag)
-    )
+    assert main == also_main == str(snapshots / COMMIT)
+    assert tag == commit == str(snapshots / OTHER)
+    assert weights_sha256(main) == file_sha256(snapshots / COMMIT / "model.safetensors")
+    assert weights_sha256(main) != weights_sha256(tag)
+
     for text, name in ((absent, "some-team/nothing"), (revision, "some-team/alice-vit@v9")):
-        assert (
-            text.startswith(f"error: {name} is not a file or folder here")
-            and "hf download" in text
-            and str(cache / "home" / "hub") in text
-        )
+        assert text.startswith(f"error: {name} is not a file or folder here")
+        assert "hf download" in text and str(cache / "home" / "hub") in text
         assert "\n" not in text
 
 
@@ -104,12 +115,12 @@ def test_names_of_files_never_go_to_the_hub(tmp_path, monkeypatch, given):
         "alice_nnunet.sharing.weights.snapshot_download",
         lambda *a, **k: pytest.fail("asked the hub"),
     )
-    assert find_weights(given) == os.path.join(tmp_path, os.path.normpath(given))
+    assert find_weights(given) == str(tmp_path / os.path.normpath(given))
 
 
 def test_the_hubs_own_errors_are_one_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="'a--b/c'|a--b/c is not a file") as caught:
+    with pytest.raises(UserError, match=r"'a--b/c'|a--b/c is not a file") as caught:
         find_weights("a--b/c")  # a name that the hub does not allow
     assert "\n" not in str(caught.value)
 
@@ -117,7 +128,7 @@ def test_the_hubs_own_errors_are_one_line(monkeypatch, tmp_path):
 def test_sha256_of_files_and_folders(tmp_path):
     path = write_checkpoint(tmp_path / "c.pth")
     assert weights_sha256(str(path)) == file_sha256(path)
-    with pytest.raises(UserError, match="no model.safetensors"):
+    with pytest.raises(UserError, match=r"no model.safetensors"):
         weights_sha256(str(tmp_path))
     with pytest.raises(UserError, match="no checkpoint at"):
         weights_sha256(str(tmp_path / "none.pth"))

@@ -1,4 +1,4 @@
-"""AliceTrainer in distributed training, as far as that goes without GPUs: nnU-Net's own setup asks for CUDA."""
+"""AliceTrainer in distributed training, as far as possible without the GPUs that nnU-Net wants."""
 
 import json
 
@@ -8,31 +8,30 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 from tests.helpers.finetuning import CROP, plan_by_hand, write_checkpoint, write_dataset
+from tests.helpers.training import NAME, plan
 
 ENCODERS = ("nnformer", "swin", "vit")
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory, real_ct):
-    """nnU-Net's folders with plans for each encoder, by its name, on a dataset of two labels; nothing is preprocessed."""
+    """The preprocessed folder of a dataset of two labels with plans for each encoder, no cases."""
     root = tmp_path_factory.mktemp("ddp")
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("raw", "preprocessed", "results"):
             (root / name).mkdir()
             patch.setenv(f"nnUNet_{name}", str(root / name))
         patch.setenv("nnUNet_compile", "f")
-        plan_by_hand(
-            write_dataset(root / "raw", real_ct), root / "preprocessed" / "Dataset007_Body"
-        )
+
+        folder = root / "preprocessed" / NAME
+        plan_by_hand(write_dataset(root / "raw", real_ct), folder)
         for encoder in ENCODERS:
             write_checkpoint(root / f"{encoder}.pth", encoder=encoder)
-            alice_plan(
-                ["-d", "7", "-weights", str(root / f"{encoder}.pth"), "-n", encoder, "-np", "1"]
-            )
-        yield root / "preprocessed" / "Dataset007_Body"
+            plan(root, "-n", encoder, weights=f"{encoder}.pth")
+        yield folder
 
 
 @pytest.fixture
@@ -52,42 +51,42 @@ def test_steps_in_ddp_use_every_parameter_and_find_the_network_inside(
     planned, one_process, encoder, tmp_path
 ):
     """DDP raises in the step after one in which a parameter had no part in the loss."""
-    plans, dataset = (
-        json.loads((planned / name).read_text()) for name in (f"{encoder}.json", "dataset.json")
-    )
-    trainer = AliceTrainer(plans | {"continue_training": False}, "3d_fullres", 0, dataset)
+    plans = json.loads((planned / f"{encoder}.json").read_text())
+    dataset = json.loads((planned / "dataset.json").read_text())
+    plans["continue_training"] = False
+
+    trainer = AliceTrainer(plans, "3d_fullres", 0, dataset)
     assert trainer.is_ddp and trainer.device.type == "cuda"
-    trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+    trainer.device = torch.device("cpu")
+    trainer.grad_scaler = None
+
     network = trainer.build_network_architecture(
         trainer.plans_manager, trainer.configuration_manager, 1, 2, trainer.enable_deep_supervision
     )
     trainer.network = network
     trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
-    trainer.network, trainer.loss = DistributedDataParallel(network), trainer._build_loss()
+    trainer.network = DistributedDataParallel(network)
+    trainer.loss = trainer._build_loss()
+
     assert "Not loaded: none" in trainer.load_weights()
-    weights = torch.load(planned.parents[1] / f"{encoder}.pth", weights_only=True)[
-        "network_weights"
-    ]
-    assert all(
-        torch.equal(tensor, weights[name]) for name, tensor in network.encoder.state_dict().items()
-    )
+    checkpoint = torch.load(planned.parents[1] / f"{encoder}.pth", weights_only=True)
+    weights = checkpoint["network_weights"]
+    loaded = network.encoder.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.items())
+
     trainer.set_deep_supervision_enabled(True)
-    data, labels = torch.rand(2, 1, *CROP), torch.randint(0, 2, (2, 1, *CROP)).float()
+    data = torch.rand(2, 1, *CROP)
+    labels = torch.randint(0, 2, (2, 1, *CROP)).float()
     targets = [labels[(..., *[slice(None, None, 2**level)] * 3)] for level in range(trainer.levels)]
+    batch = {"data": data, "target": targets if trainer.levels > 1 else labels}
+
     trainer.lr_scheduler.step(0)
-    losses = [
-        trainer.train_step({"data": data, "target": targets if trainer.levels > 1 else labels})[
-            "loss"
-        ]
-        for _ in range(3)
-    ]
+    losses = [trainer.train_step(batch)["loss"] for _ in range(3)]
     assert np.isfinite(losses).all()
-    assert any(
-        not torch.equal(tensor, weights[name])
-        for name, tensor in network.encoder.state_dict().items()
-    )
+
+    trained = network.encoder.state_dict()
+    assert any(not torch.equal(tensor, weights[name]) for name, tensor in trained.items())
+
     trainer.save_checkpoint(str(tmp_path / "c.pth"))
-    assert (
-        torch.load(tmp_path / "c.pth", weights_only=False)["network_weights"].keys()
-        == network.state_dict().keys()
-    )
+    saved = torch.load(tmp_path / "c.pth", weights_only=False)["network_weights"]
+    assert saved.keys() == network.state_dict().keys()

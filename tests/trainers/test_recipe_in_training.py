@@ -1,4 +1,4 @@
-"""What a recipe's optional entries do in a training: seed, frozen encoder, layer by layer, augmentation."""
+"""What the recipe does in a training: seed, frozen encoder, layer decay, augmentation."""
 
 import json
 import re
@@ -10,12 +10,11 @@ import torch
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
-from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.finetuning.recipes import NNUNET_AUGMENTATION
 from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 from tests.helpers.finetuning import write_checkpoint
-from tests.helpers.training import NAME, make, plan_on_the_same_data, refusal, workplace_in
+from tests.helpers.training import NAME, make, plan, plan_on_the_same_data, refusal, workplace_in
 
 
 @pytest.fixture(scope="module")
@@ -23,50 +22,44 @@ def folder(tmp_path_factory, real_ct):
     """A workplace whose AlicePlans are preprocessed."""
     root = tmp_path_factory.mktemp("recipes")
     with workplace_in(root, real_ct):
-        alice_plan(["-d", "7", "-weights", str(root / "c.pth"), "-np", "1"])
+        plan(root)
         preprocess_dataset(7, "AlicePlans", ["3d_fullres"], [1])
         yield root
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_scratch_sees_the_same_batches(folder, monkeypatch, workers):
-    """Equal seeds: both trainers start with the same decoder and see the same crops, augmented alike."""
-    plan_on_the_same_data(
-        folder, "vit", f"Seeded{workers}", "--set", "seed=7", "augmentation=nnunet"
-    )
+    """With one seed both trainers start with the same decoder and see the same augmented crops."""
+    name = f"Seeded{workers}"
+    plan_on_the_same_data(folder, "vit", name, "--set", "seed=7", "augmentation=nnunet")
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
-    batches, weights = [], []
+
+    batches = []
+    weights = []
     for cls in (AliceTrainer, AliceScratchTrainer):
-        trainer = make(folder, cls, f"Seeded{workers}")
+        trainer = make(folder, cls, name)
         trainer.on_train_start()
         weights.append(trainer.network.state_dict())
-        batches.append(
-            [
-                next(loader)
-                for loader in (
-                    trainer.dataloader_train,
-                    trainer.dataloader_train,
-                    trainer.dataloader_val,
-                )
-            ]
-        )
+
+        training = trainer.dataloader_train
+        batches.append([next(training), next(training), next(trainer.dataloader_val)])
         trainer.on_train_end()
-    assert [batch["keys"].tolist() for batch in batches[0]] == [
-        batch["keys"].tolist() for batch in batches[1]
-    ]
-    assert all(
-        torch.equal(ours[name], theirs[name])
-        for ours, theirs in zip(*batches)
-        for name in ("data", "target")
-    )
+
+    for ours, theirs in zip(*batches):
+        assert ours["keys"].tolist() == theirs["keys"].tolist()
+        assert torch.equal(ours["data"], theirs["data"])
+        assert torch.equal(ours["target"], theirs["target"])
     assert not torch.equal(batches[0][0]["data"], batches[0][1]["data"])
-    different = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+
+    alice, scratch = weights
+    different = {name for name in alice if not torch.equal(alice[name], scratch[name])}
     assert different and all(name.startswith("encoder.") for name in different)
 
 
 def one_epoch(trainer: AliceTrainer, checkpoint: Path | None = None) -> dict:
-    """The network's tensors before an epoch of one step, which is done, and saved."""
+    """Train an epoch of one step, and save it. Returns the network's tensors before it."""
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+
     trainer.on_train_epoch_start()
     trainer.train_step(next(trainer.dataloader_train))
     if checkpoint:
@@ -91,6 +84,7 @@ def test_a_frozen_encoder_stays_and_then_learns_layer_by_layer_also_after_going_
     plan_on_the_same_data(folder, encoder, f"Frozen{encoder}", *options)
     trainer = make(folder, plans=f"Frozen{encoder}")
     trainer.on_train_start()
+
     encoders = {name for name in trainer.network.state_dict() if name.startswith("encoder.")}
     still = unchanged(trainer, one_epoch(trainer, folder / "frozen.pth"))
     assert encoders <= still and not any(name.startswith(("out.", "heads.0.")) for name in still)
@@ -105,9 +99,9 @@ def test_a_frozen_encoder_stays_and_then_learns_layer_by_layer_also_after_going_
     layers = 4 if encoder == "vit" else 6
     np.testing.assert_allclose(rates[0], rates[0][0] * 0.5 ** np.arange(layers + 2))
     assert rates[0] == rates[1] and again.current_epoch == 1
-    plan_on_the_same_data(
-        folder, encoder, f"Frozen{encoder}", *options[:-1], "layer_decay=0.9"
-    )  # not what the optimizer's state is for
+
+    # the optimizer's state is for another layer_decay
+    plan_on_the_same_data(folder, encoder, f"Frozen{encoder}", *options[:-1], "layer_decay=0.9")
     other = make(folder, plans=f"Frozen{encoder}", going_on=True)
     assert "layer_decay 0.5 there, 0.9 now" in refusal(
         capsys, lambda: other.load_checkpoint(str(folder / "frozen.pth"))
@@ -115,40 +109,36 @@ def test_a_frozen_encoder_stays_and_then_learns_layer_by_layer_also_after_going_
 
 
 def test_augmentation_comes_from_the_plans(folder):
-    plan_on_the_same_data(
-        folder, "vit", "Unmirrored", "--set", "augmentation.mirroring=0", "augmentation.gamma=0.125"
-    )
+    settings = ("--set", "augmentation.mirroring=0", "augmentation.gamma=0.125")
+    plan_on_the_same_data(folder, "vit", "Unmirrored", *settings)
     trainer = make(folder, plans="Unmirrored")
     trainer.initialize()
+
     transforms = trainer.get_dataloaders()[0].data_loader.transforms.transforms
     probabilities = {
-        type(t.transform).__name__: t.apply_probability
-        for t in transforms
-        if isinstance(t, RandomTransform)
+        type(transform.transform).__name__: transform.apply_probability
+        for transform in transforms
+        if isinstance(transform, RandomTransform)
     }
-    assert (
-        "MirrorTransform" not in probabilities
-        and probabilities["GammaTransform"] == 0.125
-        and probabilities["IntensityShift"] == 0.5
-    )
-    assert (
-        trainer.inference_allowed_mirroring_axes is None
-    )  # what was not trained with is not predicted with
+    assert "MirrorTransform" not in probabilities
+    assert probabilities["GammaTransform"] == 0.125 and probabilities["IntensityShift"] == 0.5
+
+    # what was not trained with is not predicted with
+    assert trainer.inference_allowed_mirroring_axes is None
 
 
 def test_plans_of_an_older_version_go_on_working(folder):
     plan_on_the_same_data(folder, "vit", "Older", "-epochs", "100")
-    plans = folder / "preprocessed" / NAME / "Older.json"
-    content = json.loads(plans.read_text())
+    path = folder / "preprocessed" / NAME / "Older.json"
+    content = json.loads(path.read_text())
     for name in ("layer_decay", "frozen_epochs", "seed", "augmentation"):
         del content["alice"]["recipe"][name]
-    plans.write_text(json.dumps(content))
+    path.write_text(json.dumps(content))
+
     trainer = make(folder, plans="Older")
     trainer.initialize()
-    assert (
-        len(trainer.optimizer.param_groups) == 1
-        and trainer.recipe.augmentation == NNUNET_AUGMENTATION
-    )
+    assert len(trainer.optimizer.param_groups) == 1
+    assert trainer.recipe.augmentation == NNUNET_AUGMENTATION
 
 
 @pytest.mark.parametrize(
