@@ -13,6 +13,7 @@ import nnunetv2
 import numpy as np
 import pytest
 
+from alice_nnunet import __version__
 from tests.helpers.finetuning import write_case
 from tests.helpers.warm_commands import warm_commands
 
@@ -338,6 +339,14 @@ def test_files_that_the_pages_name_exist():
         ):
             known = (REPOSITORY / name).exists() or "NAME" in name
             assert known, f"{page.name}: {name}"
+
+
+def test_changelog_and_citation_have_the_version_of_the_package():
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## \[(\d.+)\]", changelog, re.MULTILINE)[0] == __version__
+
+    citation = (REPOSITORY / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [__version__]
 
 
 def test_the_front_page_is_short():
