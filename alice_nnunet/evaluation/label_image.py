@@ -9,6 +9,7 @@ import SimpleITK as sitk
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Spacing, Triple
+from alice_nnunet.text import voxels as size_text
 
 # Differences between two headers that rounding explains.
 SPACING_TOLERANCE = 1e-3  # mm
@@ -117,7 +118,7 @@ def check_3d(size: tuple[int, ...], channels: int) -> None:
     """Raise ValueError unless an image is 3D with one channel."""
     if len(size) != 3 or channels != 1:
         raise ValueError(
-            f"not a 3D label image, its size is {by(size)}, with {channels} number(s) in a voxel"
+            f"not a 3D label image, its size is {size_text(size)}, with {channels} number(s) in a voxel"
         )
 
 
@@ -175,8 +176,8 @@ def check_same_grid(predicted: Path, reference: Path) -> None:
     theirs = read_grid(reference)
     if ours.size != theirs.size:
         raise UserError(
-            f"{predicted} has {by(ours.size)} voxels (x, y, z) and {reference} has "
-            f"{by(theirs.size)}: predictions must be on the grid of the reference, as "
+            f"{predicted} has {size_text(ours.size)} voxels (x, y, z) and {reference} has "
+            f"{size_text(theirs.size)}: predictions must be on the grid of the reference, as "
             "nnUNetv2_predict writes them"
         )
 
@@ -205,10 +206,6 @@ def grid_difference(
     if largest <= tolerance:  # False for NaN
         return None
     return f"{name} {listed(ours)} and {listed(theirs)}, {largest:.4g}{unit} apart"
-
-
-def by(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))
 
 
 def listed(values: tuple[float, ...]) -> str:
