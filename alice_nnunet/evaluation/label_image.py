@@ -118,7 +118,8 @@ def check_3d(size: tuple[int, ...], channels: int) -> None:
     """Raise ValueError unless an image is 3D with one channel."""
     if len(size) != 3 or channels != 1:
         raise ValueError(
-            f"not a 3D label image, its size is {size_text(size)}, with {channels} number(s) in a voxel"
+            f"not a 3D label image, its size is {size_text(size)}, "
+            f"with {channels} number(s) in a voxel"
         )
 
 
