@@ -208,7 +208,7 @@ class Run:
             log.line(
                 f"WARNING: possible feature collapse: {', '.join(low)} (threshold {COLLAPSED}). "
                 "These features are nearly constant, so the corresponding loss provides no "
-                "training signal. See docs/how-to/troubleshooting.md"
+                "training signal. See docs/how-to/troubleshooting.md#collapse"
             )
 
     def probe(self, log: RunLog) -> None:
