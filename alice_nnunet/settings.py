@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.options import add_set_option  # noqa: F401  until all commands import it from there
 
 
 @dataclass(frozen=True)

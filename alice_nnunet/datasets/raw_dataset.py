@@ -45,6 +45,7 @@ def dataset_name(dataset: str | int) -> str:
         raise UserError(
             f"a dataset is an ID such as 22 or a name such as Dataset022_FLARE22, got {dataset!r}"
         ) from None
+
     except RuntimeError as error:
         found = "more than one dataset" if "More than one" in str(error) else "no dataset"
         variables = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")

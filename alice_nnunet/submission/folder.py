@@ -55,7 +55,8 @@ def write_submission(
 
     with new_folder(out) as folder:
         code = folder / "code" / "alice_nnunet"
-        bytes_kept, bytes_of_checkpoints = 0, 0
+        bytes_kept = 0
+        bytes_of_checkpoints = 0
 
         for fold in settings["folds"]:
             file = Path(f"fold_{fold}") / checkpoint

@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from alice_nnunet.datasets.raw_dataset import RawDataset
 from alice_nnunet.datasets.raw_image import check_header, read_case
 from alice_nnunet.errors import UserError
+from alice_nnunet.geometry import Spacing, Triple
 from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
 
 SPACING = (1.5, 0.76, 0.76)  # mm, (z, y, x); Alice, Sec. 4.1
@@ -29,13 +30,39 @@ READER = NibabelIOWithReorient.__name__
 CASES_FOR_NORM = 20  # cases that are read to decide use_mask_for_norm
 
 
-def make_plans(
-    raw: RawDataset, spacing: tuple[float, float, float], patch_size: tuple[int, int, int]
-) -> dict:
-    """Plans that nnU-Net's PlansManager reads. spacing: mm; patch_size: voxels of a crop; both (z, y, x)."""
+def make_plans(raw: RawDataset, spacing: Spacing, patch_size: Triple) -> dict:
+    """Make plans that nnU-Net's PlansManager reads.
+
+    Args:
+        raw: the unlabeled dataset.
+        spacing: mm, (z, y, x).
+        patch_size: voxels of a crop, (z, y, x).
+    """
     median_spacing, median_shape = median_geometry(raw, spacing, patch_size)
+    median_size = compute_new_shape(median_shape, median_spacing, spacing).tolist()
+
     channels = list(raw.dataset_json["channel_names"].values())
     schemes = [get_normalization_scheme(channel) for channel in channels]
+
+    configuration = {
+        "data_identifier": f"{PRETRAIN_PLANS}_{CONFIGURATION}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 8,
+        "patch_size": list(patch_size),
+        "median_image_size_in_voxels": median_size,
+        "spacing": list(spacing),
+        "normalization_schemes": [scheme.__name__ for scheme in schemes],
+        "use_mask_for_norm": use_mask_for_norm(raw, schemes),
+        **resampling(),
+        "batch_dice": False,
+        # nnU-Net wants an architecture in all plans; pretraining does not read it.
+        "architecture": {
+            "network_class_name": "alice_nnunet.model.vit.ViT",
+            "arch_kwargs": {},
+            "_kw_requires_import": [],
+        },
+    }
+
     return {
         "dataset_name": raw.name,
         "plans_name": PRETRAIN_PLANS,
@@ -45,27 +72,7 @@ def make_plans(
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
         "channel_names": channels,
-        "configurations": {
-            CONFIGURATION: {
-                "data_identifier": f"{PRETRAIN_PLANS}_{CONFIGURATION}",
-                "preprocessor_name": "DefaultPreprocessor",
-                "batch_size": 8,
-                "patch_size": list(patch_size),
-                "median_image_size_in_voxels": compute_new_shape(
-                    median_shape, median_spacing, spacing
-                ).tolist(),
-                "spacing": list(spacing),
-                "normalization_schemes": [scheme.__name__ for scheme in schemes],
-                "use_mask_for_norm": use_mask_for_norm(raw, schemes),
-                **resampling(),
-                "batch_dice": False,
-                "architecture": {
-                    "network_class_name": "alice_nnunet.model.vit.ViT",
-                    "arch_kwargs": {},
-                    "_kw_requires_import": [],
-                },
-            }
-        },
+        "configurations": {CONFIGURATION: configuration},
         "experiment_planner_used": "alice-preprocess",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {
@@ -78,6 +85,8 @@ def make_plans(
 def window_properties() -> dict[str, float]:
     """Statistics with which nnU-Net's CTNormalization clips to WINDOW and maps it to 0..1."""
     low, high = WINDOW
+
+    # It clips to the percentiles, subtracts the mean and divides by std. It reads nothing else.
     return {
         "max": high,
         "mean": low,
@@ -95,6 +104,7 @@ def resampling() -> dict:
     probabilities, probabilities_kwargs = (
         ExperimentPlanner.determine_segmentation_softmax_export_fn(None)
     )
+
     return {
         "resampling_fn_data": data.__name__,
         "resampling_fn_seg": seg.__name__,
@@ -106,33 +116,39 @@ def resampling() -> dict:
 
 
 def median_geometry(
-    raw: RawDataset, spacing: tuple[float, float, float], patch_size: tuple[int, int, int]
+    raw: RawDataset, spacing: Spacing, patch_size: Triple
 ) -> tuple[list[float], list[int]]:
-    """Median spacing (mm) and size (voxels) of the readable cases in RAS, (z, y, x), from their headers.
+    """Median spacing (mm) and size (voxels) of the readable cases in RAS, (z, y, x).
 
-    Where no case is readable they are the target spacing and the crop size.
+    They come from the headers. If no case is readable, they are the target spacing and patch size.
     """
-    found = []
+    spacings = []
+    sizes = []
     for files in raw.cases.values():
         try:
-            shape, affine = check_header(files[0])
+            size, affine = check_header(files[0])
         except ValueError:
             continue
-        found.append((nibabel.affines.voxel_sizes(affine)[::-1], shape[::-1]))
-    if not found:
+        spacings.append(nibabel.affines.voxel_sizes(affine)[::-1])
+        sizes.append(size[::-1])
+
+    if not spacings:
         return list(spacing), list(patch_size)
-    spacings, shapes = zip(*found)
-    return np.median(spacings, 0).tolist(), [round(n) for n in np.median(shapes, 0)]
+    return np.median(spacings, 0).tolist(), [round(n) for n in np.median(sizes, 0)]
 
 
 def use_mask_for_norm(raw: RawDataset, schemes: list[type]) -> list[bool]:
-    """nnU-Net's rule: normalise inside the nonzero region where cropping to it takes away over a quarter."""
+    """Whether to normalize each channel inside its nonzero region, by nnU-Net's rule.
+
+    That is where cropping to the nonzero region removes more than a quarter of the median volume.
+    """
     wanted = [
         scheme.leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true for scheme in schemes
     ]
     if not any(wanted):
         return wanted
-    shares = []
+
+    shares = []  # of the voxels that cropping leaves
     for files in raw.cases.values():
         try:
             image, _ = read_case(files, NibabelIOWithReorient())
@@ -142,91 +158,121 @@ def use_mask_for_norm(raw: RawDataset, schemes: list[type]) -> list[bool]:
             shares.append(crop_to_nonzero(image)[0].size / image.size)
         if len(shares) == CASES_FOR_NORM:
             break
-    return wanted if shares and np.median(shares) < 3 / 4 else [False] * len(schemes)
+
+    if shares and np.median(shares) < 3 / 4:
+        return wanted
+    return [False] * len(schemes)
 
 
 def load_plans(path: Path, dataset_json: dict) -> dict:
-    """Plans that may have been edited by hand. Raises UserError where preprocessing could not follow them."""
+    """Read plans, perhaps edited by hand. Raises UserError if preprocessing cannot follow them."""
     try:
         plans = json.loads(path.read_text(encoding="utf-8"))
         PlansManager(plans)
-        problem = what_is_wrong(plans, list(dataset_json["channel_names"].values()))
+        problem = find_problem(plans, list(dataset_json["channel_names"].values()))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         problem = f"{type(error).__name__}: {error}"
+
     if problem:
-        raise UserError(f"{path} cannot be used ({problem}): mend it, or delete it for new plans")
+        raise UserError(
+            f"{path} cannot be used ({problem}): correct it, or delete it for new plans"
+        )
     return plans
 
 
-def what_is_wrong(plans: dict, channels: list[str]) -> str | None:
-    """The first thing in plans that preprocessing or pretraining cannot follow, None if there is none.
+def find_problem(plans: dict, channels: list[str]) -> str | None:
+    """The first thing in plans that preprocessing or pretraining cannot follow, or None.
 
-    channels: names from dataset.json. Raises LookupError or TypeError where the plans are no plans at all.
+    Args:
+        plans: content of the plans' file.
+        channels: names from dataset.json.
+
+    Raises:
+        LookupError, TypeError: the content is not plans at all.
     """
-    configuration = plans["configurations"][CONFIGURATION]
     if plans["channel_names"] != channels:
         return f"it is for the channels {plans['channel_names']}, dataset.json names {channels}"
+
     if plans["image_reader_writer"] != READER or plans["transpose_forward"] != [0, 1, 2]:
-        return f"image_reader_writer must be {READER} and transpose_forward [0, 1, 2], one orientation for all"
+        return (
+            f"image_reader_writer must be {READER} and transpose_forward [0, 1, 2], "
+            f"one orientation for all"
+        )
+
+    configuration = plans["configurations"][CONFIGURATION]
     for key, kind in (("spacing", (int, float)), ("patch_size", int)):
-        if len(configuration[key]) != 3 or not all(
-            isinstance(n, kind) and n > 0 for n in configuration[key]
-        ):
-            return f"{key} must be three positive numbers, got {configuration[key]}"
+        numbers = configuration[key]
+        if len(numbers) != 3 or not all(isinstance(n, kind) and n > 0 for n in numbers):
+            return f"{key} must be three positive numbers, got {numbers}"
+
     for key in ("normalization_schemes", "use_mask_for_norm"):
         if len(configuration[key]) != len(channels):
-            return f"{key} must have one entry for each of the channels {channels}, got {configuration[key]}"
+            return (
+                f"{key} must have one entry for each of the channels {channels}, "
+                f"got {configuration[key]}"
+            )
+
     for i, window in enumerate(channel_windows(plans)):
-        known = plans["foreground_intensity_properties_per_channel"][str(i)]
-        if window and (known["mean"], known["mean"] + known["std"]) != window:
+        statistics = plans["foreground_intensity_properties_per_channel"][str(i)]
+        if window and (statistics["mean"], statistics["mean"] + statistics["std"]) != window:
             return f"channel {i}: mean must be percentile_00_5, and std the width of the window"
     return None
 
 
 def channel_windows(plans: dict) -> list[tuple[float, float] | None]:
-    """Bottom and top in HU of each CT channel's window, None for a channel that is no CT."""
+    """Bottom and top in HU of each CT channel's window; None for a channel that is not CT."""
+    windows: list[tuple[float, float] | None] = []
+
     schemes = plans["configurations"][CONFIGURATION]["normalization_schemes"]
-    known = [
-        plans["foreground_intensity_properties_per_channel"][str(i)] for i in range(len(schemes))
-    ]
-    return [
-        (k["percentile_00_5"], k["percentile_99_5"]) if scheme == "CTNormalization" else None
-        for k, scheme in zip(known, schemes)
-    ]
+    for i, scheme in enumerate(schemes):
+        statistics = plans["foreground_intensity_properties_per_channel"][str(i)]
+        if scheme == "CTNormalization":
+            windows.append((statistics["percentile_00_5"], statistics["percentile_99_5"]))
+        else:
+            windows.append(None)
+
+    return windows
+
+
+# The entries that change a preprocessed case. The crop size is not among them.
+DECIDING = (
+    "image_reader_writer",
+    "transpose_forward",
+    "channel_names",
+    "foreground_intensity_properties_per_channel",
+)
+DECIDING_IN_CONFIGURATION = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
 
 
 def plans_sha256(plans: dict) -> str:
-    """SHA-256 of everything in the plans that changes a preprocessed case; the crop size does not."""
-    of_all = (
-        "image_reader_writer",
-        "transpose_forward",
-        "channel_names",
-        "foreground_intensity_properties_per_channel",
-    )
-    of_configuration = (
-        "preprocessor_name",
-        "spacing",
-        "normalization_schemes",
-        "use_mask_for_norm",
-        "resampling_fn_data",
-        "resampling_fn_data_kwargs",
-        "resampling_fn_seg",
-        "resampling_fn_seg_kwargs",
-    )
-    content = {key: plans[key] for key in of_all}
-    content |= {key: plans["configurations"][CONFIGURATION][key] for key in of_configuration}
+    """SHA-256 of everything in the plans that changes a preprocessed case."""
+    configuration = plans["configurations"][CONFIGURATION]
+    content = {key: plans[key] for key in DECIDING}
+    content |= {key: configuration[key] for key in DECIDING_IN_CONFIGURATION}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def data_description(plans: dict, cases: list[str]) -> dict:
     """What a checkpoint must know of the data it was trained on, in plain values."""
     configuration = plans["configurations"][CONFIGURATION]
-    channels = [
-        {"name": name, "scheme": scheme, "window": list(window) if window else None}
-        for name, scheme, window in zip(
-            plans["channel_names"], configuration["normalization_schemes"], channel_windows(plans)
+
+    channels = []
+    for name, scheme, window in zip(
+        plans["channel_names"], configuration["normalization_schemes"], channel_windows(plans)
+    ):
+        channels.append(
+            {"name": name, "scheme": scheme, "window": list(window) if window else None}
         )
-    ]
+
     return {
         "dataset": plans["dataset_name"],
         "orientation": "RAS",

@@ -56,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="predict.sh", description="Segment INPUTS/CASE_0000.nii.gz into OUTPUTS/CASE.nii.gz."
     )
+
     for name in ("inputs", "outputs"):
         parser.add_argument(
             name,
@@ -108,6 +109,7 @@ def load_model() -> nnUNetPredictor:
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         allow_tqdm=False,
     )
+
     predictor.initialize_from_trained_model_folder(
         str(HERE / "model"), tuple(settings["folds"]), settings["checkpoint"]
     )
