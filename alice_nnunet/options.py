@@ -3,6 +3,8 @@
 import os
 from argparse import ArgumentParser, ArgumentTypeError
 
+NNUNET_PROCESSES = "nnUNet_def_n_proc"  # nnU-Net's variable for the same number
+
 
 def add_set_option(parser: ArgumentParser, help: str) -> None:
     """Add the option `--set NAME=VALUE ...`, which may be repeated, as `arguments.assignments`."""
@@ -33,7 +35,7 @@ def default_processes() -> int:
 
     Else the cores that this process may use, at most 8: each process holds volumes of several GB.
     """
-    given = os.environ.get("nnUNet_def_n_proc", "")
+    given = os.environ.get(NNUNET_PROCESSES, "")
     if given.isdecimal() and int(given) > 0:
         return int(given)
 

@@ -18,5 +18,5 @@ def test_several_processes():
 
 
 def test_a_killed_process_is_a_clear_error():
-    with pytest.raises(UserError, match="one of 2 processes was killed.*-np 1"):
+    with pytest.raises(UserError, match=r"one of 2 processes was killed.*-np 1"):
         list(run_each(os._exit, {"a": (1,), "b": (1,)}, 2))

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from alice_nnunet.errors import UserError
 from alice_nnunet.datasets.raw_dataset import open_raw_dataset
+from alice_nnunet.errors import UserError
 
 
 @pytest.fixture
@@ -18,7 +18,9 @@ def test_cases_of_both_folders_with_their_channels(raw_dataset):
         (folder / "imagesTs" / f"c_000{channel}.nii.gz").touch()
     (folder / "imagesTr" / "._b_0000.nii.gz").touch()  # macOS
     (folder / "imagesTr" / "notes.txt").touch()
+
     raw = open_raw_dataset(22)
+
     assert raw.name == "Dataset022_Test" and raw.rejected == {}
     assert {case: [file.name for file in files] for case, files in raw.cases.items()} == {
         case: [f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"] for case in ("a_0001", "b", "c")
@@ -29,7 +31,9 @@ def test_cases_of_both_folders_with_their_channels(raw_dataset):
 def test_files_that_fit_no_case_are_rejected_by_name(raw_dataset):
     folder = raw_dataset({"a": [b"", b""], "b": [b""], "c": [b"", b"", b""]}, ("CT", "MR"))
     (folder / "imagesTr" / "scan.nii.gz").touch()
+
     raw = open_raw_dataset(22)
+
     assert list(raw.cases) == ["a"]
     assert raw.rejected["b"] == "b_0001.nii.gz is missing"
     assert "no channel for c_0002.nii.gz" in raw.rejected["c"]
@@ -65,7 +69,7 @@ def test_wrong_dataset_json(folder, content, message):
 def test_missing_dataset_json(folder):
     (folder / "dataset.json").unlink()
     with pytest.raises(
-        UserError, match=r"dataset.json is missing; It must contain at least .*channel_names"
+        UserError, match=r"dataset.json is missing. It must contain at least .*channel_names"
     ):
         open_raw_dataset(22)
 
@@ -79,7 +83,7 @@ def test_missing_folder_of_images(folder):
 def test_one_name_in_both_folders(folder):
     (folder / "imagesTs").mkdir()
     (folder / "imagesTs" / "a_0000.nii.gz").touch()
-    with pytest.raises(UserError, match="case a is in .*imagesTr and in .*imagesTs"):
+    with pytest.raises(UserError, match=r"case a is in .*imagesTr and in .*imagesTs"):
         open_raw_dataset(22)
 
 
@@ -88,7 +92,7 @@ def test_one_name_in_both_folders(folder):
     [
         (23, "no dataset with the ID 23 in nnUNet_raw="),
         ("Dataset023_Other", "no dataset Dataset023_Other in nnUNet_raw="),
-        ("liver", "an ID like 22 or a name"),
+        ("liver", "an ID such as 22 or a name"),
     ],
 )
 def test_unknown_dataset(folder, dataset, message):

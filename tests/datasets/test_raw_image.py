@@ -8,14 +8,17 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from alice_nnunet.datasets.raw_image import check_header, check_voxels, read_case
 
 CT = [(-125.0, 255.0)]
+AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
 
 
 def ramp(*shape) -> np.ndarray:
     return np.linspace(-1000, 1000, int(np.prod(shape))).reshape(shape).astype(np.int16)
 
 
-def save(path, voxels=None, affine=np.diag([2.0, 3.0, 4.0, 1.0])):
-    nibabel.save(nibabel.Nifti1Image(ramp(10, 12, 14) if voxels is None else voxels, affine), path)
+def save(path, voxels=None, affine=AFFINE):
+    if voxels is None:
+        voxels = ramp(10, 12, 14)
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
     return path
 
 
@@ -30,6 +33,7 @@ def test_header_equals_nnunets_geometry(path):
         rotation @ np.array([[0, 0, 4], [-2, 0, 0], [0, 3, 0]]), (5, 6, 7)
     )
     save(path, affine=affine)
+
     shape, turned = check_header(path)
     image, properties = read_case([path], NibabelIOWithReorient())
     assert image.shape[1:] == shape[::-1]
@@ -66,7 +70,7 @@ def truncated(content: bytes) -> bytes:
 def test_unreadable_files(path, spoil):
     save(path)
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(ValueError, match="cannot be read: .+"):
+    with pytest.raises(ValueError, match=r"cannot be read: .+"):
         read_case([path], NibabelIOWithReorient())
 
 
@@ -90,11 +94,15 @@ def test_voxel_sizes_that_contradict_each_other_or_are_no_sizes(tmp_path, offset
 def test_channels_must_lie_on_one_grid(tmp_path, path):
     save(path)
     other = save(tmp_path / "a_0001.nii.gz", affine=np.diag([2.0, 3.0, 4.1, 1.0]))
-    with pytest.raises(ValueError, match="a_0001.nii.gz lies on another grid than a_0000.nii.gz"):
+    with pytest.raises(
+        ValueError, match=r"a_0001\.nii\.gz lies on another grid than a_0000\.nii\.gz"
+    ):
         read_case([path, other], NibabelIOWithReorient())
+
     save(other, ramp(10, 12, 13))
     with pytest.raises(ValueError, match=r"\(10, 12, 13\) and \(10, 12, 14\)"):
         read_case([path, other], NibabelIOWithReorient())
+
     save(
         other,
         ramp(10, 12, 14)[::-1],
@@ -102,8 +110,9 @@ def test_channels_must_lie_on_one_grid(tmp_path, path):
     )
     image, _ = read_case([path, other], NibabelIOWithReorient())
     np.testing.assert_array_equal(image[0], image[1])
+
     other.write_bytes(b"text")
-    with pytest.raises(ValueError, match="a_0001.nii.gz cannot be read"):
+    with pytest.raises(ValueError, match=r"a_0001\.nii\.gz cannot be read"):
         read_case([path, other], NibabelIOWithReorient())
 
 
