@@ -30,7 +30,7 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
         ) from error
 
 
-def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict:
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict:
     """Read a checkpoint with weights_only=True.
 
     Raises:
@@ -49,7 +49,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict:
         ) from error
 
 
-def load_pretraining(path: Path) -> dict:
+def load_pretraining(path: str | Path) -> dict:
     """Read a checkpoint of alice-pretrain on the CPU.
 
     Raises:
@@ -65,7 +65,7 @@ def load_pretraining(path: Path) -> dict:
     return checkpoint
 
 
-def check_entries(checkpoint: object, path: Path) -> None:
+def check_entries(checkpoint: object, path: str | Path) -> None:
     """Raise UserError if what was read from path lacks an entry of a pretraining checkpoint."""
     found = checkpoint if isinstance(checkpoint, dict) else {}
     missing = [name for name in PRETRAINING_ENTRIES if name not in found]

@@ -154,7 +154,8 @@ def flips_of_cases(folder: Path, remedy: str) -> list[int]:
     if not files:
         raise UserError(f"no preprocessed cases in {folder}; run nnUNetv2_preprocess first")
 
-    found = {}  # orientation as in LPS -> (first case that has it, its axes)
+    # orientation as in LPS -> first case that has it, and its axes
+    found: dict[str, tuple[str, np.ndarray]] = {}
     for file in files:
         axes = axes_of(pickle.loads(file.read_bytes()))
         found.setdefault("".join(ornt2axcodes(axes)), (file.stem, axes))

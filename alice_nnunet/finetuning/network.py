@@ -78,7 +78,8 @@ def load_encoder(
     Raises:
         UserError: lists the tensors that are missing, unexpected or of another shape.
     """
-    target = network.encoder.state_dict()
+    inside = network.get_submodule("encoder")
+    target = inside.state_dict()
     weights = encoder.weights
 
     stem = STEM[encoder.name]
@@ -93,7 +94,7 @@ def load_encoder(
             f"name (-n) to keep both"
         )
 
-    network.encoder.load_state_dict(weights)
+    inside.load_state_dict(weights)
     decoder = sum(not name.startswith("encoder.") for name in network.state_dict())
     return [
         f"Loaded {len(weights)} of {len(target)} encoder tensors from {encoder.path} "

@@ -126,7 +126,7 @@ def choose_spacing(
         spacing = dataset.target_spacing
         source = "nnU-Net's for this dataset"
     else:
-        spacing = asked
+        spacing = [float(length) for length in asked]
         source = "as given"
 
     factors = voxels(f"{p / s:.2f}" for s, p in zip(spacing, pretrained))

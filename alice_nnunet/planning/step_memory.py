@@ -99,7 +99,8 @@ def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, image: T
     if not isinstance(outputs, list):
         outputs = [outputs]
 
-    sum(background_loss(logits) for logits in outputs).backward()
+    loss: Tensor = sum(background_loss(logits) for logits in outputs)  # type: ignore[assignment]
+    loss.backward()
     optimizer.step()
 
 

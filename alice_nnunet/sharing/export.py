@@ -1,6 +1,7 @@
 """What alice-export does: check a checkpoint and write its encoder as a folder to share."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,7 +70,7 @@ def check_weights(checkpoint: dict, path: Path) -> None:
         )
 
 
-def adaptation_plan_of(checkpoint: dict) -> object:
+def adaptation_plan_of(checkpoint: dict) -> Any:
     """The checkpoint's nnssl_adaptation_plan, in early checkpoints without its arch_kwargs.
 
     Those held the encoder's arguments there, where nnssl expects null for networks not its own.

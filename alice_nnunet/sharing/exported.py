@@ -11,6 +11,7 @@ nnformer.safetensors   there is one
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -79,7 +80,7 @@ def save_tensors(path: Path, weights: dict[str, Tensor]) -> None:
     path.write_bytes(save(separate, {"format": "pt"}))
 
 
-def load_exported(folder: Path) -> dict:
+def load_exported(folder: str | Path) -> dict:
     """Read an exported folder.
 
     Returns:
@@ -121,7 +122,7 @@ def load_exported(folder: Path) -> dict:
     return checkpoint
 
 
-def model_sha256(folder: Path) -> str:
+def model_sha256(folder: str | Path) -> str:
     """SHA-256 of the tensors in an exported folder. Raises UserError if they are missing."""
     path = Path(folder) / MODEL
     if not path.is_file():
@@ -129,7 +130,7 @@ def model_sha256(folder: Path) -> str:
     return file_sha256(path)
 
 
-def read_json(folder: Path, name: str) -> object:
+def read_json(folder: Path, name: str) -> Any:
     """Read a JSON file of an exported folder. Raises UserError if it is missing or broken."""
     try:
         return json.loads((folder / name).read_text(encoding="utf-8"))

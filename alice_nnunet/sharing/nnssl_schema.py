@@ -7,6 +7,7 @@ experiment_planning/experiment_planners/plan.py).
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -58,7 +59,7 @@ ADAPTATION_PLAN = {
 }
 
 
-def check_adaptation_plan(plan: object, weights: dict[str, Tensor], path: Path) -> None:
+def check_adaptation_plan(plan: Any, weights: dict[str, Tensor], path: Path) -> None:
     """Check a checkpoint's nnssl_adaptation_plan against nnssl's schema and against the weights.
 
     Args:
