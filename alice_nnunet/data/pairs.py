@@ -15,7 +15,17 @@ from alice_nnunet.data.match import Match, Matcher
 from alice_nnunet.data.volumes import Volume, open_volume
 from alice_nnunet.geometry import Triple
 
-DRAWS = 100  # pairs tried for one sample before the data are called unmatchable
+DRAWS = 100  # pairs tried for one sample before it takes what there is
+NEAR_MISS = 0.9  # share of the minimum score from which the best of these is taken
+LARGEST_SHIFT = 0.25  # of the crop, along each axis, between two crops of the same scan
+
+# How the two crops of a pair were found.
+MATCHED = "matched"
+BELOW = "below the minimum score"
+SAME_SCAN = "two crops of the same scan"
+
+CHECKED_PAIRS = 32  # drawn before a run starts
+SMALLEST_SHARE = 0.1  # of them that must match
 
 
 class NoMatch(RuntimeError):
@@ -32,6 +42,7 @@ class DrawnPair:
         point: Middle voxel (z, y, x) of Q in query.
         match: Middle voxel of K in key, and the matcher's score.
         rejected: Pairs that were drawn before this one and rejected.
+        kind: MATCHED, or what was taken where nothing matched: BELOW or SAME_SCAN.
     """
 
     query: Volume
@@ -39,6 +50,7 @@ class DrawnPair:
     point: Triple
     match: Match
     rejected: int
+    kind: str = MATCHED
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ class PairBatch:
         key_case: Case of each K.
         score: The matcher's score of each pair, (B,) float64.
         rejected: Pairs that were drawn and rejected before each of these, (B,) int64.
+        kind: MATCHED, BELOW or SAME_SCAN for each pair.
     """
 
     query: Tensor
@@ -60,6 +73,12 @@ class PairBatch:
     key_case: list[str]
     score: Tensor
     rejected: Tensor
+    kind: list[str]
+
+    @property
+    def unmatched(self) -> list[int]:
+        """Rows of the pairs that do not match."""
+        return [row for row, kind in enumerate(self.kind) if kind != MATCHED]
 
     def pin_memory(self) -> "PairBatch":
         """The batch with its crops in pinned memory; DataLoader calls this where it is to pin."""
@@ -121,15 +140,17 @@ class AlignedPairs:
             key_case=[pair.key.name for pair in drawn],
             score=torch.tensor([pair.match.score for pair in drawn], dtype=torch.float64),
             rejected=torch.tensor([pair.rejected for pair in drawn]),
+            kind=[pair.kind for pair in drawn],
         )
 
     def draw(self, index: int) -> DrawnPair:
         """Draw the pair with this number, without reading its crops.
 
-        Raises:
-            NoMatch: DRAWS pairs in a row had too low a score.
+        A draw always ends. Where DRAWS pairs in a row score too low, the best of them is taken, or
+        two crops of one scan where that is no near miss.
         """
         rng = np.random.default_rng((*self.seed, index))
+        best: DrawnPair | None = None
 
         for rejected in range(DRAWS):
             query, key = self.draw_volumes(rng)
@@ -137,10 +158,42 @@ class AlignedPairs:
             match = self.matcher(point, query, key)
             if match.score >= self.min_score:
                 return DrawnPair(query, key, point, match, rejected)
+            if best is None or match.score > best.match.score:
+                best = DrawnPair(query, key, point, match, DRAWS, BELOW)
+
+        assert best is not None
+        if best.match.score >= NEAR_MISS * self.min_score:
+            return best
+        return self.same_scan(best.query, best.point, DRAWS, rng)
+
+    def same_scan(
+        self, query: Volume, point: Triple, rejected: int, rng: np.random.Generator
+    ) -> DrawnPair:
+        """Two overlapping crops of one scan. The score is NaN: nothing was matched."""
+        shifted = []
+        for p, edge, n in zip(point, self.size, query.body.size):
+            largest = int(LARGEST_SHIFT * edge)
+            shift = int(rng.integers(-largest, largest + 1))
+            shifted.append(min(max(p + shift, 0), n - 1))
+
+        match = Match(tuple(shifted), math.nan)
+        return DrawnPair(query, query, point, match, rejected, SAME_SCAN)
+
+    def check(self) -> None:
+        """Draw the first pairs of the stream, to see whether these volumes match at all.
+
+        Raises:
+            NoMatch: (Nearly) none of them does.
+        """
+        drawn = [self.draw(index) for index in range(CHECKED_PAIRS)]
+        matched = sum(pair.kind == MATCHED for pair in drawn)
+        if matched >= SMALLEST_SHARE * CHECKED_PAIRS:
+            return
 
         raise NoMatch(
-            f"{DRAWS} pairs in a row were rejected: no match reached the score {self.min_score}. "
-            f"Check that the {len(self.queries)} volumes in {self.folder} show the same body region"
+            f"{matched} of the first {CHECKED_PAIRS} pairs of crops reach the match score "
+            f"{self.min_score}: (nearly) nothing in the {len(self.queries)} volumes in "
+            f"{self.folder} matches. Check that they show the same body region, or lower min_score"
         )
 
     def draw_volumes(self, rng: np.random.Generator) -> tuple[Volume, Volume]:

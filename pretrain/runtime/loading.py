@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset
 
-from alice_nnunet.data.pairs import NoMatch
 from alice_nnunet.errors import UserError
 from alice_nnunet.pretrain.runtime.stop import ignore_signals
 
@@ -38,7 +37,7 @@ class Batches(Dataset):
     def __getitem__(self, number: int) -> Any:
         try:
             return self.data.batch(self.shares[number])
-        except (UserError, NoMatch) as error:
+        except UserError as error:
             return error
 
 
@@ -58,7 +57,6 @@ def batches(
 
     Raises:
         UserError: Data are missing or damaged, or a loading process has ended.
-        NoMatch: The volumes match each other too badly.
     """
     loader = DataLoader(
         Batches(data, shares),
@@ -78,7 +76,7 @@ def batches(
             yield item
     except (Exception, KeyboardInterrupt) as error:
         # A process that ended shows as some broken connection, and only its sentinel tells.
-        explained = isinstance(error, (UserError, NoMatch, KeyboardInterrupt))
+        explained = isinstance(error, (UserError, KeyboardInterrupt))
         sentinels = [process.sentinel for process in processes]
         ended = bool(sentinels) and not explained and connection.wait(sentinels, SECONDS_TO_END)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from alice_nnunet.data.pairs import PairBatch
+from alice_nnunet.data.pairs import MATCHED, PairBatch
 from alice_nnunet.geometry import Spacing
 from alice_nnunet.memory import GB, Ledger
 from alice_nnunet.pictures import pair_figure, save_figure
-from alice_nnunet.pretrain.runtime.device import TRAINING, autocast
+from alice_nnunet.pretrain.runtime.device import autocast
 from alice_nnunet.pretrain.runtime.estimate import (
     fastest_of_two,
     gradient_bytes,
@@ -21,7 +21,7 @@ from alice_nnunet.pretrain.runtime.estimate import (
     time_for,
 )
 from alice_nnunet.pretrain.training.config import PretrainConfig
-from alice_nnunet.pretrain.training.run import make_pairs
+from alice_nnunet.pretrain.training.run import make_training_pairs
 from alice_nnunet.pretrain.training.state import State, build_state
 from alice_nnunet.pretrain.training.step import train_step, views_of
 
@@ -156,6 +156,7 @@ def noise(config: PretrainConfig, pairs: int, device: torch.device) -> PairBatch
         key_case=["noise"] * pairs,
         score=torch.ones(pairs, dtype=torch.float64),
         rejected=torch.zeros(pairs, dtype=torch.int64),
+        kind=[MATCHED] * pairs,
     )
 
 
@@ -253,7 +254,7 @@ def draw_first_pair(
         number: Of the pair in the stream.
         folder: Of the results.
     """
-    pairs = make_pairs(config, volumes, training, training, TRAINING, config.min_score)
+    pairs = make_training_pairs(config, volumes, training)
     pair = pairs.draw(number)
 
     figure = pair_figure(
@@ -267,6 +268,6 @@ def draw_first_pair(
     save_figure(figure, picture)
     print_row(
         "picture",
-        f"{picture}: the first pair, score {pair.match.score:.2f}, {pair.rejected} rejected "
-        "before it",
+        f"{picture}: the first pair ({pair.kind}), score {pair.match.score:.2f}, "
+        f"{pair.rejected} rejected before it",
     )

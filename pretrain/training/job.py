@@ -34,7 +34,7 @@ from alice_nnunet.pretrain.training.resume import (
     prepare_folder,
     resumed_config,
 )
-from alice_nnunet.pretrain.training.run import Run, train
+from alice_nnunet.pretrain.training.run import Run, make_training_pairs, train
 from alice_nnunet.pretrain.training.state import build_state, load_state
 from alice_nnunet.ranks import rank, world
 
@@ -130,9 +130,12 @@ def pretrain(request: Request, processes: Team) -> int:
         processes.wait()
         job.data["embedding_sha256"] = file_sha256(job.matcher_folder / FINAL)
 
+    if rank() == 0:
+        check_pairs(job)
+
     try:
         return train(make_run(job, request, processes.device))
-    except (NonFiniteLoss, NoMatch) as error:
+    except NonFiniteLoss as error:
         raise UserError(f"{error}. The last checkpoint is kept: {job.folder}") from error
     except OSError as error:
         raise UserError(
@@ -260,6 +263,18 @@ def prepare_matcher(job: Job, request: Request, device: torch.device) -> None:
     )
     if stopped_by:
         raise SystemExit(exit_code(stopped_by))
+
+
+def check_pairs(job: Job) -> None:
+    """Draw the first pairs, before any step and before an earlier run's folder is renamed.
+
+    Raises:
+        UserError: (Nearly) nothing matches.
+    """
+    try:
+        make_training_pairs(job.config, job.volumes, job.training).check()
+    except NoMatch as error:
+        raise UserError(str(error)) from None
 
 
 def is_indexed(job: Job) -> bool:

@@ -10,8 +10,10 @@ from alice_nnunet.pretrain.training.config import PretrainConfig, config_from_di
 from alice_nnunet.settings import differences, flatten
 
 # Settings that --c may change: they decide how a run is computed and when it is saved, not what
-# comes out of it.
+# comes out of it. Only min_score changes the pairs from here on: a threshold that does not fit the
+# data must not cost the steps that are done.
 CHANGEABLE = (
+    "min_score",
     "workers",
     "accumulate",
     "checkpoint_blocks",

@@ -1,11 +1,14 @@
 """A pretraining as run_steps() drives it: its pairs, and what is logged, validated and saved."""
 
+import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from alice_nnunet.data.match import Matcher
-from alice_nnunet.data.pairs import AlignedPairs, NoMatch, PairBatch
+from alice_nnunet.data.pairs import MATCHED, AlignedPairs, PairBatch
+from alice_nnunet.files import replacing
 from alice_nnunet.geometry import Spacing
 from alice_nnunet.matcher.baselines import match_by_body, match_same
 from alice_nnunet.matcher.learned import EmbeddingMatcher
@@ -24,6 +27,7 @@ from alice_nnunet.ranks import rank
 from alice_nnunet.schedules import ema_momentum
 
 COLLAPSED = 0.1  # spread under which a run warns
+UNMATCHED = "unmatched.jsonl"  # of the results folder: pairs of crops that do not match
 VALIDATION_PAIRS = 32  # at most, but for whole batches: they stay in memory
 
 PANELS = {  # of progress.png
@@ -62,6 +66,11 @@ def make_pairs(
         seed=(config.seed, stream),
         same_volume=config.matcher == "same",
     )
+
+
+def make_training_pairs(config: PretrainConfig, volumes: Path, training: list[str]) -> AlignedPairs:
+    """The stream of pairs to learn from."""
+    return make_pairs(config, volumes, training, training, TRAINING, config.min_score)
 
 
 @dataclass
@@ -112,14 +121,7 @@ class Run:
 
         A step's pairs depend on how many pairs it has in all processes, not on how many these are.
         """
-        pairs = make_pairs(
-            self.config,
-            self.volumes,
-            self.training,
-            self.training,
-            TRAINING,
-            self.config.min_score,
-        )
+        pairs = make_training_pairs(self.config, self.volumes, self.training)
         steps = range(self.state.step, self.config.iterations)
         shares = [own_share(step, self.config.batch_size) for step in steps]
         on_gpu = self.state.device.type == "cuda"
@@ -152,10 +154,8 @@ class Run:
             return make_pairs(self.config, self.volumes, self.held_out, keys, stream, min_score)
 
         pairs = pairs_over(self.config.min_score)
-        try:
-            for index in range(len(shares) * size):
-                pairs.draw(index)
-        except NoMatch:
+        kinds = {pairs.draw(index).kind for index in range(len(shares) * size)}
+        if kinds != {MATCHED}:
             log.line(
                 f"WARNING: held-out pairs do not reach the minimum match score "
                 f"({self.config.min_score}); the held-out cases are {', '.join(self.held_out)}. "
@@ -167,11 +167,44 @@ class Run:
         yield from batches(pairs, shares)
 
     def take_step(self, batch: PairBatch) -> StepResult:
+        self.note_unmatched(batch)
         return train_step(self.state, batch, self.config, self.spacing)
 
     def cases_of(self, batch: PairBatch) -> dict[str, list]:
         """The cases of all processes' pairs."""
         return {"pairs": gather_lists(list(zip(batch.query_case, batch.key_case)))}
+
+    def note_unmatched(self, batch: PairBatch) -> None:
+        """Write down this process's pairs that do not match, a line each.
+
+        Several processes add to one file, and each adds its lines in one write.
+        """
+        lines = []
+        for row in batch.unmatched:
+            score = batch.score[row].item()
+            entry = {
+                "step": self.state.step,
+                "query": batch.query_case[row],
+                "key": batch.key_case[row],
+                "kind": batch.kind[row],
+                "score": None if math.isnan(score) else score,
+            }
+            lines.append(json.dumps(entry) + "\n")
+
+        if lines:
+            with (self.folder / UNMATCHED).open("a") as file:
+                file.write("".join(lines))
+
+    def forget_later_unmatched(self) -> None:
+        """Drop the lines of steps that a resumed run takes again."""
+        path = self.folder / UNMATCHED
+        if not path.is_file():
+            return
+
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] < self.state.step]
+        with replacing(path) as partial:
+            partial.write_text("".join(kept))
 
     def agree_to_stop(self, number: int) -> int:
         """The largest number of a signal that a process has received."""
@@ -184,6 +217,7 @@ class Run:
 
         rejected = means.pop("rejected")  # for each pair that was not
         means["rejection rate"] = rejected / (1 + rejected)
+        means["unmatched rate"] = means.pop("unmatched")
         means["lr"] = state.optimizer.param_groups[0]["lr"]
         means["ema"] = ema_momentum(state.step - 1, config.iterations, config.ema)
         means["memory"] = peak_memory(state.device)
@@ -194,7 +228,8 @@ class Run:
             f"step {state.step}/{config.iterations} | loss {means['loss']:.4f} "
             f"l_r {means['l_r']:.4f} l_dv {means['l_dv']:.4f} l_st {means['l_st']:.4f} | "
             f"spread cls {means['spread cls']:.3f} S {means['spread S']:.3f} "
-            f"T {means['spread T']:.3f} | rejected {means['rejection rate']:.0%} | "
+            f"T {means['spread T']:.3f} | rejected {means['rejection rate']:.0%} "
+            f"unmatched {means['unmatched rate']:.0%} | "
             f"lr {means['lr']:.2e} ema {means['ema']:.5f} | grad {means['gradient norm']:.2f} | "
             f"data {means['data time']:.3f} s, step {means['step time']:.3f} s | "
             f"memory {means['memory']:.2f} GB | left {left}"
@@ -269,11 +304,11 @@ def train(run: Run) -> int:
 
     Raises:
         NonFiniteLoss: config.max_nonfinite steps in a row were skipped.
-        NoMatch: The volumes match each other too badly to draw pairs.
         UserError: The data cannot be read, or the checkpoint cannot be written.
     """
     log = None
     if rank() == 0:
+        run.forget_later_unmatched()
         log = RunLog(run.folder, run.state.step, PANELS)
         run.read_validation(log)
         if run.state.step == 0 and run.config.probe_every:

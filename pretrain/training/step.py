@@ -34,6 +34,7 @@ class StepResult:
         spreads: Spread of cls, S and T; under 0.1 the features have collapsed.
         gradient_norm: Of all gradients together, before they are clipped.
         rejected: Pairs that were rejected for each pair of the batch, of this process alone.
+        unmatched: Share of the batch's pairs that do not match, of this process alone.
         finite: Whether loss and gradient were finite; otherwise the step was skipped.
     """
 
@@ -42,6 +43,7 @@ class StepResult:
     spreads: dict[str, Tensor]
     gradient_norm: Tensor
     rejected: Tensor
+    unmatched: float
     finite: bool
 
     def scalars(self) -> dict[str, Tensor]:
@@ -53,6 +55,7 @@ class StepResult:
             **spreads,
             "gradient norm": self.gradient_norm,
             "rejected": self.rejected,
+            "unmatched": torch.tensor(self.unmatched),
         }
 
 
@@ -102,6 +105,7 @@ def train_step(
         means.spreads,
         gradient_norm,
         batch.rejected.float().mean(),
+        len(batch.unmatched) / len(batch.kind),
         finite,
     )
 

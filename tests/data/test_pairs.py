@@ -6,7 +6,16 @@ import torch
 
 from alice_nnunet.data.body import find_body
 from alice_nnunet.data.match import Match
-from alice_nnunet.data.pairs import DRAWS, AlignedPairs, NoMatch
+from alice_nnunet.data.pairs import (
+    BELOW,
+    CHECKED_PAIRS,
+    DRAWS,
+    LARGEST_SHIFT,
+    MATCHED,
+    SAME_SCAN,
+    AlignedPairs,
+    NoMatch,
+)
 from alice_nnunet.data.volumes import open_volume, save_volume
 from alice_nnunet.matcher.baselines import match_by_body
 
@@ -103,16 +112,54 @@ def test_low_scores_are_rejected_redrawn_and_counted(folder):
     assert pair.rejected == 3 and pair.match.score == 0.7
 
 
-def test_a_dataset_that_does_not_match_says_so(folder):
-    calls = []
+def test_where_nothing_matches_the_best_near_miss_is_taken(folder):
+    scores = [*np.linspace(0.1, 0.68, DRAWS - 1), 0.5]
+    asked = []
 
     def matcher(point, query, key):
-        calls.append(point)
-        return Match(point, 0.0)
+        asked.append((point, query.name, key.name))
+        return Match(point, scores[len(asked) - 1])
 
-    with pytest.raises(NoMatch, match="same body region"):
-        pairs(folder, matcher).draw(0)
-    assert len(calls) == DRAWS
+    stream = pairs(folder, matcher)
+    pair = stream.draw(0)
+    assert len(asked) == DRAWS and pair.rejected == DRAWS and pair.kind == BELOW
+    assert pair.match.score == 0.68
+    assert (pair.point, pair.query.name, pair.key.name) == asked[DRAWS - 2]
+
+
+def test_where_nothing_is_near_two_overlapping_crops_of_one_scan_are_taken(folder):
+    stream = pairs(folder, lambda point, query, key: Match(point, 0.3))
+    shifts = []
+    for index in range(40):
+        pair = stream.draw(index)
+        assert pair.kind == SAME_SCAN and pair.query is pair.key
+        assert np.isnan(pair.match.score)
+        size = pair.query.body.size
+        assert all(0 <= p < n for p, n in zip(pair.match.point, size))
+        shifts.append(np.subtract(pair.match.point, pair.point))
+
+        again = stream.draw(index)
+        assert (again.point, again.match.point) == (pair.point, pair.match.point)
+
+    largest = np.abs(shifts).max(0)
+    assert (largest <= LARGEST_SHIFT * np.array(SIZE)).all() and (largest > 0).all()
+
+    batch = stream.batch([0, 1])
+    assert batch.kind == [SAME_SCAN] * 2 and batch.unmatched == [0, 1]
+    assert torch.isfinite(batch.key).all()
+
+
+def test_the_check_fails_where_nearly_nothing_matches(folder):
+    def stream(share: float) -> AlignedPairs:
+        """So many of the pairs match; every draw asks DRAWS times or once."""
+        matching = np.random.default_rng(0).permutation(CHECKED_PAIRS) < share * CHECKED_PAIRS
+        outcomes = iter([score for hit in matching for score in ([1.0] if hit else [0.0] * DRAWS)])
+        return pairs(folder, lambda point, query, key: Match(point, next(outcomes)))
+
+    stream(0.2).check()
+    with pytest.raises(NoMatch, match=r"^2 of the first 32 pairs .* same body region"):
+        stream(0.06).check()
+    assert pairs(folder).batch([0, 1]).kind == [MATCHED] * 2
 
 
 def test_one_case_is_no_pair(folder):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from alice_nnunet.data.pairs import PairBatch
+from alice_nnunet.data.pairs import MATCHED, PairBatch
 from alice_nnunet.pretrain.training.config import PretrainConfig, make_config, read_settings
 
 CPU = torch.device("cpu")
@@ -39,6 +39,7 @@ def pair_batch(query: torch.Tensor, key: torch.Tensor) -> PairBatch:
         key_case=[f"k{number}" for number in range(pairs)],
         score=torch.ones(pairs, dtype=torch.float64),
         rejected=torch.arange(pairs),
+        kind=[MATCHED] * pairs,
     )
 
 

@@ -189,7 +189,11 @@ def test_pretraining_on_its_matches(folders, embedded, capsys):
         run(folders, pretrain, *words, "--set=min_score=1")
     error = capsys.readouterr().err
     assert left.value.code == 2 and error.count("\n") == 1
-    assert "100 pairs in a row were rejected" in error
+    assert "0 of the first 32 pairs of crops reach the match score 1.0" in error
+
+    # The earlier run is untouched, and goes on with another threshold.
+    output = run(folders, pretrain, *words, "--set=min_score=0.1", "--c")
+    assert "resuming from step 2" in output
 
     # A run is not resumed with another matcher than it was started with.
     weights = anatomy(folders) / "checkpoint_final.pth"

@@ -41,7 +41,7 @@ def two_steps(method: list[str]) -> dict:
     result = train_step(state, part(1), config, SPACING)
 
     scalars = result.scalars()
-    del scalars["rejected"]  # of this process alone
+    del scalars["rejected"], scalars["unmatched"]  # of this process alone
     return {
         "scalars": scalars,
         "gradients": gradients_of(state.model),

@@ -1,6 +1,9 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from alice_nnunet.pretrain.training.run import Run
 from alice_nnunet.pretrain.training.state import build_state
@@ -41,9 +44,33 @@ def run() -> Run:
 def test_collapse_warns(run, spread, warns):
     log = Log()
     spreads = {"spread cls": 0.5, "spread S": 0.5, "spread T": spread}
-    run.report(log, {**dict.fromkeys(NAMES, 1.0), **spreads, "rejected": 1.0})
+    run.report(log, {**dict.fromkeys(NAMES, 1.0), **spreads, "rejected": 1.0, "unmatched": 0.25})
     assert log.values["rejection rate"] == 0.5 and "rejected" not in log.values
+    assert any("| rejected 50% unmatched 25% |" in line for line in log.lines)
     assert any("collapse: spread(T) = 0.09" in line for line in log.lines) == warns
+
+
+def test_pairs_that_do_not_match_are_written_down_once(run, tmp_path):
+    run.folder = tmp_path
+    kinds = ["matched", "two crops of the same scan"]
+    batch = replace(noise(), kind=kinds, score=torch.tensor([0.9, torch.nan]))
+
+    for step in range(4):
+        run.state.step = step
+        run.note_unmatched(replace(batch, kind=["matched"] * 2) if step == 1 else batch)
+
+    def steps() -> list[int]:
+        lines = (tmp_path / "unmatched.jsonl").read_text().splitlines()
+        entries = [json.loads(line) for line in lines]
+        for entry in entries:
+            assert (entry["query"], entry["key"], entry["kind"]) == ("q1", "k1", kinds[1])
+            assert entry["score"] is None
+        return [entry["step"] for entry in entries]
+
+    assert steps() == [0, 2, 3]
+    run.state.step = 2  # resumed from an earlier checkpoint: steps 2 and 3 come again
+    run.forget_later_unmatched()
+    assert steps() == [0]
 
 
 def test_the_cases_of_a_step_are_its_pairs(run):

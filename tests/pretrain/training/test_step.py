@@ -74,7 +74,7 @@ def test_what_is_logged_has_its_names():
     assert list(scalars) == [
         *("loss", "l_r", "l_dv", "l_st"),
         *("spread cls", "spread S", "spread T"),
-        *("gradient norm", "rejected"),
+        *("gradient norm", "rejected", "unmatched"),
     ]
     assert scalars["spread S"] is result.spreads["S"] and scalars["rejected"] == 0.5
 
