@@ -150,13 +150,20 @@ def cli_page() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Comment:
+    """What the source says about a field. group: what it says about several fields together."""
+
+    meaning: str = ""
+    group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
-    """One row of a table. group: heading of a comment above it, or empty."""
+    """One row of a table."""
 
     name: str
     default: str
-    meaning: str
-    group: str = ""
+    comment: Comment
 
 
 def described(cls: type, section: str) -> dict[str, str]:
@@ -178,29 +185,35 @@ def described(cls: type, section: str) -> dict[str, str]:
     return entries
 
 
-def commented(cls: type) -> dict[str, tuple[str, str]]:
-    """The comments of a dataclass: {field: (meaning, group)}.
+def commented(cls: type) -> dict[str, Comment]:
+    """The comments of a dataclass, by field.
 
     A comment behind a field, or directly above it, is about the field. A comment after an empty
     line is about all fields up to the next empty line.
     """
-    comments: dict[str, tuple[str, str]] = {}
-    group, above, after_empty_line = "", "", True
+    comments: dict[str, Comment] = {}
+    group = ""
+    above = ""
+    after_empty_line = True
 
     for line in inspect.getsource(cls).splitlines():
         text = line.strip()
         field = re.match(r"(\w+): [^#]*(?:# (.*))?$", text)
 
         if not text:
-            group, above, after_empty_line = "", "", True
+            group = ""
+            above = ""
+            after_empty_line = True
         elif text.startswith("# ") and after_empty_line:
             group = f"{group} {text[2:]}".strip()
         elif text.startswith("# "):
             above = f"{above} {text[2:]}".strip()
         elif field and field[1] in cls.__dataclass_fields__:
             meaning = " ".join(part for part in (above, field[2]) if part)
-            comments[field[1]] = (meaning, group)
-            above, after_empty_line = "", False
+            comments[field[1]] = Comment(meaning, group)
+            above = ""
+            after_empty_line = False
+
     return comments
 
 
@@ -213,10 +226,12 @@ def settings_of(cls: type, left_out: Iterable[str] = ()) -> list[Setting]:
     for field in dataclasses.fields(cls):
         if field.name in left_out:
             continue
-        meaning, group = comments.get(field.name, ("", ""))
+
+        comment = comments.get(field.name, Comment())
         if field.name in attributes:
-            meaning, group = attributes[field.name], ""
-        settings.append(Setting(field.name, typed(field.default), meaning, group))
+            comment = Comment(attributes[field.name])
+        settings.append(Setting(field.name, typed(field.default), comment))
+
     return settings
 
 
@@ -232,12 +247,17 @@ def typed(value: object) -> str:
 
 
 def settings_table(settings: list[Setting]) -> str:
-    rows, group = [], ""
+    """A row for each setting, and one before each group."""
+    rows = []
+    group = ""
+
     for setting in settings:
-        if setting.group and setting.group != group:
-            rows.append((f"*{setting.group}*", "", ""))
-        group = setting.group
-        rows.append((f"`{setting.name}`", setting.default, setting.meaning))
+        comment = setting.comment
+        if comment.group and comment.group != group:
+            rows.append((f"*{comment.group}*", "", ""))
+        group = comment.group
+        rows.append((f"`{setting.name}`", setting.default, comment.meaning))
+
     return table(("name", "default", "meaning"), rows)
 
 
