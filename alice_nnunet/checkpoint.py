@@ -55,7 +55,8 @@ def load_pretraining(path: str | Path) -> dict:
     Raises:
         UserError: the file is missing, cannot be read or is not from alice-pretrain.
     """
-    if Path(path).suffix == ".safetensors":
+    path = Path(path)
+    if path.suffix == ".safetensors":
         raise UserError(
             f"{path} contains tensors only; give the folder of alice-export that contains it"
         )

@@ -28,7 +28,10 @@ def external_trainers() -> list[str]:
 
 def own_trainers() -> str:
     """The folder of alice_nnunet.trainers, wherever it is installed."""
-    return find_spec("alice_nnunet.trainers").submodule_search_locations[0]
+    spec = find_spec("alice_nnunet.trainers")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None  # it is a package
+    return spec.submodule_search_locations[0]
 
 
 def with_own_trainers() -> str:

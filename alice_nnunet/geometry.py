@@ -1,14 +1,28 @@
 """Sizes, grids and crops. Sizes, points and spacings are 3-tuples in nnU-Net's (z, y, x) order."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+Value = TypeVar("Value")
 
 Triple = tuple[int, int, int]  # voxels
 Spacing = tuple[float, float, float]  # mm from one voxel to the next
 
 
-def grid_of(size: Triple, unit: Triple) -> Triple:
+def triple(values: Iterable[Value]) -> tuple[Value, Value, Value]:
+    """Values along (z, y, x) as a tuple, whose length is then part of its type.
+
+    Raises:
+        ValueError: there are not three of them.
+    """
+    z, y, x = values
+    return z, y, x
+
+
+def grid_of(size: Sequence[int], unit: Triple) -> Triple:
     """Number of units along each axis of a crop.
 
     Args:
@@ -22,12 +36,12 @@ def grid_of(size: Triple, unit: Triple) -> Triple:
         raise ValueError(
             f"a crop size must be a multiple of {unit} voxels (z, y, x), got {tuple(size)}"
         )
-    return tuple(s // u for s, u in zip(size, unit))
+    return triple(s // u for s, u in zip(size, unit))
 
 
-def ceil_to(size: Triple, unit: Triple) -> Triple:
+def ceil_to(size: Sequence[int], unit: Triple) -> Triple:
     """The smallest multiple of unit that is at least size, along each axis (voxels)."""
-    return tuple(-(-s // u) * u for s, u in zip(size, unit))
+    return triple(-(-s // u) * u for s, u in zip(size, unit))
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Overlap:
         return 0 in self.size
 
 
-def overlap(centre: Triple, size: Triple, image_size: Triple) -> Overlap:
+def overlap(centre: Triple, size: Triple, image_size: Sequence[int]) -> Overlap:
     """Where a crop of size voxels around centre, its voxel number size // 2, meets an image.
 
     centre may lie outside the image.
@@ -58,7 +72,8 @@ def overlap(centre: Triple, size: Triple, image_size: Triple) -> Overlap:
         in_image.append(slice(start, stop))
         in_crop.append(slice(start - first, stop - first))
 
-    return Overlap(tuple(in_image), tuple(in_crop), tuple(i.stop - i.start for i in in_image))
+    shared = triple(part.stop - part.start for part in in_image)
+    return Overlap(triple(in_image), triple(in_crop), shared)
 
 
 def crop_around(image: np.ndarray, centre: Triple, size: Triple) -> np.ndarray:

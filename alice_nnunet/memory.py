@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,7 +23,7 @@ class Ledger(TorchDispatchMode):
         super().__init__()
         self.now = 0
         self.peak = 0
-        self.known = weakref.WeakSet()
+        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
         result = operation(*arguments, **(keywords or {}))

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from alice_nnunet.files import replacing
-from alice_nnunet.geometry import Spacing, Triple
+from alice_nnunet.geometry import Spacing, Triple, grid_of
 from alice_nnunet.model.tokens import patchify, unpatchify
 
 COLOURS = matplotlib.colormaps["tab10"]
@@ -96,7 +96,7 @@ def reconstruct(
     tokens = patchify(crop[None].float(), unit)  # (1, N, voxels)
     variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
     filled = predicted[None].float() * (variance + 1e-6).sqrt() + mean
-    grid = tuple(n // u for n, u in zip(crop.shape[1:], unit))
+    grid = grid_of(crop.shape[1:], unit)
 
     def with_hidden(values: Tensor) -> np.ndarray:
         shown = torch.where(masked[None, :, None], values, tokens)
@@ -265,6 +265,6 @@ def matches_figure(
     rows = figure.subplots(len(points), 4, squeeze=False)
     for i, axes in enumerate(rows):
         title = f"{titles[1]}, score {scores[i]:.2f}"
-        mark_points(*axes[:2], query, spacing, points[i : i + 1], titles[0], i + 1)
-        mark_points(*axes[2:], key, spacing, matches[i : i + 1], title, i + 1)
+        mark_points(axes[0], axes[1], query, spacing, points[i : i + 1], titles[0], i + 1)
+        mark_points(axes[2], axes[3], key, spacing, matches[i : i + 1], title, i + 1)
     return figure

@@ -7,13 +7,17 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 from signal import SIG_DFL, SIGINT, signal
+from typing import TypeVar
 
 from alice_nnunet.errors import UserError
 
+Name = TypeVar("Name")
+Result = TypeVar("Result")
+
 
 def run_each(
-    function: Callable, jobs: dict[str, tuple], processes: int
-) -> Iterator[tuple[str, object]]:
+    function: Callable[..., Result], jobs: dict[Name, tuple], processes: int
+) -> Iterator[tuple[Name, Result]]:
     """Yield (name, function(*arguments)) for every job, in the order in which they finish.
 
     Args:
@@ -53,5 +57,7 @@ def start_worker() -> None:
 
 def end_with_parent() -> None:
     """Wait for the end of the parent process, then end this one."""
-    connection.wait([parent_process().sentinel])
+    parent = parent_process()
+    assert parent is not None  # this is a started process
+    connection.wait([parent.sentinel])
     os._exit(1)

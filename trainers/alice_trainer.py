@@ -251,4 +251,5 @@ class AliceTrainer(nnUNetTrainer):
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Return several outputs or only the finest; networks with one output ignore it."""
         if self.enable_deep_supervision:
-            self.plain_network().deep_supervision = enabled
+            network = self.plain_network()
+            network.deep_supervision = enabled  # type: ignore[assignment]  # torch: tensors only

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import ndimage
 
-from alice_nnunet.geometry import Spacing, Triple
+from alice_nnunet.geometry import Spacing, Triple, triple
 
 CELL_MM = 8.0  # wanted edge of a cell
 NEIGHBOURS_IN_PLANE = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], bool)
@@ -48,7 +48,7 @@ class Body:
         for i, edge, n in zip(place, self.cell, self.size):
             start = i * edge
             point.append(int(rng.integers(start, min(start + edge, n))))
-        return tuple(point)
+        return triple(point)
 
     def to_dict(self) -> dict:
         """Plain values and one array, for the case's .pkl."""
@@ -70,14 +70,15 @@ def find_body(inside: np.ndarray, spacing: Spacing) -> Body:
     Raises:
         ValueError: nothing is solid.
     """
-    cell = tuple(max(1, round(CELL_MM / s)) for s in spacing)
+    cell = triple(max(1, round(CELL_MM / s)) for s in spacing)
     solid = share_of_cells(inside, cell) > 0.5
     if not solid.any():
         raise ValueError(f"no body found: nothing solid fills half a cell of {CELL_MM:g} mm")
 
     cells = largest_part(solid)
-    voxels = inside & cells_to_voxels(cells, cell, inside.shape)
-    return Body(cells, cell, tight_box(voxels), inside.shape)
+    size = triple(inside.shape)
+    voxels = inside & cells_to_voxels(cells, cell, size)
+    return Body(cells, cell, tight_box(voxels), size)
 
 
 def share_of_cells(inside: np.ndarray, cell: Triple) -> np.ndarray:
@@ -151,4 +152,4 @@ def tight_box(voxels: np.ndarray) -> VoxelBox:
         occupied = np.flatnonzero(voxels.any(others))
         start.append(int(occupied[0]))
         stop.append(int(occupied[-1]) + 1)
-    return tuple(start), tuple(stop)
+    return triple(start), triple(stop)

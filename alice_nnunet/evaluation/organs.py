@@ -6,6 +6,7 @@ An organ set is FLARE 2022's, BTCV's, that of a JSON file, or the labels of a da
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alice_nnunet.errors import UserError
 
@@ -156,7 +157,7 @@ def organs_of_file(path: Path) -> OrganSet:
     return organ_set
 
 
-def organ_of_entry(path: Path, name: str, entry: object) -> Organ:
+def organ_of_entry(path: Path, name: str, entry: Any) -> Organ:
     """One organ of a JSON file.
 
     Raises:
@@ -169,7 +170,7 @@ def organ_of_entry(path: Path, name: str, entry: object) -> Organ:
         )
     check_keys(path, f"{name}: ", entry, {"labels", "tolerance_mm", "reference_slices_only"})
 
-    tolerance = entry.get("tolerance_mm")
+    tolerance: Any = entry.get("tolerance_mm")
     is_number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
     if not is_number or not 0 <= tolerance < float("inf"):
         raise UserError(
@@ -230,7 +231,7 @@ def words_of(name: str) -> frozenset[str]:
     return frozenset(SYNONYMS.get(words, words).split()) - {"gland"}
 
 
-def label_tuple(path: Path, name: str, value: object) -> tuple[int, ...]:
+def label_tuple(path: Path, name: str, value: Any) -> tuple[int, ...]:
     """A label or a list of labels as a tuple.
 
     Raises:
@@ -278,7 +279,7 @@ def check_keys(path: Path, where: str, content: dict, known: set[str]) -> None:
         )
 
 
-def load_json(path: Path) -> object:
+def load_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:

@@ -120,8 +120,8 @@ def score_folders(
             jobs[folder, case] = (predicted, reference, organ_set)
 
     # Headers first: a wrong grid shows up before hours of work on the other cases.
-    problems = [grid_problem(predicted, reference) for predicted, reference, _ in jobs.values()]
-    raise_problems([text for text in problems if text], len(jobs))
+    wrong_grids = [grid_problem(predicted, reference) for predicted, reference, _ in jobs.values()]
+    raise_problems([text for text in wrong_grids if text], len(jobs))
 
     scores = {}
     problems = []

@@ -12,7 +12,7 @@ from scipy.ndimage import find_objects
 from alice_nnunet.errors import UserError
 from alice_nnunet.evaluation.label_image import check_same_grid, read_labels
 from alice_nnunet.evaluation.organs import Organ, OrganSet
-from alice_nnunet.geometry import Spacing
+from alice_nnunet.geometry import Spacing, triple
 
 Box = tuple[slice, slice, slice]
 
@@ -108,7 +108,7 @@ def common_box(boxes: list[Box]) -> Box:
     """The smallest box around all boxes; an empty box if there are none."""
     if not boxes:
         return (slice(0, 0), slice(0, 0), slice(0, 0))
-    return tuple(
+    return triple(
         slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes)
     )
 

@@ -100,7 +100,7 @@ def compare(first: Scores, second: Scores) -> dict[str, dict[str, Difference]]:
     ours = {case: first[case] for case in cases}
     theirs = {case: second[case] for case in cases}
 
-    comparison = {}
+    comparison: dict[str, dict[str, Difference]] = {}
     for metric in METRICS:
         our_values = values_of(ours, metric)
         their_values = values_of(theirs, metric)
@@ -147,8 +147,9 @@ def folder_dict(scores: Scores) -> dict:
 
     mean_of_organs = {}
     for metric in METRICS:
-        means = [row[metric].mean for row in organs.values() if row[metric].n]
-        mean_of_organs[metric] = float(np.mean(means)) if means else None
+        means = [row[metric].mean for row in organs.values()]
+        known = [mean for mean in means if mean is not None]
+        mean_of_organs[metric] = float(np.mean(known)) if known else None
 
     return {
         "organs": plain(organs),

@@ -4,7 +4,7 @@ import numpy as np
 
 from alice_nnunet.data.match import Match
 from alice_nnunet.data.volumes import Volume
-from alice_nnunet.geometry import Triple
+from alice_nnunet.geometry import Triple, triple
 
 
 def match_by_body(point: Triple, query: Volume, key: Volume) -> Match:
@@ -18,7 +18,7 @@ def match_by_body(point: Triple, query: Volume, key: Volume) -> Match:
 
     share = (np.array(point) + 0.5 - query_start) / (query_stop - query_start)
     place = np.floor(key_start + share * (key_stop - key_start))
-    match = tuple(int(i) for i in place)
+    match = triple(int(i) for i in place)
     return Match(match, float(key.body.contains(match)))
 
 

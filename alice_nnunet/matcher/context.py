@@ -52,6 +52,11 @@ class Discriminant(nn.Module):
         channels: C.
     """
 
+    count: Tensor
+    sum: Tensor
+    total: Tensor
+    within: Tensor
+
     def __init__(self, features: int, channels: int):
         super().__init__()
 

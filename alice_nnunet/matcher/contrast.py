@@ -87,7 +87,7 @@ def contrastive_losses(
     allowed_fine = same_volume & (distance > ignore[0])
     allowed_coarse = ~same_volume | (distance > ignore[1])
 
-    losses = {"fine": 0.0, "coarse": 0.0}
+    losses: dict[str, Tensor] = {}
     for anchor_vectors, other_vectors in ((first, second), (second, first)):
         fine, coarse = (v[inside] for v in anchor_vectors)
         fine_other, coarse_other = (v[inside] for v in other_vectors)
@@ -100,6 +100,6 @@ def contrastive_losses(
         of_coarse = info_nce(
             coarse, coarse_other, coarse_other, allowed_coarse, hardness, hardest, temperature
         )
-        losses["fine"] += of_fine / 2
-        losses["coarse"] += of_coarse / 2
+        losses["fine"] = losses.get("fine", 0) + of_fine / 2
+        losses["coarse"] = losses.get("coarse", 0) + of_coarse / 2
     return losses

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, default_collate
 
 from alice_nnunet.data.body import Body
 from alice_nnunet.data.volumes import open_volume
-from alice_nnunet.geometry import Spacing, Triple
+from alice_nnunet.geometry import Spacing, Triple, triple
 from alice_nnunet.matcher.embed import resample
 
 
@@ -65,7 +65,7 @@ class BodyCrops(Dataset):
         volume = open_volume(self.folder, self.cases[number])
 
         # Voxels of the volume that the crop covers.
-        extent = tuple(round(n * self.voxel / s) for n, s in zip(self.size, volume.spacing))
+        extent = triple(round(n * self.voxel / s) for n, s in zip(self.size, volume.spacing))
         centre = centre_inside(volume.body.random_point(rng), extent, volume.body.size)
         crop = torch.from_numpy(volume.read_crop(centre, extent)[:1])
         resampled, _ = resample(crop, volume.spacing, self.voxel, self.size)
@@ -107,7 +107,7 @@ def centre_inside(centre: Triple, extent: Triple, size: Triple) -> Triple:
         lowest = e // 2
         highest = n - e + e // 2
         moved.append(n // 2 if e >= n else min(max(c, lowest), highest))
-    return tuple(moved)
+    return triple(moved)
 
 
 def points_between(

@@ -1,5 +1,7 @@
 """How the embedding of a volume is made: its body through the network, resampled to a grid."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from alice_nnunet.data.body import tight_box
 from alice_nnunet.data.volumes import Volume
-from alice_nnunet.geometry import Spacing, Triple, ceil_to
+from alice_nnunet.geometry import Spacing, Triple, ceil_to, triple
 from alice_nnunet.matcher.context import ContextNet
 from alice_nnunet.matcher.embedding import Embedding, Position, pack
 from alice_nnunet.matcher.network import SamNet
@@ -43,7 +45,7 @@ def body_vectors(
     vectors = embed(network, image)  # (C, Z, Y, X)
 
     extent = np.array(vectors.shape[1:]) * FINE_STRIDE * spacing  # mm
-    size = tuple(min(n, max(1, round(e / step))) for n, e in zip(vectors.shape[1:], extent))
+    size = triple(min(n, max(1, round(e / step))) for n, e in zip(vectors.shape[1:], extent))
     if size != tuple(vectors.shape[1:]):
         halves = [resize_vectors(half[None], size)[0] for half in vectors.chunk(2)]
         vectors = torch.cat(halves) / 2**0.5
@@ -52,9 +54,9 @@ def body_vectors(
     positions = [(np.arange(n) + 0.5) * s for n, s in zip(size, steps)]  # mm along each axis
     inside = body_at(volume, positions)
     box = [slice(start, stop) for start, stop in zip(*tight_box(inside))]
-    vectors = np.where(inside, vectors.float().cpu().numpy(), 0)[(slice(None), *box)]
-    origin = tuple(float(p[b.start]) for p, b in zip(positions, box))
-    return vectors, origin, tuple(map(float, steps))
+    of_body = np.where(inside, vectors.float().cpu().numpy(), 0)[(slice(None), *box)]
+    origin = triple(float(p[b.start]) for p, b in zip(positions, box))
+    return of_body, origin, triple(map(float, steps))
 
 
 def resample(
@@ -73,7 +75,7 @@ def resample(
         spacing: its exact spacing, mm.
     """
     old_size = image.shape[1:]
-    size = size or tuple(max(1, round(n * s / voxel)) for n, s in zip(old_size, spacing))
+    size = size or triple(max(1, round(n * s / voxel)) for n, s in zip(old_size, spacing))
     factor = [max(1, int(voxel / s)) for s in spacing]
     averaged = F.avg_pool3d(image[None], factor, ceil_mode=True, count_include_pad=False)
 
@@ -84,7 +86,7 @@ def resample(
     grid = F.affine_grid(theta, [1, 1, *size], align_corners=False)
     resampled = F.grid_sample(averaged, grid, padding_mode="border", align_corners=False)
 
-    exact = tuple(n * s / m for n, s, m in zip(old_size, spacing, size))
+    exact = triple(n * s / m for n, s, m in zip(old_size, spacing, size))
     return resampled[0], exact
 
 
@@ -113,7 +115,7 @@ def embed(network: SamNet | ContextNet, image: Tensor) -> Tensor:
     return vectors[:, :z, :y, :x]
 
 
-def resize_vectors(vectors: Tensor, size: Triple) -> Tensor:
+def resize_vectors(vectors: Tensor, size: Sequence[int]) -> Tensor:
     """Vectors of length 1, (B, C, ...), interpolated on another grid over the same space."""
     return F.normalize(F.interpolate(vectors, size, mode="trilinear", align_corners=False), dim=1)
 

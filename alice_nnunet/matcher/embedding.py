@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from alice_nnunet.geometry import Spacing, Triple, ceil_to
+from alice_nnunet.geometry import Spacing, Triple, ceil_to, triple
 
 BLOCK = 3  # nodes along each edge of a block
 BLOCK_SIZE = (BLOCK, BLOCK, BLOCK)
@@ -189,7 +189,7 @@ class Embedding:
         """Nodes along z, without those that only fill up the last blocks."""
         blocks_of_a_plane = self.grid[1] * self.grid[2]
         last = self.blocks[-blocks_of_a_plane:].reshape(blocks_of_a_plane, BLOCK, -1)
-        used = int(last.any((0, 2)).nonzero()[0].max(initial=0)) + 1
+        used = int(np.flatnonzero(last.any((0, 2))).max(initial=0)) + 1
         return (self.grid[0] - 1) * BLOCK + used
 
     @property
@@ -215,7 +215,7 @@ def pack(vectors: np.ndarray, origin: Position, step: Spacing, dtype: type = np.
     added = [(0, new - old) for old, new in zip(vectors.shape[1:], size)]
     filled = np.pad(vectors, [(0, 0), *added])
 
-    grid = tuple(n // BLOCK for n in size)
+    grid = triple(n // BLOCK for n in size)
     z, y, x = grid
     blocks = filled.reshape(-1, z, BLOCK, y, BLOCK, x, BLOCK).transpose(1, 3, 5, 2, 4, 6, 0)
     blocks = blocks.reshape(z * y * x, NODES, -1)

@@ -7,7 +7,7 @@ stages have no kernel along z: they look at axial slices. B batch, D H W voxels 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alice_nnunet.geometry import Triple
+from alice_nnunet.geometry import Triple, triple
 from alice_nnunet.matcher.presets import COARSE_STRIDE
 
 # Kernel and stride of each of the four stages, (z, y, x).
@@ -20,7 +20,8 @@ class ConvNorm(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)):
         super().__init__()
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, [k // 2 for k in kernel], bias=False)
+        padding = triple(k // 2 for k in kernel)
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm3d(outputs)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 

@@ -154,7 +154,8 @@ class Alice(nn.Module):
 
         # A term of weight 0 is left out: 0 times a loss that is not finite would not be 0.
         weights = (self.method.weight_r, self.method.weight_dv, self.method.weight_st)
-        loss = sum(weight * term for weight, term in zip(weights, (l_r, l_dv, l_st)) if weight)
+        terms = [weight * term for weight, term in zip(weights, (l_r, l_dv, l_st)) if weight]
+        loss = sum(terms, start=l_r.new_zeros(()))
 
         features = {
             "cls": torch.cat([y_q, y_k]),

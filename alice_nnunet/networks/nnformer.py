@@ -56,7 +56,7 @@ class NnFormerNet(nn.Module):
         self.input_map = InputMap(**input_map)
         self.encoder = NnFormer(**{**encoder_arguments, "in_channels": input_channels})
 
-        tables = [stage.table for stage in self.encoder.stages]
+        tables = self.encoder.tables
         if len(tables) < 2:
             raise UserError(
                 "nnFormer needs an encoder of at least two stages, because its decoder begins one "

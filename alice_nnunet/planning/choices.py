@@ -117,7 +117,7 @@ def choose_spacing(
     if asked == "pretrained":
         return PlanChoice(list(pretrained), "the pretraining's")
 
-    if asked == "dataset":
+    if isinstance(asked, str):  # "dataset"
         if dataset.target_spacing is None:
             raise UserError(
                 f"the cases of {dataset.name} are stored along different axes, so nnU-Net's target "

@@ -1,7 +1,7 @@
 """Patch and batch sizes, in voxels along nnU-Net's (z, y, x)."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +23,14 @@ def sizes_at(spacing: list[float], sizes: list, spacings: list) -> np.ndarray:
 def check_patch(patch: list[int], unit: Triple) -> None:
     """Raise UserError if a patch is not a positive multiple of the encoder's unit."""
     if any(size <= 0 or size % step for size, step in zip(patch, unit)):
-        z, y, x = (max(1, size) for size in patch)
+        following = ceil_to([max(1, size) for size in patch], unit)
         raise UserError(
             f"a patch size must be a multiple of {unit} voxels (z, y, x), got {patch}; the next "
-            f"one is {list(ceil_to((z, y, x), unit))}"
+            f"one is {list(following)}"
         )
 
 
-def patch_within(largest: Triple, median: np.ndarray, unit: Triple) -> list[int]:
+def patch_within(largest: Sequence[int], median: np.ndarray, unit: Triple) -> list[int]:
     """The largest patch whose axes are no longer than those of the median case.
 
     Args:
@@ -38,8 +38,8 @@ def patch_within(largest: Triple, median: np.ndarray, unit: Triple) -> list[int]
         median: size of the cases.
         unit: of the encoder; both sizes are rounded up to it.
     """
-    z, y, x = (int(length) for length in median)
-    return [min(a, b) for a, b in zip(ceil_to(largest, unit), ceil_to((z, y, x), unit))]
+    size = [int(length) for length in median]
+    return [min(a, b) for a, b in zip(ceil_to(largest, unit), ceil_to(size, unit))]
 
 
 def batch_within(wanted: int, patch: list[int], dataset_voxels: float) -> int:

@@ -99,8 +99,8 @@ def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, image: T
     if not isinstance(outputs, list):
         outputs = [outputs]
 
-    loss: Tensor = sum(background_loss(logits) for logits in outputs)  # type: ignore[assignment]
-    loss.backward()
+    loss, *others = [background_loss(logits) for logits in outputs]
+    sum(others, start=loss).backward()
     optimizer.step()
 
 

@@ -10,7 +10,7 @@ of the last stage.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alice_nnunet.geometry import Triple, grid_of
+from alice_nnunet.geometry import Triple, grid_of, triple
 from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.encoders.bias_table import BiasTable
 from alice_nnunet.model.encoders.stage import Stage, check_stages
@@ -35,7 +35,9 @@ class Convolution(nn.Conv3d):
     def __init__(self, channels_in: int, channels_out: int, stride: Triple):
         super().__init__(channels_in, channels_out, 3, stride, 1)
 
-    def forward(self, blocks: Tensor, sides: Tensor | None) -> Tensor:
+    def forward(  # type: ignore[override]  # a convolution with one more input
+        self, blocks: Tensor, sides: Tensor | None
+    ) -> Tensor:
         """Convolve every block together with its surroundings.
 
         Args:
@@ -50,7 +52,7 @@ class Convolution(nn.Conv3d):
             padding = self.padding
         else:
             # With stride 2 and even sizes the kernel does not reach behind the block.
-            after = tuple(stride == 1 for stride in self.stride)
+            after = triple(stride == 1 for stride in self.stride)
             volume = surround(blocks, sides, after)
             padding = (0, 0, 0)
 
@@ -138,17 +140,17 @@ class NnFormer(Encoder):
             raise ValueError(f"embed_width must be even, got {embed_width}")
 
         scale = 2 ** (len(depths) - 1)
-        self.unit = tuple(tokens * scale for tokens in TOKEN)
+        self.unit = triple(tokens * scale for tokens in TOKEN)
         self.grid = grid_of(crop_size, self.unit)
         self.width = embed_width * scale
 
         self.patch_embed = PatchEmbed(in_channels, embed_width)
 
         indexing = "nnformer" if bug_compatible else "exact"
-        tables = [BiasTable(tuple(window), indexing) for window in windows]
+        self.tables = [BiasTable(triple(window), indexing) for window in windows]
         widths = [embed_width * 2**stage for stage in range(len(depths))]
         self.stages = nn.ModuleList(
-            Stage(*settings) for settings in zip(widths, depths, heads, tables)
+            Stage(*settings) for settings in zip(widths, depths, heads, self.tables)
         )
         self.merges = nn.ModuleList(Merge(width) for width in widths[:-1])
         # The norms of earlier stages only serve the segmentation network's decoder and are there.

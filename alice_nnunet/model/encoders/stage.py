@@ -6,7 +6,7 @@ windows.py.
 
 from torch import Tensor, nn
 
-from alice_nnunet.geometry import Triple
+from alice_nnunet.geometry import Triple, triple
 from alice_nnunet.model.encoders.bias_table import BiasTable
 from alice_nnunet.model.encoders.window_attention import CrossBlock, WindowBlock
 from alice_nnunet.model.encoders.windows import Packing, fit_windows, pack_blocks, pack_grid
@@ -91,13 +91,13 @@ def pack(
     table: BiasTable, blocks: Tensor, corners: Tensor | None, units: Triple, shifted: bool
 ) -> Packing:
     """The packing of a stage's tokens for regular or shifted windows."""
-    block = tuple(blocks.shape[2:5])
+    block = triple(blocks.shape[2:5])
 
     if corners is None:
         windows = fit_windows(table.window, block, shifted)
         return pack_grid(len(blocks), block, windows, table, blocks.device)
 
-    grid = tuple(u * n for u, n in zip(units, block))
+    grid = triple(u * n for u, n in zip(units, block))
     windows = fit_windows(table.window, grid, shifted)
     return pack_blocks(corners * corners.new_tensor(block), block, grid, windows, table)
 

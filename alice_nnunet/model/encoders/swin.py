@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alice_nnunet.geometry import Triple, grid_of
+from alice_nnunet.geometry import Triple, grid_of, triple
 from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.encoders.bias_table import BiasTable
 from alice_nnunet.model.encoders.stage import Stage, check_stages
@@ -70,14 +70,14 @@ class Swin(Encoder):
         check_stages(depths, heads, windows)
 
         scale = 2 ** len(depths)
-        self.unit = tuple(tokens * scale for tokens in TOKEN)
+        self.unit = triple(tokens * scale for tokens in TOKEN)
         self.grid = grid_of(crop_size, self.unit)
         self.width = embed_width * scale
 
         self.patch_embed = nn.Conv3d(in_channels, embed_width, TOKEN, TOKEN)
 
         indexing = "monai" if bug_compatible else "exact"
-        tables = [BiasTable(tuple(window), indexing) for window in windows]
+        tables = [BiasTable(triple(window), indexing) for window in windows]
         widths = [embed_width * 2**stage for stage in range(len(depths))]
         self.stages = nn.ModuleList(
             Stage(*settings) for settings in zip(widths, depths, heads, tables)
@@ -93,6 +93,7 @@ class Swin(Encoder):
         All tokens share their brightness. With a random bias, nearly all of a token's length is
         the same everywhere. The layer norms keep that, and what differs between tokens is lost.
         """
+        assert self.patch_embed.bias is not None
         with torch.no_grad():
             self.patch_embed.bias.copy_(-MIDDLE * self.patch_embed.weight.flatten(1).sum(1))
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alice_nnunet.geometry import Triple, ceil_to
+from alice_nnunet.geometry import Triple, ceil_to, triple
 from alice_nnunet.model.encoders.bias_table import BiasTable, box_positions
 
 SMALLEST_GROUP = 32  # slots; windows with fewer visible tokens share a group
@@ -92,8 +92,8 @@ def fit_windows(window: Triple, grid: Triple, shifted: bool) -> Windows:
 
     An axis that is not longer than the window is one window and is not shifted (Swin).
     """
-    size = tuple(min(w, g) for w, g in zip(window, grid))
-    offset = tuple(w - w // 2 if shifted and g > w else 0 for w, g in zip(size, grid))
+    size = triple(min(w, g) for w, g in zip(window, grid))
+    offset = triple(w - w // 2 if shifted and g > w else 0 for w, g in zip(size, grid))
     return Windows(size, offset)
 
 
