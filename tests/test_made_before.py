@@ -78,7 +78,7 @@ def test_the_index_is_kept(place):
 
     words = ("-d", "22", "-preset", "tiny", "-device", "cpu", "-np", "1")
     output = run(place, "alice-embed", *words, "-config", str(folder / "config.json"))
-    assert "3 of 3 volumes are indexed, 0 of them now" in output
+    assert "3 of 3 volumes are indexed (0 new)" in output
     assert {path.name: file_sha256(path) for path in folder.glob("*.npy")} == before
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.evaluation.organs import ORGAN_SETS, find_organs
-from alice_nnunet.options import default_processes
+from alice_nnunet.settings.options import default_processes
 
 TOLERANCE = 2.0  # mm
 EXAMPLE = (

@@ -5,9 +5,9 @@ import re
 
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.finetuning.recipes import SETTINGS
-from alice_nnunet.options import add_processes_option, add_set_option
 from alice_nnunet.planning.request import CUDA_GB, PlanRequest
-from alice_nnunet.settings import given_settings
+from alice_nnunet.settings.options import add_processes_option, add_set_option
+from alice_nnunet.settings.reading import given_settings
 
 
 def parser() -> CommandParser:

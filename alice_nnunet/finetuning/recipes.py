@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.settings import OptionalValue
+from alice_nnunet.settings.reading import OptionalValue
 
 OPTIMIZERS = ("AdamW", "SGD")  # what the trainer knows
 SCHEDULES = ("cosine", "poly")

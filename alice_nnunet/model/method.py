@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from alice_nnunet.ranges import require_one_of, require_positive
+from alice_nnunet.settings.ranges import require_one_of, require_positive
 
 SIZES = (
     "head_hidden",

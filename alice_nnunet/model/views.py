@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alice_nnunet.data.rotation import rotation_matrices
 from alice_nnunet.geometry import Spacing, Triple, grid_of
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.tokens import masked_from, random_keep
-from alice_nnunet.rotation import rotation_matrices
 
 LARGEST_ANGLES = (30.0, 15.0, 15.0)  # degrees about z, y, x
 SCALE_RANGE = (0.8, 1.25)  # size of the anatomy in the view over its size in the crop

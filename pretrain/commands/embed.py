@@ -4,8 +4,8 @@ from pathlib import Path
 
 from alice_nnunet.errors import CommandParser, command
 from alice_nnunet.model.presets import CROPS
-from alice_nnunet.options import add_processes_option, add_set_option
 from alice_nnunet.pretrain.embedding.config import embed_config
+from alice_nnunet.settings.options import add_processes_option, add_set_option
 
 
 def parser() -> CommandParser:

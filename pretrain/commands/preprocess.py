@@ -3,7 +3,7 @@
 import math
 
 from alice_nnunet.errors import CommandParser, UserError, command
-from alice_nnunet.options import add_processes_option
+from alice_nnunet.settings.options import add_processes_option
 
 
 def parser() -> CommandParser:

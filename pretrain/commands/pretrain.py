@@ -5,8 +5,8 @@ from pathlib import Path
 
 from alice_nnunet.errors import CommandParser, command
 from alice_nnunet.model.presets import CROPS, PRESETS
-from alice_nnunet.options import add_processes_option, add_set_option, positive_int
 from alice_nnunet.pretrain.training.config import MATCHERS, read_settings
+from alice_nnunet.settings.options import add_processes_option, add_set_option, positive_int
 
 
 def parser() -> CommandParser:

@@ -14,8 +14,8 @@ from typing import Any
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.matcher.presets import COARSE_STRIDE, PRESETS
-from alice_nnunet.ranges import require_one_of, require_positive
-from alice_nnunet.settings import OptionalValue, given_settings
+from alice_nnunet.settings.ranges import require_one_of, require_positive
+from alice_nnunet.settings.reading import OptionalValue, given_settings
 
 WARMUP_SHARE = 0.025  # of the iterations: SAM's 500 of 20,000
 

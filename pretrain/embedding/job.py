@@ -34,7 +34,7 @@ from alice_nnunet.pretrain.embedding.show import show_matches
 from alice_nnunet.pretrain.embedding.state import build_state, load_state
 from alice_nnunet.pretrain.runtime.device import choose_device
 from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
-from alice_nnunet.settings import differences
+from alice_nnunet.settings.reading import differences
 
 
 @dataclass(frozen=True)

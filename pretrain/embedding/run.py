@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from alice_nnunet.matcher.crops import BodyCrops
+from alice_nnunet.matcher.training.crops import BodyCrops
 from alice_nnunet.pictures import patches_figure
 from alice_nnunet.pretrain.embedding.config import EmbedConfig
 from alice_nnunet.pretrain.embedding.state import State, save_state

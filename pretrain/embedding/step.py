@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from alice_nnunet.matcher.context import ContextNet, contexts
-from alice_nnunet.matcher.contrast import Vectors, contrastive_losses
 from alice_nnunet.matcher.network import SamNet
-from alice_nnunet.matcher.patches import Patches, draw_patches, interpolated, vectors_at
+from alice_nnunet.matcher.training.contrast import Vectors, contrastive_losses
+from alice_nnunet.matcher.training.patches import Patches, draw_patches, interpolated, vectors_at
 from alice_nnunet.pretrain.embedding.config import EmbedConfig
 from alice_nnunet.pretrain.embedding.state import State
 from alice_nnunet.pretrain.runtime.device import TRAINING, autocast, generator_at

@@ -27,13 +27,13 @@ from typing import Any
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.presets import PRESETS
-from alice_nnunet.ranges import (
+from alice_nnunet.settings.ranges import (
     require_not_negative,
     require_one_of,
     require_positive,
     require_share,
 )
-from alice_nnunet.settings import OptionalValue, given_settings
+from alice_nnunet.settings.reading import OptionalValue, given_settings
 
 MATCHERS = ("embedding", "body", "same")
 WARMUP_SHARE = 0.028  # of the iterations: 100 epochs of 1800 volumes in batches of 64, as the paper

@@ -7,7 +7,7 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256, write_json_atomically
 from alice_nnunet.names import FINAL, LATEST
 from alice_nnunet.pretrain.training.config import PretrainConfig, config_from_dict
-from alice_nnunet.settings import differences, flatten
+from alice_nnunet.settings.reading import differences, flatten
 
 # Settings that --c may change: they decide how a run is computed and when it is saved, not what
 # comes out of it. Only min_score changes the pairs from here on: a threshold that does not fit the

@@ -63,6 +63,7 @@ def commands() -> dict:
 def serve(listening: socket.socket, appended: dict[str, list[str]]) -> None:
     """Answer one request after the other with the exit code of the command, as long as the process that started this one lives."""
     import nnunetv2.run.run_training  # noqa: F401  what takes long, and nothing that starts threads
+
     import alice_nnunet.networks.unetr  # noqa: F401
 
     forks = multiprocessing.get_context("fork")

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from alice_nnunet.data.body import Body, find_body
 from alice_nnunet.data.volumes import open_volume, save_volume
-from alice_nnunet.matcher.crops import BodyCrops, centre_inside, points_between
+from alice_nnunet.matcher.training.crops import BodyCrops, centre_inside, points_between
 
 SPACINGS = {"even": (3.0, 3.0, 3.0), "fine": (1.1, 0.9, 1.3), "thick": (5.0, 0.8, 0.8)}
 EXTENT, MARGIN = (100.0, 110.0, 120.0), 20.0  # mm of a volume, and of air around its body

@@ -3,7 +3,7 @@
 import pytest
 
 from alice_nnunet.errors import CommandParser
-from alice_nnunet.options import add_processes_option, add_set_option
+from alice_nnunet.settings.options import add_processes_option, add_set_option
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alice_nnunet.matcher.contrast import contrastive_losses, info_nce
+from alice_nnunet.matcher.training.contrast import contrastive_losses, info_nce
 
 TEMPERATURE = 0.2
 

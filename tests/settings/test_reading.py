@@ -5,7 +5,7 @@ import json
 import pytest
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.settings import OptionalValue, given_settings
+from alice_nnunet.settings.reading import OptionalValue, given_settings
 
 KNOWN = {
     "iterations": 100,

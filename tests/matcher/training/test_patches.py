@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from alice_nnunet.matcher import patches
-from alice_nnunet.matcher.patches import (
+from alice_nnunet.matcher.training import patches
+from alice_nnunet.matcher.training.patches import (
     BENDING,
     LARGEST_ANGLES,
     NODES,

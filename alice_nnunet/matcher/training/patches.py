@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alice_nnunet.data.rotation import rotation_matrices
 from alice_nnunet.geometry import Spacing, Triple
-from alice_nnunet.rotation import rotation_matrices
 
 LARGEST_ANGLES = (10.0, 10.0, 10.0)  # degrees about z, y, x
 SCALE_RANGE = (0.8, 1.25)  # size of the anatomy in the patch over that in the volume, on each axis
