@@ -1,10 +1,12 @@
-"""Do the features collapse? The paper's equations as printed against the default, on real CT, tiny preset.
+"""Do the features collapse? The paper's equations as printed against the default, on real CT.
 
-    python benchmarks/collapse.py DATA OUT [--steps 2000] [--seeds 0 1] [--variants plain default] [--json FILE]
+    python benchmarks/collapse.py DATA OUT [--steps 2000] [--seeds 0 1]
+        [--variants plain default] [--json FILE]
 
-DATA has images/CASE.nii.gz and labels/CASE.nii.gz for lidc0001 and ts_example; everything without labels is trained on.
-Each run is one alice-pretrain. Printed: losses and spreads over the last tenth of the run, the lowest spread of the last
-tenth, and organ retrieval between the two labeled people, whom no run has seen, beside random weights and raw voxels.
+DATA has images/CASE.nii.gz and labels/CASE.nii.gz for lidc0001 and ts_example; everything without
+labels is trained on. Each run is one alice-pretrain with the tiny preset. Printed: losses and
+spreads over the last tenth of the run, the lowest spread of the last tenth, and organ retrieval
+between the two labeled people, whom no run has seen, beside random weights and raw voxels.
 """
 
 import argparse
@@ -32,20 +34,64 @@ VARIANTS = {
     "default": {},
 }
 PEOPLE = ("lidc0001", "ts_example")
+LOSSES = ("l_r", "l_dv", "l_st")
+SPREADS = ("spread cls", "spread S", "spread T")
 
 
-def make_dataset(data: Path, out: Path) -> dict:
-    """An nnU-Net raw dataset of links to the unlabeled volumes. Returns the environment for the commands."""
-    folder = out / "raw" / "Dataset023_Torso"
-    (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
-    labeled = {p.name for p in (data / "labels").glob("*.nii.gz")}
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("data", type=Path)
+    p.add_argument("out", type=Path)
+    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    p.add_argument("--variants", nargs="+", default=["plain", "default"], choices=list(VARIANTS))
+    p.add_argument("--json", type=Path)
+    return p
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    environment = make_dataset(arguments.data, arguments.out)
+    rows = []
+    people = None  # read when the first run has preprocessed, with its plans
+
+    for seed in arguments.seeds:
+        for variant in arguments.variants:
+            checkpoint = pretrain(variant, seed, arguments.steps, arguments.out, environment)
+            if people is None:
+                people = labeled_people(arguments.data, arguments.out)
+            rows.append({"variant": variant, "seed": seed, **summarise(checkpoint, people)})
+            print(rows[-1], flush=True)
+
+    torch.manual_seed(0)
+    encoder_arguments = checkpoint["config"]["encoder_arguments"]
+    untrained = build_encoder("vit", encoder_arguments).eval()
+    baselines = organ_retrieval(untrained, people, tuple(encoder_arguments["crop_size"]))
+
+    print_table(rows, baselines, arguments.steps)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"baselines": baselines, "rows": rows}, indent=2))
+
+
+def make_dataset(data: Path, out: Path) -> dict[str, str]:
+    """Make an nnU-Net raw dataset of links to the unlabeled volumes.
+
+    Returns:
+        The environment for the commands.
+    """
+    images = out / "raw" / "Dataset023_Torso" / "imagesTr"
+    images.mkdir(parents=True, exist_ok=True)
+
+    labeled = {path.name for path in (data / "labels").glob("*.nii.gz")}
     for image in sorted((data / "images").glob("*.nii.gz")):
-        link = folder / "imagesTr" / image.name.replace(".nii.gz", "_0000.nii.gz")
+        link = images / image.name.replace(".nii.gz", "_0000.nii.gz")
         if image.name not in labeled and not link.exists():
             link.symlink_to(image.resolve())
-    (folder / "dataset.json").write_text(
-        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
-    )
+
+    description = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (images.parent / "dataset.json").write_text(json.dumps(description))
     return {
         **os.environ,
         "nnUNet_raw": str(out / "raw"),
@@ -54,35 +100,14 @@ def make_dataset(data: Path, out: Path) -> dict:
 
 
 def pretrain(variant: str, seed: int, steps: int, out: Path, environment: dict) -> dict:
-    """Run alice-pretrain (or go on with it) and return its last checkpoint."""
+    """Run alice-pretrain, or go on with it, and return its last checkpoint."""
     results = out / f"{variant.replace(' ', '_')}_{seed}"
-    settings = [
-        f"--set={k}={v}"
-        for k, v in {
-            **VARIANTS[variant],
-            "seed": seed,
-            "iterations": steps,
-            "validate_every": steps,
-        }.items()
-    ]
+    run = {"seed": seed, "iterations": steps, "validate_every": steps}
+    settings = [f"--set={name}={value}" for name, value in {**VARIANTS[variant], **run}.items()]
+
+    options = "-d 23 -encoder vit -preset tiny -matcher body -device cpu -np 1 --c"
     subprocess.run(
-        [
-            "alice-pretrain",
-            "-d",
-            "23",
-            "-encoder",
-            "vit",
-            "-preset",
-            "tiny",
-            "-matcher",
-            "body",
-            "-device",
-            "cpu",
-            "-np",
-            "1",
-            "--c",
-            *settings,
-        ],
+        ["alice-pretrain", *options.split(), *settings],
         env={**environment, "nnUNet_results": str(results)},
         check=True,
         stdout=subprocess.DEVNULL,
@@ -90,74 +115,52 @@ def pretrain(variant: str, seed: int, steps: int, out: Path, environment: dict) 
     return load_pretraining(next(results.glob("*/*/vit/checkpoint_final.pth")))
 
 
-def summarise(checkpoint: dict, people: list) -> dict:
-    """Means over the last tenth of the run, the lowest spread there, and the probe."""
-    steps, names = checkpoint["step"], ("l_r", "l_dv", "l_st", "spread cls", "spread S", "spread T")
-    last = {n: [v for step, v in checkpoint["history"][n] if step > 0.9 * steps] for n in names}
-    encoder = build_encoder("vit", checkpoint["config"]["encoder_arguments"]).eval()
+def labeled_people(data: Path, out: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Image and labels of the labeled people, preprocessed as the others were."""
+    plans = out / "preprocessed" / "Dataset023_Torso" / "AlicePretrainPlans.json"
+    content = json.loads(plans.read_text())
+    return [
+        labeled_volume(
+            data / "images" / f"{person}.nii.gz", data / "labels" / f"{person}.nii.gz", content
+        )
+        for person in PEOPLE
+    ]
+
+
+def summarise(checkpoint: dict, people: list) -> dict[str, float]:
+    """Means over the last tenth of the run, the lowest spread there, and organ retrieval."""
+    begin = 0.9 * checkpoint["step"]
+    last = {
+        name: [value for step, value in checkpoint["history"][name] if step > begin]
+        for name in (*LOSSES, *SPREADS)
+    }
+
+    encoder_arguments = checkpoint["config"]["encoder_arguments"]
+    encoder = build_encoder("vit", encoder_arguments).eval()
     encoder.load_state_dict(checkpoint["network_weights"])
-    size = tuple(checkpoint["config"]["encoder_arguments"]["crop_size"])
+    found = organ_retrieval(encoder, people, tuple(encoder_arguments["crop_size"]))
+
     return {
-        **{n: float(np.mean(v)) for n, v in last.items()},
-        "lowest spread": min(min(last[n]) for n in names[3:]),
-        "retrieval": organ_retrieval(encoder, people, size)["encoder"],
+        **{name: float(np.mean(values)) for name, values in last.items()},
+        "lowest spread": min(min(last[name]) for name in SPREADS),
+        "retrieval": found["encoder"],
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument(
-        "--variants", nargs="+", default=["plain", "default"], choices=list(VARIANTS)
-    )
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    environment, rows, people = make_dataset(arguments.data, arguments.out), [], None
-    for seed in arguments.seeds:
-        for variant in arguments.variants:
-            checkpoint = pretrain(variant, seed, arguments.steps, arguments.out, environment)
-            if people is None:
-                plans = json.loads(
-                    (
-                        arguments.out / "preprocessed/Dataset023_Torso/AlicePretrainPlans.json"
-                    ).read_text()
-                )
-                people = [
-                    labeled_volume(
-                        arguments.data / f"images/{p}.nii.gz",
-                        arguments.data / f"labels/{p}.nii.gz",
-                        plans,
-                    )
-                    for p in PEOPLE
-                ]
-            rows.append({"variant": variant, "seed": seed, **summarise(checkpoint, people)})
-            print(rows[-1], flush=True)
-    torch.manual_seed(0)
-    arguments_of_encoder = checkpoint["config"]["encoder_arguments"]
-    random_weights = organ_retrieval(
-        build_encoder("vit", arguments_of_encoder).eval(),
-        people,
-        tuple(arguments_of_encoder["crop_size"]),
-    )
-    names = list(rows[0])[2:]
+def print_table(rows: list[dict], baselines: dict, steps: int) -> None:
+    """Print the runs as a table in Markdown, under what they are compared with."""
     print(
-        f"\n{arguments.steps} steps; retrieval among {random_weights['organs']} organs: chance {random_weights['chance']:.3f}, "
-        f"raw voxels {random_weights['intensities']:.3f}, random weights {random_weights['encoder']:.3f}\n"
+        f"\n{steps} steps; retrieval among {baselines['organs']} organs: "
+        f"chance {baselines['chance']:.3f}, raw voxels {baselines['intensities']:.3f}, "
+        f"random weights {baselines['encoder']:.3f}\n"
     )
-    print("| variant | seed | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 2))
+
+    names = [name for name in rows[0] if name not in ("variant", "seed")]
+    print(f"| variant | seed | {' | '.join(names)} |")
+    print("|" + "---|" * (len(names) + 2))
     for row in rows:
-        print(
-            f"| {row['variant']} | {row['seed']} | "
-            + " | ".join(f"{row[n]:.3f}" for n in names)
-            + " |"
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"baselines": random_weights, "rows": rows}, indent=2))
+        values = " | ".join(f"{row[name]:.3f}" for name in names)
+        print(f"| {row['variant']} | {row['seed']} | {values} |")
 
 
 if __name__ == "__main__":

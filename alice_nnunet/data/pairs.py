@@ -220,6 +220,21 @@ class AlignedPairs:
         return query, self.keys[place]
 
 
+def noise_pairs(
+    number: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> PairBatch:
+    """So many pairs of crops of noise, (C, D, H, W) each, to measure a step with."""
+    return PairBatch(
+        query=torch.rand((number, *shape), device=device),
+        key=torch.rand((number, *shape), device=device),
+        query_case=["noise"] * number,
+        key_case=["noise"] * number,
+        score=torch.ones(number, dtype=torch.float64),
+        rejected=torch.zeros(number, dtype=torch.int64),
+        kind=[MATCHED] * number,
+    )
+
+
 def empty_tensor(shape: tuple[int, ...]) -> Tensor:
     """A float32 tensor without content, in shared memory in a process of a DataLoader.
 

@@ -83,6 +83,7 @@ def noise(config: EmbedConfig) -> dict:
     half = np.array(config.crop_size) * config.voxel / 2  # mm
     points = rng.uniform(-half, half, (config.batch_size, config.points, 3))
     crops = rng.random((config.batch_size, 1, *config.crop_size), np.float32)
+
     return {
         "crop": torch.from_numpy(crops),
         "points": torch.from_numpy(points.astype(np.float32)),

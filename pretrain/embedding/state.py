@@ -42,6 +42,7 @@ def save_state(path: Path, state: State, config: EmbedConfig, data: dict) -> Non
         "config": config.as_dict(),
         "data": data,
     }
+
     save_checkpoint(path, checkpoint)
 
 

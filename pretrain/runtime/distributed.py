@@ -21,6 +21,7 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.pretrain.runtime.stop import stop_signals
 from alice_nnunet.ranks import rank, together, world
 
+PROGRAM = [sys.executable, "-m", "alice_nnunet.pretrain"]  # what launch() starts
 LONG_WAIT = timedelta(days=7)  # while process 0 preprocesses and learns the matcher for all
 SECONDS_TO_END = 20.0  # for the others when one process has failed
 STOP_WITH_LAUNCHER = "ALICE_STOP_WITH_STDIN"  # set for processes that launch() has started
@@ -56,7 +57,7 @@ def launch(processes: int, arguments: list[str], device: torch.device) -> int:
             f"-num_gpus {processes}: torch sees {torch.cuda.device_count()} CUDA devices here"
         )
 
-    command = [sys.executable, "-m", "alice_nnunet.pretrain", *arguments]
+    command = [*PROGRAM, *arguments]
     shared = environment_of_all(processes)
     children: list[subprocess.Popen] = []
 

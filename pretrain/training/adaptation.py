@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from alice_nnunet.geometry import Triple
 from alice_nnunet.pretrain.training.config import PretrainConfig
 
 PLANS_KEYS = (
@@ -25,45 +26,37 @@ CONFIGURATION_KEYS = (
 
 
 @dataclass(frozen=True)
-class EncoderKeys:
-    """Where an encoder has what nnssl asks for. Names are those of its modules and tensors.
+class EncoderParts:
+    """Where an encoder has what nnssl asks for.
 
     Attributes:
-        class_path: Of the encoder.
-        encoder: The module of its blocks.
-        input_projection: The layer that takes the image.
-        position_embedding: The learned one, None where there is none.
-        patch_size: Voxels (z, y, x) of a fine-tuning after preset paper (Table 8).
+        path: Class of the encoder.
+        encoder: Name of its blocks.
+        in_proj: Name of the stem's first convolution.
+        positions: Name of the learned position embedding, or None.
+        patch: Voxels (z, y, x) of a fine-tuning patch (Table 8).
     """
 
-    class_path: str
+    path: str
     encoder: str
-    input_projection: str
-    position_embedding: str | None
-    patch_size: tuple[int, int, int]
+    in_proj: str
+    positions: str | None
+    patch: Triple
 
 
 ENCODERS = {
-    "vit": EncoderKeys(
-        class_path="alice_nnunet.model.vit.ViT",
-        encoder="blocks",
-        input_projection="patch_embed",
-        position_embedding="positions",
-        patch_size=(96, 96, 96),
+    "vit": EncoderParts(
+        "alice_nnunet.model.vit.ViT", "blocks", "patch_embed", "positions", (96, 96, 96)
     ),
-    "swin": EncoderKeys(
-        class_path="alice_nnunet.model.swin.Swin",
-        encoder="stages",
-        input_projection="patch_embed",
-        position_embedding=None,
-        patch_size=(96, 96, 96),
+    "swin": EncoderParts(
+        "alice_nnunet.model.swin.Swin", "stages", "patch_embed", None, (96, 96, 96)
     ),
-    "nnformer": EncoderKeys(
-        class_path="alice_nnunet.model.nnformer.NnFormer",
-        encoder="stages",
-        input_projection="patch_embed.convolutions.0",
-        position_embedding=None,
-        patch_size=(96, 128, 128),
+    "nnformer": EncoderParts(
+        "alice_nnunet.model.nnformer.NnFormer",
+        "stages",
+        "patch_embed.convolutions.0",
+        None,
+        (96, 128, 128),
     ),
 }
 
@@ -76,42 +69,41 @@ def adaptation_plan(plans: dict, config: PretrainConfig) -> dict:
 
     Args:
         plans: The AlicePretrainPlans.
-        config: Of the run.
+        config: Settings of the pretraining.
     """
-    keys = ENCODERS[config.encoder]
+    parts = ENCODERS[config.encoder]
+    patch = parts.patch if config.preset == "paper" else config.encoder_arguments["crop_size"]
 
-    if config.preset == "paper":
-        patch_size = list(keys.patch_size)
-    else:
-        patch_size = list(config.encoder_arguments["crop_size"])
-
-    pretrain_plan = {key: plans[key] for key in PLANS_KEYS}
-    pretrain_plan["configurations"] = {
+    architecture = {
+        "arch_class_name": parts.path,
+        "arch_kwargs": None,
+        "arch_kwargs_requiring_import": None,
+    }
+    configurations = {
         name: nnssl_configuration(configuration)
         for name, configuration in plans["configurations"].items()
     }
-    pretrain_plan["experiment_planner_used"] = plans["experiment_planner_used"]
-
+    pretrain_plan = {
+        **{key: plans[key] for key in PLANS_KEYS},
+        "configurations": configurations,
+        "experiment_planner_used": plans["experiment_planner_used"],
+    }
     return {
-        "architecture_plans": {
-            "arch_class_name": keys.class_path,
-            "arch_kwargs": None,
-            "arch_kwargs_requiring_import": None,
-        },
+        "architecture_plans": architecture,
         "pretrain_plan": pretrain_plan,
         "pretrain_num_input_channels": config.encoder_arguments["in_channels"],
-        "recommended_downstream_patchsize": patch_size,
-        "key_to_encoder": keys.encoder,
+        "recommended_downstream_patchsize": list(patch),
+        "key_to_encoder": parts.encoder,
         "key_to_stem": "patch_embed",
-        "keys_to_in_proj": [keys.input_projection],
-        "key_to_lpe": keys.position_embedding,
+        "keys_to_in_proj": [parts.in_proj],
+        "key_to_lpe": parts.positions,
     }
 
 
 def nnssl_configuration(configuration: dict) -> dict:
     """nnU-Net's configuration with nnssl's additional keys.
 
-    There are no masks. The spacing follows none of nnssl's rules: it is given.
+    There are no masks, and the spacing is given, not found by one of nnssl's rules.
     """
     return {
         **{key: configuration[key] for key in CONFIGURATION_KEYS},

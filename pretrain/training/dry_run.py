@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from alice_nnunet.data.pairs import MATCHED, PairBatch
+from alice_nnunet.data.pairs import noise_pairs
 from alice_nnunet.geometry import Spacing
 from alice_nnunet.memory import GB, Ledger
 from alice_nnunet.pictures import pair_figure, save_figure
@@ -57,6 +57,7 @@ def estimate_run(state: State, config: PretrainConfig) -> RunEstimate:
     """Measure steps with noise. The state's weights are those of another run afterwards."""
     fixed, pair = step_bytes(state, config)
     pairs_at_once = config.batch_size // config.accumulate
+
     return RunEstimate(
         fixed_bytes=fixed,
         pair_bytes=pair,
@@ -146,18 +147,9 @@ def how_it_begins(folder: Path, step: int) -> str:
     return "starts a new run"
 
 
-def noise(config: PretrainConfig, pairs: int, device: torch.device) -> PairBatch:
-    """Pairs of crops of noise, on the device."""
-    shape = (pairs, config.encoder_arguments["in_channels"], *config.encoder_arguments["crop_size"])
-    return PairBatch(
-        query=torch.rand(shape, device=device),
-        key=torch.rand(shape, device=device),
-        query_case=["noise"] * pairs,
-        key_case=["noise"] * pairs,
-        score=torch.ones(pairs, dtype=torch.float64),
-        rejected=torch.zeros(pairs, dtype=torch.int64),
-        kind=[MATCHED] * pairs,
-    )
+def crop_shape(config: PretrainConfig) -> tuple[int, ...]:
+    """(C, D, H, W)"""
+    return (config.encoder_arguments["in_channels"], *config.encoder_arguments["crop_size"])
 
 
 def timed_pairs(config: PretrainConfig) -> int:
@@ -169,7 +161,7 @@ def step_seconds(state: State, config: PretrainConfig) -> float:
     """Seconds of a step on one device, from steps of a few pairs of noise."""
     pairs = timed_pairs(config)
     small = dataclasses.replace(config, batch_size=pairs, accumulate=1)
-    batch = noise(config, pairs, torch.device("cpu"))
+    batch = noise_pairs(pairs, crop_shape(config))
 
     def step() -> None:
         result = train_step(state, batch, small, NOISE_SPACING)
@@ -222,7 +214,7 @@ def bytes_of_pairs(state: State, config: PretrainConfig, pairs: int) -> tuple[in
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
         generator = torch.Generator(state.device).manual_seed(0)
-        batch = noise(config, pairs, state.device)
+        batch = noise_pairs(pairs, crop_shape(config), state.device)
         views = views_of(batch, model, generator, NOISE_SPACING)
         with (
             autocast(state.device, config.precision),

@@ -47,15 +47,13 @@ def build_state(config: PretrainConfig, device: torch.device) -> State:
     return State(
         model=model,
         network=parallel(model, device),
-        optimizer=build_optimizer(model, config, device),
+        optimizer=build_optimizer(model, config),
         device=device,
     )
 
 
-def build_optimizer(
-    model: Alice, config: PretrainConfig, device: torch.device
-) -> torch.optim.AdamW:
-    """AdamW for what is trained, fused into one kernel where torch has that.
+def build_optimizer(model: Alice, config: PretrainConfig) -> torch.optim.AdamW:
+    """AdamW for what is trained, fused into one kernel.
 
     As in MAE and Swin, biases (window attention's tables too) and norms do not decay.
     """
@@ -71,8 +69,7 @@ def build_optimizer(
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    fused = device.type == "cuda" or torch.__version__ >= (2, 4)
-    return torch.optim.AdamW(groups, config.lr, config.betas, fused=fused)
+    return torch.optim.AdamW(groups, config.lr, config.betas, fused=True)
 
 
 def save_state(
@@ -101,6 +98,7 @@ def save_state(
         "data": data,
         "nnssl_adaptation_plan": adaptation_plan,
     }
+
     save_checkpoint(path, checkpoint)
 
 
@@ -110,9 +108,9 @@ def load_state(path: Path, config: PretrainConfig, device: torch.device) -> Stat
     state = build_state(config, device)
     state.model.load_state_dict(saved["model"])
 
-    # Whether the optimizer is fused is decided by this machine, wherever the run was before.
+    # Runs that began with an older torch on a CPU have an optimizer that was not fused.
     for group in saved["optimizer"]["param_groups"]:
-        group["fused"] = state.optimizer.defaults["fused"]
+        group["fused"] = True
     state.optimizer.load_state_dict(saved["optimizer"])
 
     state.step = saved["step"]

@@ -131,7 +131,7 @@ def views_of(
     Returns:
         The views of the queries and those of the keys.
     """
-    query, key = (
+    query, key = (  # in this order: both draw from the generator
         make_views(
             crops.to(generator.device, non_blocking=True),
             model.unit,

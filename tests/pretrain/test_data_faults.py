@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,41 +54,26 @@ def prepared(tmp_path_factory, shipped_ct) -> Path:
 
 
 class Training:
-    """A real run of the command on its own copy of the volumes, started and past its first checkpoint."""
+    """A real run of the command on its own copy of the volumes, past its first checkpoint."""
 
     def __init__(self, prepared: Path, folder: Path, workers: int):
         shutil.copytree(prepared / "preprocessed", folder / "preprocessed")
-        environment = {
-            **os.environ,
-            "nnUNet_raw": str(prepared / "raw"),
-            "nnUNet_preprocessed": str(folder / "preprocessed"),
-            "nnUNet_results": str(folder / "results"),
-            "OMP_NUM_THREADS": "1",
-        }
-        self.volumes = (
-            folder / "preprocessed" / "Dataset031_Torso" / "AlicePretrainPlans_3d_fullres"
-        )
-        self.latest = (
-            folder
-            / "results/Dataset031_Torso/AlicePretrain__AlicePretrainPlans__3d_fullres/vit/checkpoint_latest.pth"
-        )
+        dataset = folder / "preprocessed" / "Dataset031_Torso"
+        self.volumes = dataset / "AlicePretrainPlans_3d_fullres"
+        results = folder / "results" / "Dataset031_Torso"
+        self.run = results / "AlicePretrain__AlicePretrainPlans__3d_fullres" / "vit"
+        self.latest = self.run / "checkpoint_latest.pth"
+
+        options = "-d 31 -encoder vit -preset tiny -matcher body -device cpu"
         self.process = subprocess.Popen(
-            [
-                COMMAND,
-                "-d",
-                "31",
-                "-encoder",
-                "vit",
-                "-preset",
-                "tiny",
-                "-matcher",
-                "body",
-                "-device",
-                "cpu",
-                *SETTINGS,
-                f"--set=workers={workers}",
-            ],
-            env=environment,
+            [COMMAND, *options.split(), *SETTINGS, f"--set=workers={workers}"],
+            env={
+                **os.environ,
+                "nnUNet_raw": str(prepared / "raw"),
+                "nnUNet_preprocessed": str(folder / "preprocessed"),
+                "nnUNet_results": str(folder / "results"),
+                "OMP_NUM_THREADS": "1",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -98,12 +84,15 @@ class Training:
 
     def loaders(self) -> list[int]:
         """The processes that load."""
-        return [
-            int(p)
-            for p in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-            .read_text()
-            .split()
-        ]
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    def stop_writes(self) -> None:
+        """Put a folder where the next checkpoint would be written."""
+        partial = self.latest.with_name("checkpoint_latest.pth.partial")
+        while not partial.is_dir():
+            with suppress(FileExistsError):  # of a checkpoint that is being written
+                partial.mkdir()
 
     def last_word(self) -> str:
         """The error that the run ends with: one line, code 2, and a checkpoint that loads."""
@@ -115,14 +104,16 @@ class Training:
 
 def overwrite(path: Path) -> None:
     """Other bytes in the middle of the file, in place."""
-    with open(path, "r+b") as file:
+    with path.open("r+b") as file:
         file.seek(path.stat().st_size // 4)
         file.write(os.urandom(path.stat().st_size // 2))
 
 
 def cut_off(path: Path) -> None:
-    """A file with the beginning alone in the place of the whole one, as an interrupted copy leaves it. Cut off in place, a file
-    that is being read ends the process that reads it (SIGBUS of a memory map)."""
+    """A file with the beginning alone in the place of the whole one, as an interrupted copy leaves.
+
+    Cut off in place, a file that is being read ends the process that reads it (SIGBUS of a map).
+    """
     part = path.with_suffix(".part")
     part.write_bytes(path.read_bytes()[:5000])
     part.replace(path)
@@ -142,12 +133,11 @@ def test_data_that_break_end_the_run_with_the_files_name(prepared, tmp_path, fau
     training = Training(prepared, tmp_path, workers)
     for case in CASES[:2]:  # with one of three left, no pair is without them
         breaks(training.volumes / f"{case}.{ending}")
+
     word = training.last_word()
-    assert (
-        word.startswith("alice-pretrain: ")
-        and any(f"{case}.{ending}" in word for case in CASES[:2])
-        and "alice-preprocess -d Dataset031_Torso" in word
-    )
+    assert word.startswith("alice-pretrain: ")
+    assert any(f"{case}.{ending}" in word for case in CASES[:2])
+    assert "alice-preprocess -d Dataset031_Torso" in word
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -156,20 +146,16 @@ def test_a_process_that_loads_and_ends_is_reported(prepared, tmp_path, number):
     loaders = training.loaders()
     assert len(loaders) == 2
     os.kill(loaders[-1], number)
+
     word = training.last_word()
-    assert (
-        "one of 2 processes that load data has ended" in word
-        and "--set workers=1" in word
-        and "--c" in word
-    )
+    assert "one of 2 processes that load data has ended" in word
+    assert "alice-pretrain --c --set workers=1" in word
     assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
 
 
 def test_a_run_with_loading_processes_that_cannot_save_ends(prepared, tmp_path):
     training = Training(prepared, tmp_path, 2)
     loaders = training.loaders()
-    training.latest.with_name(
-        "checkpoint_latest.pth.partial"
-    ).mkdir()  # where the next one would be written
+    training.stop_writes()
     assert "checkpoint_latest.pth could not be written" in training.last_word()
     assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)

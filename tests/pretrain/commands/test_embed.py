@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -31,8 +29,8 @@ from alice_nnunet.pretrain.datasets.preprocessed import split_cases
 from alice_nnunet.pretrain.embedding.config import EmbedConfig, embed_config, embed_config_from_dict
 from alice_nnunet.pretrain.embedding.job import take_released
 from alice_nnunet.pretrain.training import run as pretraining
+from tests.helpers.stopping import words as stopped
 
-BIN = Path(sys.executable).parent
 CASES = ("crlm1004", "cptacpda_c3l00189", "lidc0314")
 SMALL = ["-preset", "tiny", "-device", "cpu", "-np", "1"] + [
     f"--set={s}"
@@ -95,14 +93,9 @@ def run(folders: dict, command: Callable, *words: str) -> str:
 @pytest.fixture(scope="module")
 def embedded(folders) -> str:
     """What a first alice-embed prints; it is killed once and started again."""
-    first = subprocess.Popen(
-        [BIN / "alice-embed", "-d", "32", *SMALL], env=folders, stdout=subprocess.DEVNULL
-    )
-    while not (anatomy(folders) / "checkpoint_latest.pth").exists():
-        assert first.poll() is None
-        time.sleep(0.005)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first = [*stopped("alice-embed", 5, signal.SIGKILL), "-d", "32", *SMALL]
+    killed = subprocess.run(first, env=folders, stdout=subprocess.DEVNULL, check=False)
+    assert killed.returncode == -signal.SIGKILL
     return run(folders, main, *SMALL)
 
 
@@ -141,6 +134,38 @@ def test_killed_or_not_the_weights_are_the_same(folders, embedded, tmp_path):
         for f in (folders, other)
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_asked_to_end_it_saves_and_goes_on_with_the_same_weights(
+    folders, embedded, tmp_path, number, code
+):
+    other = copy_without_matcher(folders, tmp_path)
+    first = [*stopped("alice-embed", 4, number), "-d", "32", *SMALL]
+    done = subprocess.run(first, env=other, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    name = signal.Signals(number).name
+    assert f"stopped by {name} after step 5, which is saved. Run the same" in done.stdout
+    assert "volumes are indexed" not in done.stdout
+
+    assert "resuming from step 5" in run(other, main, *SMALL)
+    ours, theirs = (
+        load_checkpoint(anatomy(f) / "checkpoint_final.pth")["network_weights"]
+        for f in (folders, other)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_dry_run_says_what_would_be_done_and_touches_nothing(folders, embedded, tmp_path):
+    other = copy_without_matcher(folders, tmp_path)
+    output = run(other, main, *SMALL, "--dry-run")
+    assert "2 training and 1 held-out volumes" in output and "starts a new training" in output
+    assert "for 8 steps of" in output and not anatomy(other).exists()
+
+    before = {path.name: path.stat().st_mtime_ns for path in anatomy(folders).iterdir()}
+    output = run(folders, main, *SMALL, "--dry-run")
+    assert "the matcher is trained" in output
+    assert {path.name: path.stat().st_mtime_ns for path in anatomy(folders).iterdir()} == before
 
 
 def test_a_second_time_only_what_is_damaged_is_done_again(folders, embedded):
