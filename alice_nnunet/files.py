@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,6 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from alice_nnunet.errors import UserError
+
+SIGN_OF_LIFE = 10.0  # seconds between two in which the holder of a lock writes its name
 
 
 def sync(path: Path) -> None:
@@ -54,7 +58,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises UserError if `path` exists. If the block raises, the unfinished folder is removed. A kill
     leaves at most one unfinished folder, NAME.partial, which the next call for the same path
-    empties.
+    empties. Only one process at a time fills it.
     """
     path = Path(path)
     if path.exists():
@@ -62,18 +66,24 @@ def new_folder(path: Path) -> Iterator[Path]:
             f"{path} exists already and was not changed: choose another name, or remove it"
         )
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    lock = path.with_name(path.name + ".lock")
 
-    try:
-        yield partial
-        for entry in (*partial.rglob("*"), partial):
-            sync(entry)
-        partial.replace(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with locked(lock):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield partial
+            for entry in (*partial.rglob("*"), partial):
+                sync(entry)
+            partial.replace(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps open files
+                lock.unlink()
     sync(path.parent)
 
 
@@ -84,45 +94,115 @@ def write_json_atomically(path: Path, content: object) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+class Held(UserError):
+    """Another process holds a lock."""
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path` until the block ends, or this process, in whatever way.
 
-    Raises UserError at once if another process holds it. If the file system has no locks, the block
-    runs without one.
+    The system's own lock (flock) ends with its process: nothing stale remains on one machine. Some
+    network file systems keep such locks to one machine, or have none. So the holder also writes its
+    name into the file every SIGN_OF_LIFE seconds. Who finds the name of another machine in a lock
+    that the system gives away writes its own name, and watches whether the other one comes back.
+
+    Raises:
+        Held: Another process holds the lock.
     """
-    path.touch()
+    path.open("a").close()
+    found = holder(path)
     lock = FileLock(path)
 
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
-            f"another process{holder(path)} is working in {path.parent}: wait until it has finished"
-        ) from None
-    except (OSError, NotImplementedError):
-        yield
-        return
+        raise held(path, found) from None
+    except (OSError, NotImplementedError):  # no locks here
+        if found and host_of(found) == socket.gethostname() and is_alive(found):
+            raise held(path, found) from None
 
-    # The text is for people. Windows does not let anyone write to a locked file.
     started = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-    with contextlib.suppress(OSError):
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {started}")
+    name = f"process {os.getpid()} on {socket.gethostname()}, since {started}"
+    ended = threading.Event()
+    signs = threading.Thread(target=give_signs, args=(path, name, ended), daemon=True)
     try:
+        if found and host_of(found) != socket.gethostname():
+            watch(path, name, found)
+        write_name(path, name)
+        signs.start()
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.write_text("")
+        ended.set()
+        if signs.ident is not None:
+            signs.join()
+            write_name(path, "")
         lock.release()
 
 
+def give_signs(path: Path, name: str, ended: threading.Event) -> None:
+    """Write the holder's name into its lock file again and again, until it has ended."""
+    while not ended.wait(SIGN_OF_LIFE):
+        write_name(path, name)
+
+
+def watch(path: Path, name: str, found: str) -> None:
+    """Wait whether the holder that was found writes its name again. Raises Held if it does."""
+    seconds = 3.5 * SIGN_OF_LIFE
+    print(
+        f"{path} names {found}, which may have been killed: waiting {seconds:.0f} s for a sign "
+        "of life",
+        flush=True,
+    )
+
+    write_name(path, name)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(SIGN_OF_LIFE / 10)
+        now = holder(path)
+        if now and now != name:
+            raise held(path, now)
+
+
+def write_name(path: Path, name: str) -> None:
+    """Write into a lock file, if it is still there. Windows lets nobody write to a locked one."""
+    with contextlib.suppress(OSError), path.open("r+") as file:
+        file.write(name)
+        file.truncate()
+
+
 def holder(path: Path) -> str:
-    """Text on who holds a lock file, " (process PID on HOST, since TIME)", or "" if unknown."""
+    """The text of a lock file: "process PID on HOST, since TIME", or "" if nobody holds it."""
     try:
-        text = path.read_text()
+        return path.read_text().strip()
     except OSError:
         return ""
-    return f" ({text})" if text else ""
+
+
+def held(path: Path, text: str) -> Held:
+    """The error for a lock that another process holds. text: of the lock file."""
+    who = f" ({text})" if text else ""
+    return Held(
+        f"another process{who} is working in {path.parent}: wait until it has finished. "
+        f"Its lock is {path.name}"
+    )
+
+
+def host_of(text: str) -> str:
+    """The host in the text of a lock file."""
+    return text.partition(" on ")[2].partition(", since")[0]
+
+
+def is_alive(text: str) -> bool:
+    """Whether the process in the text of a lock file exists on this machine."""
+    number = text.removeprefix("process ").split(" ")[0]
+    try:
+        os.kill(int(number), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def file_sha256(path: str | Path) -> str:

@@ -2,11 +2,14 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from alice_nnunet import files
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256, locked, new_folder, replacing, write_json_atomically
 
@@ -90,6 +93,51 @@ def test_lock_is_free_after_the_block_and_after_an_error_in_it(tmp_path):
         pass
 
 
+ELSEWHERE = "process 7 on another-machine, since 2026-01-01 00:00:00"
+
+
+def test_lock_left_by_a_killed_process_of_another_machine_is_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "SIGN_OF_LIFE", 0.05)
+    (tmp_path / "lock").write_text(ELSEWHERE)
+    with locked(tmp_path / "lock"):
+        assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
+    assert f"names {ELSEWHERE}, which may have been killed" in capsys.readouterr().out
+
+
+def test_lock_of_a_living_process_of_another_machine_is_respected(tmp_path, monkeypatch):
+    """On a file system whose locks other machines do not see: the system gives this one away."""
+    monkeypatch.setattr(files, "SIGN_OF_LIFE", 0.2)
+    path = tmp_path / "lock"
+    path.write_text(ELSEWHERE)
+
+    ended = threading.Event()
+    other = threading.Thread(target=files.give_signs, args=(path, ELSEWHERE, ended))
+    other.start()
+    try:
+        with pytest.raises(UserError, match="on another-machine, since"), locked(path):
+            pass
+    finally:
+        ended.set()
+        other.join()
+    assert path.read_text() == ELSEWHERE
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def no_locks(lock, timeout):
+        raise NotImplementedError
+
+    monkeypatch.setattr(files.FileLock, "acquire", no_locks)
+    path = tmp_path / "lock"
+    with locked(path), pytest.raises(UserError, match=str(os.getpid())), locked(path):
+        pass
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path.write_text(f"process {ended.pid} on {socket.gethostname()}, since 2026-01-01 00:00:00")
+    with locked(path):
+        pass
+
+
 def test_sha256_of_a_file(tmp_path):
     content = b"abc" * 1_000_000
     (tmp_path / "file").write_bytes(content)
@@ -109,6 +157,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (folder / "inside" / "file").write_text("x")
         assert not (tmp_path / "a" / "out").exists()
     assert [path.name for path in (tmp_path / "a").rglob("*")] == ["out", "inside", "file"]
+
+
+def test_two_processes_do_not_fill_one_folder(tmp_path):
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("x")
+        with pytest.raises(UserError, match=r"Its lock is out\.lock"), new_folder(tmp_path / "out"):
+            raise AssertionError("the block does not run")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
 
 
 def test_an_existing_folder_is_not_touched(tmp_path):
