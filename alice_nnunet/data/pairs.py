@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from alice_nnunet.data.match import Match, Matcher
 from alice_nnunet.data.volumes import Volume, open_volume
-from alice_nnunet.geometry import Triple
+from alice_nnunet.geometry import Triple, triple
 
 DRAWS = 100  # pairs tried for one sample before it takes what there is
 NEAR_MISS = 0.9  # share of the minimum score from which the best of these is taken
@@ -176,7 +176,7 @@ class AlignedPairs:
             shift = int(rng.integers(-largest, largest + 1))
             shifted.append(min(max(p + shift, 0), n - 1))
 
-        match = Match(tuple(shifted), math.nan)
+        match = Match(triple(shifted), math.nan)
         return DrawnPair(query, query, point, match, rejected, SAME_SCAN)
 
     def check(self) -> None:
@@ -207,7 +207,7 @@ class AlignedPairs:
 
     def draw_cases(self, rng: np.random.Generator) -> tuple[str, str]:
         """The names of the query and the key."""
-        query = self.queries[rng.integers(len(self.queries))]
+        query = self.queries[int(rng.integers(len(self.queries)))]
         if self.same_volume:
             return query, query
 
@@ -244,4 +244,5 @@ def empty_tensor(shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(np.empty(shape, np.float32))  # NumPy asks for large pages
 
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
-    return torch.empty(0, dtype=torch.float32).set_(storage, 0, shape)
+    tensor = torch.empty(0, dtype=torch.float32)
+    return tensor.set_(storage, 0, shape)  # type: ignore[call-overload]  # torch lists no such call

@@ -7,7 +7,7 @@ import numpy as np
 
 from alice_nnunet.data.match import Match
 from alice_nnunet.data.volumes import Volume
-from alice_nnunet.geometry import Triple
+from alice_nnunet.geometry import Triple, triple
 from alice_nnunet.matcher.embedding import BLOCK, NEIGHBOURS, Embedding
 from alice_nnunet.matcher.index import open_embedding
 
@@ -76,7 +76,7 @@ class EmbeddingMatcher:
                 score = 0.0
 
         voxel = np.floor(found / key.spacing)
-        return Match(tuple(int(i) for i in voxel), score)
+        return Match(triple(int(i) for i in voxel), score)
 
 
 @lru_cache(OPEN_FILES)

@@ -7,7 +7,7 @@ import numpy as np
 
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
-from alice_nnunet.geometry import Spacing, Triple
+from alice_nnunet.geometry import Spacing, Triple, triple
 from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
 from alice_nnunet.pretrain.datasets.preprocessing import REPORT, preprocess_dataset
 
@@ -37,7 +37,7 @@ def preprocessed_volumes(
         if path.is_file():
             preprocess_dataset(name, processes)
         else:
-            preprocess_dataset(name, processes, spacing=spacing, patch_size=tuple(patch_size))
+            preprocess_dataset(name, processes, spacing=spacing, patch_size=triple(patch_size))
 
     plans = json.loads(path.read_text())
     return plans, preprocessed / plans["configurations"][CONFIGURATION]["data_identifier"]

@@ -1,6 +1,6 @@
 """A training of the anatomical embedding as run_steps() drives it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class EmbedRun:
             length,
         )
 
-    def training_batches(self) -> Iterator[dict]:
+    def training_batches(self) -> Generator[dict, None, None]:
         """The batches from the present step to the last."""
         size = self.config.batch_size
         steps = self.config.iterations

@@ -6,6 +6,7 @@ import numpy as np
 
 from alice_nnunet.data.volumes import case_names, open_volume
 from alice_nnunet.errors import UserError
+from alice_nnunet.geometry import triple
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.pictures import matches_figure, pair_figure, save_figure
 
@@ -52,7 +53,7 @@ def show_matches(folder: Path, volumes: Path, first: str, second: str) -> None:
     save_figure(planes, planes_path)
 
     best = int(np.argmax([match.score for match in matches]))
-    size = tuple(round(mm / spacing) for mm, spacing in zip(PAIR_SIZE, query.spacing))
+    size = triple(round(mm / spacing) for mm, spacing in zip(PAIR_SIZE, query.spacing))
     pair = pair_figure(
         query.read_crop(points[best], size),
         key.read_crop(matches[best].point, size),

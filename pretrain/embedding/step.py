@@ -154,7 +154,8 @@ def share_found(
         points: mm, (B, K, 3).
         radius: How far from a point, in mm, its most similar one may be.
     """
-    similarity = sum(a @ b.mT for a, b in zip(first, second))  # (B, K, K)
+    fine, coarse = (a @ b.mT for a, b in zip(first, second))  # (B, K, K)
+    similarity = fine + coarse
     best = similarity.masked_fill(~inside[:, None], -torch.inf).argmax(2, keepdim=True)
     distance = (points.gather(1, best.expand(-1, -1, 3)) - points).norm(dim=2)
     return (distance < radius)[inside].float().mean()

@@ -11,7 +11,7 @@ from alice_nnunet.memory import GB
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]  # the usual way to mark it absent
 
 # Streams of random numbers
 TRAINING = 0

@@ -170,7 +170,7 @@ def team(device: torch.device) -> Iterator[Team]:
 
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     patient = dist.new_group(backend="gloo", timeout=LONG_WAIT) if together() else None
-    yield Team(device, patient)
+    yield Team(device, patient)  # type: ignore[arg-type]  # a number only outside the group
 
     # Not after an error: the others may be gone, and this would wait for them.
     dist.destroy_process_group()

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ class Batches(Dataset):
 
 def batches(
     data: Batched, shares: Sequence[Sequence[int]], workers: int = 0, pin_memory: bool = False
-) -> Iterator:
+) -> Generator[Any, None, None]:
     """Load one batch for each of shares.
 
     Close the iterator (contextlib.closing) where not all batches are taken: the loading processes
@@ -102,7 +102,7 @@ def started(loader: DataLoader) -> Iterator:
     return items
 
 
-def worker_ended(error: Exception, workers: int) -> UserError:
+def worker_ended(error: BaseException, workers: int) -> UserError:
     """The error to report where a loading process has ended.
 
     Args:

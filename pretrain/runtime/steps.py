@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,14 +84,16 @@ class StepResult(Protocol):
 class Training(Protocol):
     """What run_steps() drives: its state, its data, and what to do when."""
 
-    state: TrainingState
     folder: Path  # of the results
     how_to_resume: str  # for the user whose run was stopped
 
     @property
+    def state(self) -> TrainingState: ...
+
+    @property
     def schedule(self) -> Schedule: ...
 
-    def training_batches(self) -> Iterator:
+    def training_batches(self) -> Generator[Any, None, None]:
         """The batches from the present step to the last."""
 
     def take_step(self, batch: Any) -> StepResult:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,7 +116,7 @@ class Run:
             max_nonfinite=self.config.max_nonfinite,
         )
 
-    def training_batches(self) -> Iterator[PairBatch]:
+    def training_batches(self) -> Generator[PairBatch, None, None]:
         """This process's batches from the present step to the last.
 
         A step's pairs depend on how many pairs it has in all processes, not on how many these are.

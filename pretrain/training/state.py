@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.model.alice import Alice
@@ -57,8 +57,8 @@ def build_optimizer(model: Alice, config: PretrainConfig) -> torch.optim.AdamW:
 
     As in MAE and Swin, biases (window attention's tables too) and norms do not decay.
     """
-    decayed = []
-    others = []
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
