@@ -3,6 +3,7 @@
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -18,7 +19,7 @@ def check_header(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
         ValueError: the file is not a 3D volume, with the reason.
     """
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         shape = image.shape
         affine = image.affine
         zooms = image.header.get_zooms()

@@ -3,6 +3,7 @@
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -72,7 +73,7 @@ def write_labeled_cases(dataset: Path, split: str, people: tuple[str, ...]) -> N
 
 def write_labels(case: str, target: Path) -> None:
     """Write the labels of a case with the numbers of the demo: 1 for the first of LABELS, ..."""
-    source = nibabel.load(volumes()[case].with_name(f"{case}_labels.nii.gz"))
+    source: Any = nibabel.load(volumes()[case].with_name(f"{case}_labels.nii.gz"))
     flare = np.asarray(source.dataobj)
 
     merged = np.zeros(source.shape, np.uint8)

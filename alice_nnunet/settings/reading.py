@@ -32,7 +32,7 @@ def given_settings(
     Raises:
         UserError: a name does not exist, a value is of the wrong kind, the file cannot be read.
     """
-    given = {}
+    given: dict[str, object] = {}
 
     if file is not None:
         try:
@@ -62,7 +62,7 @@ def unknown_setting(name: str, known: dict) -> str:
 
 def flatten(settings: dict, left_out: tuple[str, ...]) -> dict:
     """Flat names and values of a nested config.json, whose groups hold no name twice."""
-    flat = {}
+    flat: dict[str, object] = {}
     for name, value in settings.items():
         flat |= value if isinstance(value, dict) else {name: value}
     return {name: value for name, value in flat.items() if name not in left_out}

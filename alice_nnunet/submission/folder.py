@@ -46,8 +46,9 @@ def write_submission(
         mirroring: whether predictions of mirrored patches are averaged.
     """
     check_model(model)
+    chosen_folds = choose_folds(model, folds, checkpoint)
     settings = {
-        "folds": choose_folds(model, folds, checkpoint),
+        "folds": chosen_folds,
         "checkpoint": checkpoint,
         "step_size": step_size,
         "mirroring": mirroring,
@@ -58,13 +59,13 @@ def write_submission(
         bytes_kept = 0
         bytes_of_checkpoints = 0
 
-        for fold in settings["folds"]:
+        for fold in chosen_folds:
             file = Path(f"fold_{fold}") / checkpoint
             trainer = write_weights(model / file, folder / "model" / file)
             bytes_kept += (folder / "model" / file).stat().st_size
             bytes_of_checkpoints += (model / file).stat().st_size
-        for file in ("plans.json", "dataset.json"):
-            shutil.copyfile(model / file, folder / "model" / file)
+        for name in ("plans.json", "dataset.json"):
+            shutil.copyfile(model / name, folder / "model" / name)
 
         write_code(code)
         write_own_trainer(code / "trainers", trainer)
@@ -72,7 +73,7 @@ def write_submission(
         loaded = load_alone(folder)
 
     print(
-        f"Wrote {out}: fold {', '.join(map(str, settings['folds']))} of {model.resolve().name}, "
+        f"Wrote {out}: fold {', '.join(map(str, chosen_folds))} of {model.resolve().name}, "
         f"{bytes_kept / 1e6:.1f} MB of weights "
         f"({bytes_of_checkpoints / 1e6:.1f} MB with what only training needs). {loaded}"
     )

@@ -11,6 +11,9 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 )
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
+    ImageNormalization,
+)
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import (
     get_normalization_scheme,
 )
@@ -137,7 +140,7 @@ def median_geometry(
     return np.median(spacings, 0).tolist(), [round(n) for n in np.median(sizes, 0)]
 
 
-def use_mask_for_norm(raw: RawDataset, schemes: list[type]) -> list[bool]:
+def use_mask_for_norm(raw: RawDataset, schemes: list[type[ImageNormalization]]) -> list[bool]:
     """Whether to normalize each channel inside its nonzero region, by nnU-Net's rule.
 
     That is where cropping to the nonzero region removes more than a quarter of the median volume.
