@@ -32,7 +32,7 @@ def nnunet_folders(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def real_ct() -> nibabel.Nifti1Image:
-    """One of the CT volumes that ship with the package, every n-th voxel of it; HU, with air around the body."""
+    """One of the demo's CT volumes, every n-th voxel of it; HU, with air around the body."""
     for path in sorted((Path(alice_nnunet.__file__).parent / "demo" / "volumes").glob("*.nii.gz")):
         image = nibabel.load(path)
         step = -(-max(image.shape) // LARGEST_AXIS)
@@ -45,9 +45,10 @@ def real_ct() -> nibabel.Nifti1Image:
 
 @pytest.fixture
 def raw_dataset(nnunet_folders):
-    """A function that writes Dataset022_Test: cases as {name: image, or a list of one image per channel}.
+    """A function that writes Dataset022_Test and returns its raw folder.
 
-    An image is a nibabel image, or bytes for a file that is none. Returns the raw folder of the dataset.
+    Cases are {name: image, or a list of one image per channel}. An image is a nibabel image, or
+    bytes for a file that is none.
     """
 
     def write(cases: dict, channels: tuple[str, ...] = ("CT",)) -> Path:

@@ -1,8 +1,9 @@
 """The installed commands without the seconds in which each of them imports torch and nnU-Net.
 
-A process that has imported them waits at a socket. Small programs of the commands' names, in a folder to put first on
-PATH, pass it their arguments, environment, folder and open files; it forks, and the fork calls the command's own entry
-point. So whole pages of shell commands run in a real shell at the cost of what they do.
+A process that has imported them waits at a socket. Small programs of the commands' names, in a
+folder to put first on PATH, pass it their arguments, environment, folder and open files; it forks,
+and the fork calls the command's own entry point. So whole pages of shell commands run in a real
+shell at the cost of what they do.
 """
 
 import gc
@@ -21,7 +22,8 @@ CLIENT = """#!{python} -IS
 import json, os, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-request = json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+name = os.path.basename(sys.argv[0])
+request = json.dumps([name, sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(request).to_bytes(4, "big")], [0, 1, 2])
 server.sendall(request)
 sys.exit(int(server.makefile().read() or 1))
@@ -30,15 +32,19 @@ sys.exit(int(server.makefile().read() or 1))
 
 @contextmanager
 def warm_commands(folder: Path, appended: dict[str, list[str]]) -> Iterator[Path]:
-    """A folder inside folder with programs for all alice-* and nnUNetv2_* commands, as long as the context lasts.
+    """Programs for all alice-* and nnUNetv2_* commands, as long as the context lasts.
 
-    appended: for names of commands, words put after the ones that they are called with.
+    Args:
+        folder: Where the folder of the programs, which is yielded, is made.
+        appended: For names of commands, words put after the ones that they are called with.
     """
-    programs, address = folder / "bin", str(folder / "socket")
+    address = str(folder / "socket")
+    programs = folder / "bin"
     programs.mkdir()
     for name in commands():
         (programs / name).write_text(CLIENT.format(python=sys.executable, address=address))
         (programs / name).chmod(0o755)
+
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen()
@@ -61,7 +67,10 @@ def commands() -> dict:
 
 
 def serve(listening: socket.socket, appended: dict[str, list[str]]) -> None:
-    """Answer one request after the other with the exit code of the command, as long as the process that started this one lives."""
+    """Answer one request after the other with the exit code of the command.
+
+    It ends when the process that started this one has ended.
+    """
     import nnunetv2.run.run_training  # noqa: F401  what takes long, and nothing that starts threads
 
     import alice_nnunet.networks.unetr  # noqa: F401
@@ -69,12 +78,14 @@ def serve(listening: socket.socket, appended: dict[str, list[str]]) -> None:
     forks = multiprocessing.get_context("fork")
     gc.freeze()  # a fork that collects garbage would copy all that is imported
     listening.settimeout(1)
+
     parent = os.getppid()
     while os.getppid() == parent:
         try:
             connection, _ = listening.accept()
         except TimeoutError:
             continue
+
         with connection:
             header, files, _, _ = socket.recv_fds(connection, 4, 3)
             request = json.loads(connection.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL))
@@ -94,9 +105,19 @@ def run(
     files: list[int],
     appended: dict[str, list[str]],
 ) -> None:
-    """Become the command called name: with its words, in its folder, with its standard input, output and error."""
+    """Become the command called name.
+
+    Args:
+        name: Of the command.
+        words: That it is called with.
+        folder: That it is called in.
+        environment: Its environment variables.
+        files: Its standard input, output and error.
+        appended: Of warm_commands.
+    """
     for number, file in enumerate(files):
         os.dup2(file, number)
+
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
