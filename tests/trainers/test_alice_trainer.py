@@ -83,7 +83,6 @@ def run(
         env={**os.environ, **variables},
         text=True,
         capture_output=True,
-        timeout=300,
     )
 
     assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
