@@ -4,8 +4,6 @@ Swin and nnFormer share it. Shapes: R rows (tokens of a batch), S slots, E width
 slots; see windows.py.
 """
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -119,15 +117,13 @@ class WindowAttention(nn.Module):
             at_a_time = max(1, CPU_SCORES // (self.heads * batch.slots**2))
 
         # There is one bias for all groups, or one for each.
-        biases = itertools.cycle(
-            [self.bias_of(table, rows) for rows in batch.bias_rows.split(at_a_time)]
-        )
+        biases = [self.bias_of(table, rows) for rows in batch.bias_rows.split(at_a_time)]
         qkv = slots.view(batch.groups, batch.slots, 3, self.heads, -1)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, G, heads, T, E / heads)
 
         mixed = []
-        for query, key, value in qkv.split(at_a_time, 1):
-            mixed.append(attention(query, key, value, next(biases)))
+        for index, (query, key, value) in enumerate(qkv.split(at_a_time, 1)):
+            mixed.append(attention(query, key, value, biases[index % len(biases)]))
         return torch.cat(mixed).transpose(1, 2).reshape(len(slots), -1)
 
     def bias_of(self, table: Tensor, rows: Tensor) -> Tensor:
