@@ -37,7 +37,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         UserError: the file is missing or cannot be read.
     """
     if not Path(path).is_file():
-        raise UserError(f"no checkpoint at {path}")
+        raise no_checkpoint(path)
 
     try:
         return torch.load(path, map_location=device, weights_only=True)
@@ -47,6 +47,17 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         raise UserError(
             f"{path} is not a readable checkpoint of tensors and plain values ({reason})"
         ) from error
+
+
+def no_checkpoint(path: str | Path) -> UserError:
+    """The error for a checkpoint that is not there; it names those in and beside its folder."""
+    folder = Path(path).parent
+    there = [*folder.glob("checkpoint_*.pth"), *folder.parent.glob("*/checkpoint_*.pth")]
+    names = sorted({str(file) for file in there})
+
+    if not names:
+        return UserError(f"no checkpoint at {path}")
+    return UserError(f"no checkpoint at {path}. There are: {', '.join(names)}")
 
 
 def load_pretraining(path: str | Path) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 
+from alice_nnunet.checkpoint import no_checkpoint
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256
 from alice_nnunet.sharing.exported import CONFIG, MODEL, PLAN, model_sha256
@@ -66,5 +67,5 @@ def weights_sha256(path: str) -> str:
     if Path(path).is_dir():
         return model_sha256(path)
     if not Path(path).is_file():
-        raise UserError(f"no checkpoint at {path}")
+        raise no_checkpoint(path)
     return file_sha256(path)

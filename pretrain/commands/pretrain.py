@@ -1,6 +1,8 @@
 """alice-pretrain: pretrain an encoder on the unlabeled volumes of an nnU-Net dataset."""
 
+import re
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from alice_nnunet.errors import CommandParser, command
@@ -67,10 +69,27 @@ def parser() -> CommandParser:
         "--c",
         action="store_true",
         dest="resume",
-        help="resume the run from its last checkpoint; start a new run if there is none",
+        help="go on with the newest unfinished run of the encoder, or the one that -n names, from "
+        "its last checkpoint; start a new run if there is none",
+    )
+    parser.add_argument(
+        "-n",
+        type=run_name,
+        metavar="NAME",
+        help="name of the run, whose results are in ENCODER_NAME (default: none; results are in "
+        "ENCODER, or where a run is there, ENCODER_1, ENCODER_2 ...)",
     )
 
     return parser
+
+
+def run_name(text: str) -> str:
+    """An argument's type for argparse: the name of a run, which is part of a folder's name."""
+    if not re.fullmatch(r"\w[\w.-]*", text) or text.isdecimal():
+        raise ArgumentTypeError(
+            f"must be letters, digits, '_', '-' and '.', and not a number alone, got {text!r}"
+        )
+    return text
 
 
 @command("alice-pretrain")
@@ -90,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         num_gpus=arguments.num_gpus,
         processes=arguments.np,
         resume=arguments.resume,
+        name=arguments.n,
     )
     if arguments.dry_run:
         dry_run(request)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -136,6 +137,20 @@ class Team:
         self.wait()
         return result if rank() == 0 else action()
 
+    def share(self, value: Any) -> Any:
+        """The value that process 0 gives, in all processes; waits for it, for days if need be.
+
+        Raises:
+            UserError: Another process has ended instead.
+        """
+        if self.patient is None:
+            return value
+
+        values = [value]
+        with explained():
+            dist.broadcast_object_list(values, src=0, group=self.patient)
+        return values[0]
+
     def wait(self) -> None:
         """Wait until all processes are here, for days if need be.
 
@@ -144,12 +159,19 @@ class Team:
         """
         if self.patient is None:
             return
-        try:
+        with explained():
             dist.barrier(self.patient)
-        except RuntimeError as error:
-            raise UserError(
-                "another process of this run has ended; its own message says why"
-            ) from error
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn torch's error about processes that are gone into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            "another process of this run has ended; its own message says why"
+        ) from error
 
 
 @contextmanager

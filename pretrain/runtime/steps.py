@@ -186,6 +186,7 @@ def follow_up(training: Training, log: RunLog, recent: list[dict], stopped_by: i
 
     if last:
         training.save(training.folder / FINAL)
+        (training.folder / LATEST).unlink(missing_ok=True)
         log.line(f"finished after {step} steps: {training.folder / FINAL}")
     elif stopped_by:
         training.save(training.folder / LATEST)

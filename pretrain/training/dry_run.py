@@ -21,6 +21,7 @@ from alice_nnunet.pretrain.runtime.estimate import (
     time_for,
 )
 from alice_nnunet.pretrain.training.config import PretrainConfig
+from alice_nnunet.pretrain.training.folders import describe_runs
 from alice_nnunet.pretrain.training.run import make_training_pairs
 from alice_nnunet.pretrain.training.state import State, build_state
 from alice_nnunet.pretrain.training.step import train_step, views_of
@@ -142,8 +143,10 @@ def print_plan(
 def how_it_begins(folder: Path, step: int) -> str:
     if step:
         return f"resumes from step {step}"
-    if any(folder.glob("checkpoint_*.pth")):
-        return "starts a new run; the existing one is kept under another name"
+
+    earlier = describe_runs(folder.parent)
+    if earlier != "none":
+        return f"starts a new run; the earlier ones are kept: {earlier}"
     return "starts a new run"
 
 
@@ -255,7 +258,7 @@ def draw_first_pair(
         spacing,
         (f"query {pair.query.name}", f"key {pair.key.name}"),
     )
-    picture = folder.with_name(f"{folder.name}_dry_run.png")
+    picture = folder.with_name(f"{config.encoder}_dry_run.png")
     picture.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, picture)
     print_row(

@@ -1,6 +1,7 @@
 """The work of alice-pretrain: from what the user asks for to a run on preprocessed volumes."""
 
 import dataclasses
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256
 from alice_nnunet.model.presets import CROPS
-from alice_nnunet.names import ANATOMY, CONFIGURATION, FINAL, PRETRAIN_PLANS
+from alice_nnunet.names import ANATOMY, FINAL
 from alice_nnunet.pretrain.datasets.preprocessed import (
     is_preprocessed,
     preprocessed_volumes,
@@ -29,11 +30,13 @@ from alice_nnunet.pretrain.runtime.stop import exit_code
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
 from alice_nnunet.pretrain.training.config import PretrainConfig, Settings, make_config
 from alice_nnunet.pretrain.training.dry_run import draw_first_pair, print_plan
-from alice_nnunet.pretrain.training.resume import (
-    newest_checkpoint,
-    prepare_folder,
-    resumed_config,
+from alice_nnunet.pretrain.training.folders import (
+    RunFolder,
+    own_folder,
+    planned_folder,
+    results_of,
 )
+from alice_nnunet.pretrain.training.resume import prepare_folder, resumed_config
 from alice_nnunet.pretrain.training.run import Run, make_training_pairs, train
 from alice_nnunet.pretrain.training.state import build_state, load_state
 from alice_nnunet.ranks import rank, world
@@ -49,7 +52,8 @@ class Request:
         device: cpu, cuda, or None for cuda where there is one.
         num_gpus: Processes that train together on this machine, one for each GPU.
         processes: That preprocess and load.
-        resume: Go on with the run that is there.
+        resume: Go on with a run that is there.
+        name: Of the run, None for a number.
     """
 
     dataset: str
@@ -58,6 +62,7 @@ class Request:
     num_gpus: int
     processes: int
     resume: bool
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,21 +71,19 @@ class Job:
 
     Attributes:
         config: Of the run.
-        checkpoint: To resume from, None for a new run.
+        run: Its folder, and the checkpoint to go on from.
         plans: Of the preprocessed volumes.
         data: Description of the data, for the checkpoint.
         volumes: Folder of the preprocessed cases.
-        folder: Of the results.
         training: Cases to learn from.
         held_out: Cases to validate on.
     """
 
     config: PretrainConfig
-    checkpoint: Path | None
+    run: RunFolder
     plans: dict
     data: dict
     volumes: Path
-    folder: Path
     training: list[str]
     held_out: list[str]
 
@@ -116,13 +119,35 @@ def run_request(request: Request, arguments: list[str]) -> int:
 
 
 def pretrain(request: Request, processes: Team) -> int:
+    """Pretrain in a folder that no other process works in.
+
+    Returns:
+        0, or the signal that stopped the run, which is saved.
+    """
+    results = results_of(dataset_name(request.dataset))
+    encoder = request.settings.encoder_name
+
+    with ExitStack() as stack:
+        run = None
+        if rank() == 0:
+            own = own_folder(results, encoder, request.name, request.resume)
+            run = stack.enter_context(own)
+        return pretrain_in(processes.share(run), request, processes)
+
+
+def pretrain_in(run: RunFolder, request: Request, processes: Team) -> int:
     """Preprocess and train the matcher where need be, then pretrain from start to end.
+
+    Args:
+        run: The folder of the run, locked by process 0.
+        request: What the user asks for.
+        processes: That train together.
 
     Returns:
         0, or the signal that stopped the run, which is saved.
     """
     plans, volumes = processes.first(lambda: find_volumes(request))
-    job = make_job(request, plans, volumes, world())
+    job = make_job(request, plans, volumes, run, world())
 
     if job.config.matcher == "embedding":
         if rank() == 0:
@@ -136,11 +161,11 @@ def pretrain(request: Request, processes: Team) -> int:
     try:
         return train(make_run(job, request, processes.device))
     except NonFiniteLoss as error:
-        raise UserError(f"{error}. The last checkpoint is kept: {job.folder}") from error
+        raise UserError(f"{error}. The last checkpoint is kept: {job.run.path}") from error
     except OSError as error:
         raise UserError(
-            f"{error.filename or job.folder}: {error.strerror or error}. The last checkpoint is "
-            f"kept: {job.folder}. Resume with --c when this is repaired"
+            f"{error.filename or job.run.path}: {error.strerror or error}. The last checkpoint is "
+            f"kept: {job.run.path}. Resume with --c when this is repaired"
         ) from error
 
 
@@ -156,6 +181,9 @@ def dry_run(request: Request) -> None:
 
     device = choose_device(request.device)
     name = dataset_name(request.dataset)
+    run = planned_folder(
+        results_of(name), request.settings.encoder_name, request.name, request.resume
+    )
 
     if not is_preprocessed(nnunet_folder("nnUNet_preprocessed") / name):
         raw = open_raw_dataset(name)
@@ -164,19 +192,18 @@ def dry_run(request: Request) -> None:
             f"{name}: {len(raw.cases)} cases, not (completely) preprocessed. That comes first; "
             "until then there is no pair to draw"
         )
-        folder = results_folder(name, config.encoder)
-        print_plan(config, device, request.num_gpus, folder, 0, len(raw.cases))
+        print_plan(config, device, request.num_gpus, run.path, 0, len(raw.cases))
         return
 
     plans, volumes = find_volumes(request)
-    job = make_job(request, plans, volumes, request.num_gpus)
+    job = make_job(request, plans, volumes, run, request.num_gpus)
     config = job.config
-    step = load_checkpoint(job.checkpoint)["step"] if job.checkpoint else 0
+    step = load_checkpoint(job.run.checkpoint)["step"] if job.run.checkpoint else 0
     print_plan(
         config,
         device,
         request.num_gpus,
-        job.folder,
+        job.run.path,
         step,
         len(job.training),
         len(job.held_out),
@@ -191,7 +218,7 @@ def dry_run(request: Request) -> None:
 
     first_pair = step * config.batch_size * request.num_gpus
     draw_first_pair(
-        config, volumes, job.training, tuple(job.data["spacing"]), first_pair, job.folder
+        config, volumes, job.training, tuple(job.data["spacing"]), first_pair, job.run.path
     )
 
 
@@ -203,19 +230,14 @@ def find_volumes(request: Request) -> tuple[dict, Path]:
     return preprocessed_volumes(name, request.processes, spacing, settings.encoder["crop_size"])
 
 
-def results_folder(dataset: str, encoder: str) -> Path:
-    """Where the run of an encoder goes."""
-    plans = f"AlicePretrain__{PRETRAIN_PLANS}__{CONFIGURATION}"
-    return nnunet_folder("nnUNet_results") / dataset / plans / encoder
-
-
-def make_job(request: Request, plans: dict, volumes: Path, processes: int) -> Job:
+def make_job(request: Request, plans: dict, volumes: Path, run: RunFolder, processes: int) -> Job:
     """Combine a request with preprocessed volumes and, with --c, the run that is there.
 
     Args:
         request: What the user asks for.
         plans: Of the preprocessed volumes.
         volumes: Folder of the preprocessed cases.
+        run: Its folder, and the checkpoint to go on from.
         processes: That train together.
 
     Raises:
@@ -225,23 +247,20 @@ def make_job(request: Request, plans: dict, volumes: Path, processes: int) -> Jo
     cases = case_names(volumes)
     data = data_description(plans, cases)
     config = make_config(name, request.settings, len(data["channels"]))
-    folder = results_folder(name, config.encoder)
 
-    checkpoint = newest_checkpoint(folder) if request.resume else None
-    if checkpoint:
+    if run.checkpoint:
         matcher = volumes.parent / ANATOMY / FINAL
         config = resumed_config(
-            checkpoint, config, request.settings.given, data, matcher, processes
+            run.checkpoint, config, request.settings.given, data, matcher, processes
         )
 
     training, held_out = split_cases(cases, config.validation_share, config.seed)
     return Job(
         config=config,
-        checkpoint=checkpoint,
+        run=run,
         plans=plans,
         data=data,
         volumes=volumes,
-        folder=folder,
         training=training,
         held_out=held_out,
     )
@@ -266,7 +285,7 @@ def prepare_matcher(job: Job, request: Request, device: torch.device) -> None:
 
 
 def check_pairs(job: Job) -> None:
-    """Draw the first pairs, before any step and before an earlier run's folder is renamed.
+    """Draw the first pairs, before any step.
 
     Raises:
         UserError: (Nearly) nothing matches.
@@ -287,13 +306,13 @@ def make_run(job: Job, request: Request, device: torch.device) -> Run:
     """A new run in an empty folder, or the one in the job's checkpoint."""
     config = job.config
 
-    if job.checkpoint:
-        state = load_state(job.checkpoint, config, device)
+    if job.run.checkpoint:
+        state = load_state(job.run.checkpoint, config, device)
     else:
         state = build_state(config, device)
 
     if rank() == 0:
-        prepare_folder(job.folder, config, job.checkpoint, state.step, request.resume)
+        prepare_folder(job.run, config, state.step, request.resume)
         parameters = sum(parameter.numel() for parameter in state.model.encoder.parameters())
         several = (
             f", {world()} processes with {config.batch_size} pairs each" if world() > 1 else ""
@@ -301,7 +320,7 @@ def make_run(job: Job, request: Request, device: torch.device) -> Run:
         print(
             f"{config.encoder} {config.preset} on {device}{several}: {len(job.training)} training "
             f"and {len(job.held_out)} held-out volumes, {parameters / 1e6:.1f} M encoder "
-            f"parameters, results in {job.folder}",
+            f"parameters, results in {job.run.path}",
             flush=True,
         )
 
@@ -313,7 +332,7 @@ def make_run(job: Job, request: Request, device: torch.device) -> Run:
         config=config,
         state=state,
         volumes=job.volumes,
-        folder=job.folder,
+        folder=job.run.path,
         spacing=tuple(job.data["spacing"]),
         data=job.data,
         adaptation_plan=adaptation_plan(job.plans, config),

@@ -1,12 +1,17 @@
-"""Going on with an earlier run (--c), and keeping it where a new one starts."""
+"""Going on with an earlier run (--c), and what is said where one starts."""
 
 from pathlib import Path
 
 from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256, write_json_atomically
-from alice_nnunet.names import FINAL, LATEST
 from alice_nnunet.pretrain.training.config import PretrainConfig, config_from_dict
+from alice_nnunet.pretrain.training.folders import (
+    CONFIG,
+    RunFolder,
+    describe_runs,
+    remove_leftovers,
+)
 from alice_nnunet.settings.reading import differences, flatten
 
 # Settings that --c may change: they decide how a run is computed and when it is saved, not what
@@ -25,14 +30,6 @@ CHANGEABLE = (
     "probe_pairs",
     "save_every",
 )
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to resume from: of the end of a run if it has ended, else the latest."""
-    for name in (FINAL, LATEST):
-        if (folder / name).is_file():
-            return folder / name
-    return None
 
 
 def resumed_config(
@@ -88,46 +85,45 @@ def resumed_config(
     if changed:
         raise UserError(
             f"Cannot resume: {'; '.join(changed)}. Use the original settings, or omit --c to "
-            "start a new run (the existing run is kept under another name)"
+            "start a new run (this one is kept)"
         )
     return config
 
 
-def prepare_folder(
-    folder: Path, config: PretrainConfig, checkpoint: Path | None, step: int, resume: bool
-) -> None:
-    """Make the folder of a run that starts or goes on, and write its config.json.
+def prepare_folder(run: RunFolder, config: PretrainConfig, step: int, resume: bool) -> None:
+    """Say whether a run starts or goes on, and write its config.json into its folder.
 
     Args:
-        folder: Of the results.
+        run: Its folder, which this process has locked.
         config: Of the run.
-        checkpoint: The run goes on from it, None for a new run.
         step: At which the run goes on.
         resume: Whether the user asked for it (--c).
     """
-    if checkpoint:
-        print(f"resuming from step {step} of {checkpoint}", flush=True)
+    folder = run.path
+
+    if run.checkpoint:
+        print(f"resuming from step {step} of {run.checkpoint}", flush=True)
+        if step >= config.iterations:
+            print("this run is finished; omit --c to start a new one", flush=True)
     else:
-        if resume:
-            print(f"--c: no checkpoint in {folder}, starting a new run", flush=True)
-        keep_earlier_run(folder)
+        remove_leftovers(folder)
+        say_that_it_is_new(folder, resume)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(folder / "config.json", config.as_dict())
+    write_json_atomically(folder / CONFIG, config.as_dict())
 
 
-def keep_earlier_run(folder: Path) -> None:
-    """Rename the folder of an earlier run: ENCODER becomes ENCODER_1, ENCODER_2, ..."""
-    if not any(folder.glob("checkpoint_*.pth")):
-        return
+def say_that_it_is_new(folder: Path, resume: bool) -> None:
+    """Print where a new run goes and which others there are."""
+    earlier = describe_runs(folder.parent)
 
-    number = 1
-    while folder.with_name(f"{folder.name}_{number}").exists():
-        number += 1
-
-    folder.rename(folder.with_name(f"{folder.name}_{number}"))
-    print(
-        f"an earlier run was in {folder}. It is kept as {folder.name}_{number} "
-        "(use --c to resume a run)",
-        flush=True,
-    )
+    if resume:
+        print(
+            f"--c: no checkpoint in {folder}, starting a new run (other runs: {earlier})",
+            flush=True,
+        )
+    elif earlier != "none":
+        print(
+            f"a new run, in {folder}; the earlier ones are kept: {earlier} "
+            "(--c goes on with the newest unfinished one)",
+            flush=True,
+        )

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from alice_nnunet.checkpoint import load_checkpoint, load_pretraining
+from alice_nnunet.checkpoint import load_checkpoint, load_pretraining, save_checkpoint
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.names import FINAL
 from alice_nnunet.pretrain.commands.pretrain import main
 from alice_nnunet.pretrain.datasets.preprocessed import split_cases
 from alice_nnunet.pretrain.training.config import config_from_dict
@@ -117,9 +117,9 @@ def test_the_first_run_preprocesses_and_leaves_what_the_design_lists(unbroken):
         "progress.png",
         "pair.png",
         "reconstruction.png",
-        "checkpoint_latest.pth",
         "checkpoint_final.pth",
     } <= names
+    assert "checkpoint_latest.pth" not in names
     assert any(name.startswith("events.out.tfevents") for name in names)
 
     assert json.loads((folder / "config.json").read_text())["iterations"] == STEPS
@@ -251,7 +251,8 @@ def test_a_full_disk_ends_a_run_with_one_line_and_the_last_checkpoint_intact(
 ):
     latest = tmp_path / "Dataset031_Torso" / RUN / "vit" / "checkpoint_latest.pth"
     latest.parent.mkdir(parents=True)
-    shutil.copy(unbroken[0] / latest.relative_to(tmp_path), latest)
+    checkpoint = load_checkpoint((unbroken[0] / latest.relative_to(tmp_path)).with_name(FINAL))
+    save_checkpoint(latest, {**checkpoint, "step": STEPS - 4})
     for name, value in {**folders, "nnUNet_results": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
 
@@ -283,7 +284,7 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(
     plan = capsys.readouterr().out
     assert "2 training and 1 held-out volumes" in plan
     assert "2 pairs x 4 processes = 8 pairs in a step" in plan
-    assert "the existing one is kept under another name" in plan
+    assert "the earlier ones are kept: vit (finished)" in plan
     assert re.search(
         rf"time +0:\d\d:\d\d for {STEPS} steps of [0-9.]+ s, "
         "by the fastest of two steps with 2 pairs",
@@ -302,13 +303,32 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_another_run_keeps_the_earlier_one(folders, unbroken):
+def test_another_run_leaves_the_earlier_one_where_it_is(folders, unbroken):
     folder = unbroken[0] / "Dataset031_Torso" / RUN / "vit"
     weights = (folder / "checkpoint_final.pth").read_bytes()
-    output = finish(folders, unbroken[0], "--set=iterations=4", "--set=warmup_iterations=1")
-    assert "kept as vit_1" in output
-    assert (folder.with_name("vit_1") / "checkpoint_final.pth").read_bytes() == weights
-    assert load_checkpoint(folder / "checkpoint_final.pth")["step"] == 4
+    short = ("--set=iterations=4", "--set=warmup_iterations=1")
+
+    output = finish(folders, unbroken[0], *short)
+    assert "vit_1; the earlier ones are kept: vit (finished)" in output
+    assert (folder / FINAL).read_bytes() == weights
+    assert load_checkpoint(folder.with_name("vit_1") / FINAL)["step"] == 4
+
+    finish(folders, unbroken[0], *short, "-n", "short")
+    assert load_checkpoint(folder.with_name("vit_short") / FINAL)["step"] == 4
+
+    with pytest.raises(UserError) as missing:
+        load_pretraining(folder.with_name("vit_long") / FINAL)
+    assert str(folder.with_name("vit_short") / FINAL) in str(missing.value)
+
+
+def test_two_at_once_have_a_folder_each(folders, unbroken, tmp_path):
+    both = [start(folders, tmp_path) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+
+    runs = tmp_path / "Dataset031_Torso" / RUN
+    assert {path.name for path in runs.iterdir() if (path / FINAL).is_file()} == {"vit", "vit_1"}
+    assert_same_end(tmp_path, unbroken[0])
 
 
 @pytest.mark.parametrize(
@@ -322,6 +342,7 @@ def test_another_run_keeps_the_earlier_one(folders, unbroken):
         (["--set=width=50", "--set=heads=4"], "multiple of heads"),
         (["--set=speed=3"], "unknown setting"),
         (["-preset", "huge"], "invalid choice"),
+        (["-n", "7"], "not a number alone, got '7'"),
         (["-num_gpus", "0"], "-num_gpus: must be at least 1, got 0"),
         (["-num_gpus", "2", "--set=lr=-1"], "lr must be positive"),
         (["-d", "77"], "no dataset with the ID 77"),
