@@ -181,7 +181,7 @@ def test_no_one_keeps_state_or_works_at_import():
     code = (
         "import torch, numpy as np\n"
         "a, b = torch.get_rng_state(), np.random.get_state()[1].copy()\n"
-        "import alice_nnunet.model.alice, alice_nnunet.pretrain.training.loop\n"
+        "import alice_nnunet.model.alice, alice_nnunet.pretrain.training.run\n"
         "import alice_nnunet.finetuning.network\n"
         "assert torch.equal(a, torch.get_rng_state()) and (b == np.random.get_state()[1]).all()\n"
     )
