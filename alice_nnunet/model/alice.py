@@ -36,10 +36,11 @@ class Branches:
 
     visible: Tensor  # V: (B, V, E), online encoder
     predicted: Tensor  # (B, N, voxels of a token), online decoder
-    projected: Tensor  # H: (B, N, C), phi of the online decoder
-    target: Tensor  # Y: (B, N, C), psi of the target encoder; no gradient
-    student: Tensor  # S: (B, V, C), CASA of V and H
-    teacher: Tensor  # T: (B, V, C), CASA of V and Y; no gradient
+    # The rest is missing where every term that needs it has weight 0.
+    projected: Tensor = None  # type: ignore[assignment]  # H: (B, N, C), phi of the online decoder
+    target: Tensor = None  # type: ignore[assignment]  # Y: (B, N, C), psi, target; no gradient
+    student: Tensor = None  # type: ignore[assignment]  # S: (B, V, C), CASA of V and H
+    teacher: Tensor = None  # type: ignore[assignment]  # T: (B, V, C), CASA of V, Y; no gradient
 
 
 @dataclass
@@ -47,11 +48,13 @@ class Output:
     """What a step optimises and logs.
 
     The losses, moments and target means of equal parts of a batch average to those of the batch.
+    Terms of weight 0 are not computed and have no entries.
 
     Attributes:
         loss: weighted sum of the losses.
         losses: l_r, l_dv and l_st of Eqs. 1, 2 and 5.
-        moments: (2, C) of the features cls (target), S and T, see losses.moments.
+        moments: (2, C) of the features cls (target; of l_dv), S and T (of l_st), see
+            losses.moments.
         vectors: number of vectors that each of the moments is of.
         target_means: (C,) mean of Y (dv) and of T (st), which the centers follow.
         crop: (B, C, D, H, W), Q as the online branch had it.
@@ -135,65 +138,72 @@ class Alice(nn.Module):
         q = self.branches(query)
         k = self.branches(key)
 
+        method = self.method
+        losses: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
+        target_means: dict[str, Tensor] = {}
+
         # Sec. 3.1: reconstruct what is hidden in both crops
-        l_r = self.reconstruction(q, query) + self.reconstruction(k, key)  # Eq. 1
+        if method.weight_r:
+            losses["l_r"] = self.reconstruction(q, query) + self.reconstruction(k, key)  # Eq. 1
 
         # Sec. 3.2: the same body part in two people looks alike as a whole
-        cls_q = self.predict("dv", q.projected.mean(1))
-        cls_k = self.predict("dv", k.projected.mean(1))
-        y_q = self.center("dv", q.target.mean(1))
-        y_k = self.center("dv", k.target.mean(1))
-        l_dv = self.similarity(cls_q, y_k) + self.similarity(cls_k, y_q)  # Eq. 2
+        if method.weight_dv:
+            cls_q = self.predict("dv", q.projected.mean(1))
+            cls_k = self.predict("dv", k.projected.mean(1))
+            y_q = self.center("dv", q.target.mean(1))
+            y_k = self.center("dv", k.target.mean(1))
+            losses["l_dv"] = self.similarity(cls_q, y_k) + self.similarity(cls_k, y_q)  # Eq. 2
+            features["cls"] = torch.cat([y_q, y_k])
+            target_means["dv"] = mean_token(q.target, k.target)
 
         # Sec. 3.3: what the visible tokens find in the reconstructed crop, they find in the intact
-        s_q = self.predict("st", q.student)
-        s_k = self.predict("st", k.student)
-        t_q = self.center("st", q.teacher)
-        t_k = self.center("st", k.teacher)
-        l_st = self.similarity(s_q, t_q) + self.similarity(s_k, t_k)  # Eq. 5
+        if method.weight_st:
+            s_q = self.predict("st", q.student)
+            s_k = self.predict("st", k.student)
+            t_q = self.center("st", q.teacher)
+            t_k = self.center("st", k.teacher)
+            losses["l_st"] = self.similarity(s_q, t_q) + self.similarity(s_k, t_k)  # Eq. 5
+            features["S"] = torch.cat([q.student, k.student])
+            features["T"] = torch.cat([t_q, t_k])
+            target_means["st"] = mean_token(q.teacher, k.teacher)
 
-        # A term of weight 0 is left out: 0 times a loss that is not finite would not be 0.
-        weights = (self.method.weight_r, self.method.weight_dv, self.method.weight_st)
-        terms = [weight * term for weight, term in zip(weights, (l_r, l_dv, l_st)) if weight]
-        loss = sum(terms, start=l_r.new_zeros(()))
+        weights = {"l_r": method.weight_r, "l_dv": method.weight_dv, "l_st": method.weight_st}
+        terms = [weights[name] * term for name, term in losses.items()]
 
-        features = {
-            "cls": torch.cat([y_q, y_k]),
-            "S": torch.cat([q.student, k.student]),
-            "T": torch.cat([t_q, t_k]),
-        }
         return Output(
-            loss=loss,
-            losses={"l_r": l_r, "l_dv": l_dv, "l_st": l_st},
+            loss=sum(terms, start=torch.zeros((), device=query.online.device)),
+            losses=losses,
             moments={name: moments(vectors) for name, vectors in features.items()},
             vectors={name: vectors.shape[:-1].numel() for name, vectors in features.items()},
-            target_means={
-                "dv": mean_token(q.target, k.target),
-                "st": mean_token(q.teacher, k.teacher),
-            },
+            target_means=target_means,
             crop=query.online,
             masked=query.masked,
             predicted=q.predicted.detach(),
         )
 
     def branches(self, views: Views) -> Branches:
-        """Both branches for one crop of each pair (Secs. 3.1 to 3.3)."""
+        """Both branches for one crop of each pair (Secs. 3.1 to 3.3), as far as terms need them."""
         visible = self.encoder(views.online, views.keep)  # V
         predicted, tokens = self.decoder(visible, views.keep)
-        projected = self.phi(tokens)  # H
-        student = self.casa(visible, projected)  # S, Eqs. 3 and 4
+        branches = Branches(visible, predicted)
+        if not self.method.compares:
+            return branches
 
+        assert views.target is not None
+        branches.projected = self.phi(tokens)  # H
         with torch.no_grad():
-            target = self.psi(self.target_encoder(views.target, views.target_keep))  # Y
-            target_casa = self.casa if self.target_casa is None else self.target_casa
-            teacher = target_casa(visible, target)  # T, Eqs. 3 and 4
+            branches.target = self.psi(self.target_encoder(views.target, views.target_keep))  # Y
 
-        return Branches(visible, predicted, projected, target, student, teacher)
+        if self.method.weight_st:
+            branches.student = self.casa(visible, branches.projected)  # S, Eqs. 3 and 4
+            with torch.no_grad():
+                target_casa = self.casa if self.target_casa is None else self.target_casa
+                branches.teacher = target_casa(visible, branches.target)  # T, Eqs. 3 and 4
+        return branches
 
     def reconstruction(self, branches: Branches, views: Views) -> Tensor:
         """Reconstruction loss of one of the two crops, a half of Eq. 1."""
-        if self.method.weight_r == 0:
-            return torch.zeros((), device=views.online.device)
         return reconstruction_loss(branches.predicted, views.online, views.masked, self.unit)
 
     def predict(self, term: str, features: Tensor) -> Tensor:
@@ -245,7 +255,7 @@ class Alice(nn.Module):
 
         if method.weight_r == 0:
             unused.append(self.decoder.to_voxels)
-        if method.weight_dv == 0 and method.weight_st == 0:
+        if not method.compares:
             unused += [self.phi, self.decoder.to_tokens]
         if method.weight_st == 0:
             unused.append(self.casa)

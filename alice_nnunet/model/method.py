@@ -46,7 +46,7 @@ class Method:
     decoder_depth: int = 4  # its transformer blocks
     decoder_heads: int = 16  # attention heads of each block
 
-    # Weights of the losses; 0 switches a term off (Table 11). The paper sums (1, 1, 1).
+    # Weights of the losses; 0 switches a term off (Table 11) and computes nothing for it. The paper sums (1, 1, 1).
     weight_r: float = 10.0  # of l_r, reconstruction (Eq. 1)
     weight_dv: float = 1.0  # of l_dv, between two people (Eq. 2)
     weight_st: float = 1.0  # of l_st, token by token (Eq. 5)
@@ -79,6 +79,11 @@ class Method:
                 "decoder_width must be a multiple of decoder_heads, "
                 f"got {self.decoder_width} and {self.decoder_heads}"
             )
+
+    @property
+    def compares(self) -> bool:
+        """Whether a term compares the branches. Without one, nothing needs the target branch."""
+        return self.weight_dv > 0 or self.weight_st > 0
 
     def centers(self, term: str) -> bool:
         """Whether the target side of a term (dv or st) has its running mean subtracted."""

@@ -32,7 +32,8 @@ class Views:
     online: Tensor  # (B, C, D, H, W): u of Q or r of K; the branch sees only the tokens in keep
     keep: Tensor  # (B, V) indices of the visible tokens
     masked: Tensor  # (B, N), True where hidden: the complement of keep
-    target: Tensor  # (B, C, D, H, W): w of Q or v of K, strongly augmented, intact
+    # (B, C, D, H, W): w of Q or v of K, strongly augmented, intact; None if no term needs it
+    target: Tensor | None
     target_keep: Tensor | None  # (B, V') indices that the target branch sees, None for all tokens
 
     def rows(self, part: slice) -> "Views":
@@ -41,7 +42,7 @@ class Views:
             online=self.online[part],
             keep=self.keep[part],
             masked=self.masked[part],
-            target=self.target[part],
+            target=None if self.target is None else self.target[part],
             target_keep=None if self.target_keep is None else self.target_keep[part],
         )
 
@@ -160,7 +161,8 @@ def make_views(
     keep = random_keep(batch, tokens, method.mask_ratio, generator)[own]
 
     # Target branch
-    target = augment(crops, draw_augmentation(batch, generator).rows(own), spacing)
+    augmentation = draw_augmentation(batch, generator).rows(own)
+    target = augment(crops, augmentation, spacing) if method.compares else None
     target_keep = None
     if method.target_mask_ratio:
         target_keep = random_keep(batch, tokens, method.target_mask_ratio, generator)[own]

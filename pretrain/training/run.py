@@ -30,9 +30,12 @@ COLLAPSED = 0.1  # spread under which a run warns
 UNMATCHED = "unmatched.jsonl"  # of the results folder: pairs of crops that do not match
 VALIDATION_PAIRS = 32  # at most, but for whole batches: they stay in memory
 
+LOSSES = ("l_r", "l_dv", "l_st")  # Eqs. 1, 2 and 5
+SPREADS = ("cls", "S", "T")
+
 PANELS = {  # of progress.png
-    "losses": ("l_r", "l_dv", "l_st", "validation l_r", "validation l_dv", "validation l_st"),
-    "spread (under 0.1: collapse)": ("spread cls", "spread S", "spread T"),
+    "losses": (*LOSSES, *(f"validation {name}" for name in LOSSES)),
+    "spread (under 0.1: collapse)": tuple(f"spread {name}" for name in SPREADS),
     "share of held-out crops that find their match": ("retrieval", "retrieval chance"),
     "seconds per step": ("step time", "data time"),
 }
@@ -223,21 +226,24 @@ class Run:
         means["memory"] = peak_memory(state.device)
         log.scalars(state.step, means, state.history)
 
+        # Terms of weight 0 are not computed.
+        losses = [f"{name} {number_or_off(means.get(name), 4)}" for name in LOSSES]
+        spreads = [f"{name} {number_or_off(means.get(f'spread {name}'), 3)}" for name in SPREADS]
+
         left = time_left(means["step time"] * (config.iterations - state.step))
         log.line(
             f"step {state.step}/{config.iterations} | loss {means['loss']:.4f} "
-            f"l_r {means['l_r']:.4f} l_dv {means['l_dv']:.4f} l_st {means['l_st']:.4f} | "
-            f"spread cls {means['spread cls']:.3f} S {means['spread S']:.3f} "
-            f"T {means['spread T']:.3f} | rejected {means['rejection rate']:.0%} "
+            f"{' '.join(losses)} | spread {' '.join(spreads)} | "
+            f"rejected {means['rejection rate']:.0%} "
             f"unmatched {means['unmatched rate']:.0%} | "
             f"lr {means['lr']:.2e} ema {means['ema']:.5f} | grad {means['gradient norm']:.2f} | "
             f"data {means['data time']:.3f} s, step {means['step time']:.3f} s | "
             f"memory {means['memory']:.2f} GB | left {left}"
         )
 
-        spreads = {name: means[f"spread {name}"] for name in ("cls", "S", "T")}
+        known = {name: means[f"spread {name}"] for name in SPREADS if f"spread {name}" in means}
         low = [
-            f"spread({name}) = {value:.2f}" for name, value in spreads.items() if value < COLLAPSED
+            f"spread({name}) = {value:.2f}" for name, value in known.items() if value < COLLAPSED
         ]
         if low:
             log.line(
@@ -294,6 +300,11 @@ class Run:
 
     def save(self, path: Path) -> None:
         save_state(path, self.state, self.config, self.data, self.adaptation_plan)
+
+
+def number_or_off(value: float | None, digits: int) -> str:
+    """'0.1234', or 'off' for what is not computed."""
+    return "off" if value is None else f"{value:.{digits}f}"
 
 
 def train(run: Run) -> int:

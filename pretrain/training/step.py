@@ -30,8 +30,9 @@ class StepResult:
 
     Attributes:
         loss: The weighted sum of the losses.
-        losses: l_r, l_dv and l_st (Eqs. 1, 2, 5).
-        spreads: Spread of cls, S and T; under 0.1 the features have collapsed.
+        losses: l_r, l_dv and l_st (Eqs. 1, 2, 5), without those of weight 0.
+        spreads: Spread of cls (of l_dv), S and T (of l_st), without those of weight 0; under 0.1
+            the features have collapsed.
         gradient_norm: Of all gradients together, before they are clipped.
         rejected: Pairs that were rejected for each pair of the batch, of this process alone.
         unmatched: Share of the batch's pairs that do not match, of this process alone.
@@ -205,7 +206,7 @@ def validate(
     For one process alone: the model asks nothing of the others.
 
     Returns:
-        The means of l_r, l_dv and l_st, and the output for the first batch.
+        The means of the losses, without those of weight 0, and the output for the first batch.
     """
     state.model.eval()
 

@@ -151,6 +151,61 @@ def test_shared_casa_gets_its_gradient_from_the_student_alone():
     assert all(torch.allclose(g, p.grad, atol=1e-7) for g, p in zip(grads, model.casa.parameters()))
 
 
+@pytest.mark.parametrize(
+    "options, idle",
+    [
+        ({}, set()),
+        ({"weight_dv": 0}, {"predictors.dv"}),
+        ({"weight_st": 0}, {"casa", "target_casa", "predictors.st"}),
+        (
+            {"weight_dv": 0, "weight_st": 0},
+            {"target_encoder", "phi", "psi", "casa", "target_casa"}
+            | {"predictors.dv", "predictors.st"},
+        ),
+    ],
+)
+def test_nothing_runs_that_no_term_needs(options, idle):
+    model = build(**options)
+    names = ["encoder", "target_encoder", "phi", "psi", "casa", "target_casa"]
+    names += ["decoder", "predictors.dv", "predictors.st"]
+    calls = dict.fromkeys(names, 0)
+
+    def count(name):
+        def hook(module, inputs, output):
+            calls[name] += 1
+
+        return hook
+
+    for name in names:
+        model.get_submodule(name).register_forward_hook(count(name))
+    query, key = views(model)
+    output = model(query, key)
+    output.loss.backward()
+    model.update_target(0.9, output.target_means)
+
+    assert {name for name, number in calls.items() if number == 0} == idle
+    assert all(number == 2 for name, number in calls.items() if name not in idle)
+    assert (query.target is None) == ("target_encoder" in idle)
+
+
+@pytest.mark.parametrize("off", [("st",), ("dv",), ("dv", "st"), ("r",), ("r", "dv")])
+def test_a_term_of_weight_zero_is_not_reported_and_leaves_the_others_alone(off):
+    whole = build()
+    part = build(**{f"weight_{term}": 0 for term in off})
+    assert whole.state_dict().keys() == part.state_dict().keys()
+    expected = whole(*views(whole))
+    output = part(*views(part))
+
+    on = [term for term in ("r", "dv", "st") if term not in off]
+    features = {"r": [], "dv": ["cls"], "st": ["S", "T"]}
+    assert list(output.losses) == [f"l_{term}" for term in on]
+    assert list(output.spreads) == [name for term in on for name in features[term]]
+    for name, loss in output.losses.items():
+        assert torch.equal(loss, expected.losses[name])
+    for name, spread_of in output.spreads.items():
+        assert torch.equal(spread_of, expected.spreads[name])
+
+
 @pytest.mark.parametrize("term", ["r", "dv", "st"])
 def test_a_weight_of_zero_switches_a_term_off(term):
     weights = {f"weight_{t}": float(t == term) for t in ("r", "dv", "st")}

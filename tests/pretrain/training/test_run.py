@@ -50,6 +50,15 @@ def test_collapse_warns(run, spread, warns):
     assert any("collapse: spread(T) = 0.09" in line for line in log.lines) == warns
 
 
+def test_a_term_that_is_off_is_shown_as_off_and_does_not_warn(run):
+    log = Log()
+    names = [name for name in NAMES if name not in ("l_dv", "l_st")]
+    run.report(log, {**dict.fromkeys(names, 1.0), "rejected": 0.0, "unmatched": 0.0})
+    assert len(log.lines) == 1
+    assert "l_r 1.0000 l_dv off l_st off | spread cls off S off T off |" in log.lines[0]
+    assert not [name for name in log.values if "spread" in name or name in ("l_dv", "l_st")]
+
+
 def test_pairs_that_do_not_match_are_written_down_once(run, tmp_path):
     run.folder = tmp_path
     kinds = ["matched", "two crops of the same scan"]
