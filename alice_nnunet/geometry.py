@@ -90,5 +90,7 @@ def crop_around(image: np.ndarray, centre: Triple, size: Triple) -> np.ndarray:
     shared = overlap(centre, size, image.shape[1:])
     crop = np.zeros((image.shape[0], *size), np.float32)
     if not shared.is_empty:
-        crop[(slice(None), *shared.crop)] = image[(slice(None), *shared.image)]
+        in_crop = (slice(None), *shared.crop)
+        in_image = (slice(None), *shared.image)
+        crop[in_crop] = image[in_image]
     return crop

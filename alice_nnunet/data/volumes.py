@@ -73,8 +73,9 @@ class Volume:
         if shared.is_empty:
             return crop
 
-        part = crop[(slice(None), *shared.crop)]
+        target = (slice(None), *shared.crop)
         source = (slice(None), *shared.image)
+        part = crop[target]
         if isinstance(self.image, StoredImage) and part.flags.c_contiguous:
             self.image.read_into(part, source)
         else:

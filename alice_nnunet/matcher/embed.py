@@ -53,8 +53,9 @@ def body_vectors(
     steps = extent / size
     positions = [(np.arange(n) + 0.5) * s for n, s in zip(size, steps)]  # mm along each axis
     inside = body_at(volume, positions)
-    box = [slice(start, stop) for start, stop in zip(*tight_box(inside))]
-    of_body = np.where(inside, vectors.float().cpu().numpy(), 0)[(slice(None), *box)]
+    box = triple(slice(start, stop) for start, stop in zip(*tight_box(inside)))
+    in_box = (slice(None), *box)
+    of_body = np.where(inside, vectors.float().cpu().numpy(), 0)[in_box]
     origin = triple(float(p[b.start]) for p, b in zip(positions, box))
     return of_body, origin, triple(map(float, steps))
 

@@ -139,7 +139,7 @@ class Embedding:
                 continue  # leads out of the grid from every block
             here = tuple(slice(max(0, -o), n - max(0, o)) for o, n in zip(offset, self.grid))
             there = tuple(slice(max(0, o), n - max(0, -o)) for o, n in zip(offset, self.grid))
-            total[here] += similarity[(*there, number)]
+            total[here] += similarity[..., number][there]
         return total / norm[:, BLOCK // 2, None, None]
 
     def refine(

@@ -8,6 +8,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -26,12 +27,13 @@ def main() -> int:
 
     started = time.perf_counter()
     predictor = load_model()
+    rows: list[dict[str, Any]] = []
     report = {
         "device": str(predictor.device),
         "torch": torch.__version__,
         "load_seconds": round(time.perf_counter() - started, 2),
         "peak_rss_of": "case" if reset_peaks(predictor.device) else "the process so far",
-        "cases": [],
+        "cases": rows,
     }
     print(
         f"Model loaded in {report['load_seconds']} s, "
@@ -43,10 +45,10 @@ def main() -> int:
 
     arguments.outputs.mkdir(parents=True, exist_ok=True)
     for case, files in cases.items():
-        report["cases"].append(predict(predictor, case, files, arguments.outputs))
+        rows.append(predict(predictor, case, files, arguments.outputs))
         (arguments.outputs / "resources.json").write_text(json.dumps(report, indent=4) + "\n")
 
-    failed = [row["case"] for row in report["cases"] if "error" in row]
+    failed = [row["case"] for row in rows if "error" in row]
     failures = f"; failed: {', '.join(failed)}" if failed else ""
     print(f"{len(cases) - len(failed)} of {len(cases)} cases are in {arguments.outputs}{failures}")
     return 1 if failed else 0
@@ -121,7 +123,7 @@ def predict(predictor: nnUNetPredictor, case: str, files: list[str], outputs: Pa
 
     Returns the case's row of the report: seconds, peaks of memory in MiB, and a failure as error.
     """
-    row = {"case": case}
+    row: dict[str, Any] = {"case": case}
     reset_peaks(predictor.device)
     started = time.perf_counter()
 
@@ -162,8 +164,8 @@ def peak_rss() -> int | None:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    kib = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
-    return round(kib / 1024)
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return round(int(found[1]) / 1024) if found else None
 
 
 if __name__ == "__main__":
