@@ -205,6 +205,25 @@ def is_alive(text: str) -> bool:
     return True
 
 
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise UserError where a disk has less room than something takes at least.
+
+    Args:
+        folder: of the disk; it need not exist yet.
+        needed: bytes.
+        what: takes them, such as "two checkpoints".
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{what} take at least {needed / 1e9:.3g} GB, and the disk of {folder} has "
+            f"{free / 1e9:.3g} GB free: free some space, or choose another disk"
+        )
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()

@@ -1,18 +1,64 @@
-"""Call one function for many cases, in several processes or in the present one."""
+"""Call one function for many cases, in several processes or in the present one; show how far."""
 
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 from signal import SIG_DFL, SIGINT, signal
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from alice_nnunet.errors import UserError
+from alice_nnunet.text import duration
+
+SECONDS_BETWEEN_LINES = 20.0  # of progress that goes to a file
+
+Result = TypeVar("Result")
 
 Name = TypeVar("Name")
 Result = TypeVar("Result")
+
+
+def with_progress(
+    results: Iterable[tuple[Any, Result]], verb: str, total: int
+) -> Iterator[tuple[Any, Result]]:
+    """Yield results and show how many there were, the last one's name and the time left.
+
+    On a terminal that is a bar. Elsewhere, such as in a file, it is a line after the first result,
+    one every SECONDS_BETWEEN_LINES, and one after the last.
+
+    Args:
+        results: pairs of a name and anything.
+        verb: what is done, such as "preprocessing".
+        total: number of results.
+    """
+    if sys.stderr.isatty():
+        with tqdm(results, verb, total, unit="case") as bar:
+            for name, result in bar:
+                yield name, result
+                bar.set_postfix_str(shown_name(name))
+        return
+
+    started = time.monotonic()
+    last_line = started
+    for number, (name, result) in enumerate(results, 1):
+        yield name, result
+
+        now = time.monotonic()
+        if number in (1, total) or now - last_line >= SECONDS_BETWEEN_LINES:
+            left = duration((now - started) / number * (total - number))
+            print(f"{verb} | {number} of {total} | {shown_name(name)} | left {left}", flush=True)
+            last_line = now
+
+
+def shown_name(name: Any) -> str:
+    """The case, of a name that may also hold where it is from."""
+    return str(name[-1] if isinstance(name, tuple) else name)
 
 
 def run_each(

@@ -132,9 +132,8 @@ def prepare(dataset: str | None, preset: str, folder: Path, processes: int) -> P
             (folder / name).mkdir(parents=True)
         write_datasets(folder / "raw")
 
-    crop = CROPS[preset]
     name = dataset_name(dataset or UNLABELED)
-    return preprocessed_volumes(name, processes, crop.spacing, crop.size)[1]
+    return preprocessed_volumes(name, processes, preset, CROPS[preset].size)[1]
 
 
 def measure(

@@ -11,7 +11,14 @@ import pytest
 
 from alice_nnunet import files
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import file_sha256, locked, new_folder, replacing, write_json_atomically
+from alice_nnunet.files import (
+    file_sha256,
+    locked,
+    new_folder,
+    replacing,
+    require_space,
+    write_json_atomically,
+)
 
 
 def test_writes_and_replaces_json(tmp_path):
@@ -136,6 +143,12 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     path.write_text(f"process {ended.pid} on {socket.gethostname()}, since 2026-01-01 00:00:00")
     with locked(path):
         pass
+
+
+def test_a_disk_without_room_is_an_error_before_the_work(tmp_path):
+    require_space(tmp_path / "not" / "yet", 1, "a byte")
+    with pytest.raises(UserError, match=r"two files take at least 1e\+15 GB.*GB free: free some"):
+        require_space(tmp_path / "not" / "yet", 10**24, "two files")
 
 
 def test_sha256_of_a_file(tmp_path):

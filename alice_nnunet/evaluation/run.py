@@ -4,8 +4,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from alice_nnunet.errors import UserError
 from alice_nnunet.evaluation.box_plot import box_plot
 from alice_nnunet.evaluation.cases import (
@@ -23,7 +21,7 @@ from alice_nnunet.evaluation.summary import Scores, as_dict, compare, summarise,
 from alice_nnunet.evaluation.tables import comparison_table, summary_table
 from alice_nnunet.files import write_json_atomically
 from alice_nnunet.pictures import save_figure
-from alice_nnunet.workers import run_each
+from alice_nnunet.workers import run_each, with_progress
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def score_folders(
     scores = {}
     problems = []
     done = run_each(try_score, jobs, processes)
-    for job, result in tqdm(done, "evaluating", len(jobs), unit="case", disable=None):
+    for job, result in with_progress(done, "evaluating", len(jobs)):
         if isinstance(result, str):
             problems.append(result)
         else:

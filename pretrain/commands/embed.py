@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     from alice_nnunet.pretrain.runtime.stop import exit_code
 
     if arguments.show:
-        job.show(config, arguments.np, *arguments.show)
+        job.show(arguments.d, *arguments.show)
         return
     if arguments.dry_run:
         job.dry_run(config, arguments.device, arguments.overwrite)

@@ -3,6 +3,7 @@
 import math
 
 from alice_nnunet.errors import CommandParser, UserError, command
+from alice_nnunet.model.presets import CROPS
 from alice_nnunet.settings.options import add_processes_option
 
 
@@ -25,18 +26,24 @@ def parser() -> CommandParser:
         help="read all finished cases and repeat the damaged ones",
     )
     parser.add_argument(
+        "-preset",
+        choices=sorted(CROPS),
+        help="preset that alice-embed and alice-pretrain will use, which decides spacing and crops "
+        "(default: that of existing plans, else paper)",
+    )
+    parser.add_argument(
         "-spacing",
         type=float,
         nargs=3,
         metavar=("Z", "Y", "X"),
-        help="voxel spacing in mm (default: that of existing plans, else 1.5 0.76 0.76)",
+        help="voxel spacing in mm, in place of the preset's",
     )
     parser.add_argument(
         "-patch",
         type=int,
         nargs=3,
         metavar=("Z", "Y", "X"),
-        help="size of the crops in voxels (default: that of existing plans, else 64 192 192)",
+        help="size of the crops in voxels, in place of the preset's",
     )
     return parser
 
@@ -55,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.verify,
         spacing=tuple(arguments.spacing) if arguments.spacing else None,
         patch_size=tuple(arguments.patch) if arguments.patch else None,
+        preset=arguments.preset,
     )
 
 

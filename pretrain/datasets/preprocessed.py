@@ -7,27 +7,36 @@ import numpy as np
 
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
-from alice_nnunet.geometry import Spacing, Triple, triple
+from alice_nnunet.geometry import Triple, triple
+from alice_nnunet.model.presets import CROPS
 from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
 from alice_nnunet.pretrain.datasets.preprocessing import REPORT, preprocess_dataset
+from alice_nnunet.pretrain.datasets.pretrain_plans import presets_of, spacing_of
+from alice_nnunet.text import millimetres
 
 
 def preprocessed_volumes(
-    name: str, processes: int, spacing: Spacing, patch_size: Triple
+    name: str, processes: int, preset: str, patch_size: Triple
 ) -> tuple[dict, Path]:
     """Find the preprocessed volumes of a dataset, or preprocess it.
 
     Args:
         name: DatasetXXX_NAME.
         processes: number of processes that preprocess.
-        spacing: mm, for new plans; existing plans are followed.
+        preset: tiny, small or paper. Decides the spacing of new plans; that of existing plans must
+            be the preset's, or one that the user chose.
         patch_size: voxels, for new plans.
 
     Returns:
         The pretraining plans and the folder of the volumes.
+
+    Raises:
+        UserError: the volumes are for another preset.
     """
     preprocessed = nnunet_folder("nnUNet_preprocessed") / name
     path = preprocessed / f"{PRETRAIN_PLANS}.json"
+    if path.is_file():
+        check_preset(path, name, preset)
 
     if not is_preprocessed(preprocessed):
         print(
@@ -37,10 +46,45 @@ def preprocessed_volumes(
         if path.is_file():
             preprocess_dataset(name, processes)
         else:
-            preprocess_dataset(name, processes, spacing=spacing, patch_size=triple(patch_size))
+            preprocess_dataset(name, processes, patch_size=triple(patch_size), preset=preset)
 
-    plans = json.loads(path.read_text())
-    return plans, preprocessed / plans["configurations"][CONFIGURATION]["data_identifier"]
+    return json.loads(path.read_text()), existing_volumes(name)
+
+
+def existing_volumes(name: str) -> Path:
+    """The folder of the preprocessed volumes of a dataset. Raises UserError if there is none."""
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / name
+    if not is_preprocessed(preprocessed):
+        raise UserError(f"{name} is not preprocessed in {preprocessed}: run alice-preprocess first")
+
+    plans = json.loads((preprocessed / f"{PRETRAIN_PLANS}.json").read_text())
+    return preprocessed / plans["configurations"][CONFIGURATION]["data_identifier"]
+
+
+def check_preset(path: Path, name: str, preset: str) -> None:
+    """Raise UserError where volumes were preprocessed for a preset of another spacing.
+
+    Args:
+        path: of the pretraining plans.
+        name: DatasetXXX_NAME.
+        preset: tiny, small or paper.
+    """
+    try:
+        plans = json.loads(path.read_text(encoding="utf-8"))
+        there = spacing_of(plans)
+    except (ValueError, LookupError, TypeError):
+        return  # whoever follows these plans says what is wrong with them
+
+    made_for = presets_of(plans)
+    if not made_for or preset in made_for:
+        return
+
+    raise UserError(
+        f"{name} is preprocessed for preset {' and '.join(made_for)} ({millimetres(there)}), and "
+        f"preset {preset} needs {millimetres(CROPS[preset].spacing)}. Use -preset {made_for[-1]}, "
+        f"or replace these volumes (alice-preprocess -d {name} -preset {preset} --overwrite) and "
+        f"their matcher (alice-embed -d {name} -preset {preset} --overwrite)"
+    )
 
 
 def is_preprocessed(preprocessed: Path) -> bool:

@@ -19,20 +19,22 @@ from alice_nnunet.data.volumes import (
     save_volume,
 )
 from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset
-from alice_nnunet.datasets.raw_image import check_voxels, first_line, read_case
+from alice_nnunet.datasets.raw_image import check_header, check_voxels, first_line, read_case
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import locked, write_json_atomically
+from alice_nnunet.files import locked, require_space, write_json_atomically
 from alice_nnunet.geometry import Spacing, Triple
+from alice_nnunet.model.presets import CROPS
 from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
 from alice_nnunet.pretrain.datasets.pretrain_plans import (
-    PATCH_SIZE,
-    SPACING,
+    PRESET,
     channel_windows,
     load_plans,
     make_plans,
     plans_sha256,
+    spacing_of,
 )
-from alice_nnunet.workers import run_each
+from alice_nnunet.text import millimetres
+from alice_nnunet.workers import run_each, with_progress
 
 REPORT = f"{PRETRAIN_PLANS}_report.json"
 
@@ -47,6 +49,7 @@ def preprocess_dataset(
     verify: bool = False,
     spacing: Spacing | None = None,
     patch_size: Triple | None = None,
+    preset: str | None = None,
 ) -> dict:
     """Preprocess the cases of a raw dataset that are not finished yet.
 
@@ -57,6 +60,7 @@ def preprocess_dataset(
         verify: read the finished cases and repeat the damaged ones.
         spacing: mm, (z, y, x); None for that of existing plans, or the default.
         patch_size: voxels, (z, y, x); None as for spacing.
+        preset: tiny, small or paper, for what is None of these two.
 
     Returns:
         The report {"ok": [case, ...], "failed": {case: reason}}, as written beside the plans.
@@ -68,7 +72,7 @@ def preprocess_dataset(
     report_path = raw.preprocessed / REPORT
 
     with working_in(raw.preprocessed):
-        plans = settle_plans(raw, overwrite, spacing, patch_size)
+        plans = settle_plans(raw, overwrite, spacing, patch_size, preset)
         folder = prepare_folder(raw, plans, overwrite)
 
         damaged = remove_damaged(folder, processes) if verify else {}
@@ -92,7 +96,8 @@ def preprocess_dataset(
             f"{report_path} lists the reasons"
         )
     print(
-        f"{raw.name}: {len(report['ok'])} cases good, {len(failed)} failed; report: {report_path}"
+        f"{raw.name}: {len(report['ok'])} cases good, {len(failed)} failed, "
+        f"{millimetres(spacing_of(plans))}; report: {report_path}"
     )
     return report
 
@@ -115,11 +120,16 @@ def working_in(folder: Path) -> Iterator[None]:
 
 
 def settle_plans(
-    raw: RawDataset, overwrite: bool, spacing: Spacing | None, patch_size: Triple | None
+    raw: RawDataset,
+    overwrite: bool,
+    spacing: Spacing | None,
+    patch_size: Triple | None,
+    preset: str | None = None,
 ) -> dict:
     """Read the plans on disk, which may have been edited by hand, or write new ones.
 
     Raises UserError if spacing or patch_size differ from existing plans, unless overwrite is set.
+    A preset's crops are no reason: one may cut others from the same volumes.
     """
     path = raw.preprocessed / f"{PRETRAIN_PLANS}.json"
 
@@ -127,7 +137,8 @@ def settle_plans(
         plans = load_plans(path, raw.dataset_json)
         configuration = plans["configurations"][CONFIGURATION]
 
-        requested = {"spacing": spacing, "patch_size": patch_size}
+        wanted = spacing or (CROPS[preset].spacing if preset else None)
+        requested = {"spacing": wanted, "patch_size": patch_size}
         different = [
             f"{path} says {key} {configuration[key]}, but {list(value)} was requested"
             for key, value in requested.items()
@@ -140,10 +151,13 @@ def settle_plans(
                 f"{' and '.join(different)}. To change it and repeat every case, add --overwrite"
             )
 
-        spacing = spacing or tuple(configuration["spacing"])
-        patch_size = patch_size or tuple(configuration["patch_size"])
+        if not preset:
+            spacing = spacing or tuple(configuration["spacing"])
+            patch_size = patch_size or tuple(configuration["patch_size"])
 
-    plans = make_plans(raw, spacing or SPACING, patch_size or PATCH_SIZE)
+    crops = CROPS[preset or PRESET]
+    made_for = None if spacing else preset or PRESET
+    plans = make_plans(raw, spacing or crops.spacing, patch_size or crops.size, made_for)
     write_json_atomically(path, plans)
     return plans
 
@@ -189,18 +203,15 @@ def remove_damaged(folder: Path, processes: int) -> dict[str, str]:
     jobs = {case: (folder, case) for case in case_names(folder)}
     damaged = {}
 
-    for case, reason in progress(run_each(check_volume, jobs, processes), "verifying", len(jobs)):
+    for case, reason in with_progress(
+        run_each(check_volume, jobs, processes), "verifying", len(jobs)
+    ):
         if reason:
             tqdm.write(f"{case}: {reason}")
             (folder / f"{case}.pkl").unlink(missing_ok=True)
             damaged[case] = reason
 
     return damaged
-
-
-def progress(results: Iterator, verb: str, total: int) -> tqdm:
-    """Show a progress bar for results if there is a terminal."""
-    return tqdm(results, verb, total, unit="case", disable=None)
 
 
 def print_kept(good: set[str], raw: RawDataset) -> None:
@@ -231,14 +242,33 @@ def preprocess_cases(
         for case, files in raw.cases.items()
         if case not in good
     }
+    require_space(folder, fewest_bytes(raw, list(jobs), plans), f"{len(jobs)} preprocessed cases")
     results = run_each(preprocess_case, jobs, processes)
 
-    for case, reason in progress(results, "preprocessing", len(jobs)):
+    for case, reason in with_progress(results, "preprocessing", len(jobs)):
         if reason:
             tqdm.write(f"{case}: {reason}")
             failed[case] = reason
         else:
             good.add(case)
+
+
+def fewest_bytes(raw: RawDataset, cases: list[str], plans: dict) -> int:
+    """What the volumes of cases take on a disk at least, by the sizes in their headers.
+
+    Those of the CT tried took 1.6 to 3.4 bytes a voxel. Air takes nearly nothing.
+    """
+    spacing = np.array(spacing_of(plans))
+    voxels = 0.0
+    for case in cases:
+        for file in raw.cases[case]:
+            try:
+                size, affine = check_header(file)
+            except ValueError:
+                continue
+            millimetres_cubed = np.prod(size) * abs(np.linalg.det(affine[:3, :3]))
+            voxels += millimetres_cubed / spacing.prod()
+    return int(voxels)
 
 
 def preprocess_case(

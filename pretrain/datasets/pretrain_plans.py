@@ -24,22 +24,27 @@ from alice_nnunet.datasets.raw_dataset import RawDataset
 from alice_nnunet.datasets.raw_image import check_header, read_case
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Spacing, Triple
+from alice_nnunet.model.presets import CROPS
 from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
 
-SPACING = (1.5, 0.76, 0.76)  # mm, (z, y, x); Alice, Sec. 4.1
-PATCH_SIZE = (64, 192, 192)  # voxels, (z, y, x)
+PRESET = "paper"  # of new plans where nothing else is asked for
+SPACING = CROPS[PRESET].spacing  # mm, (z, y, x); Alice, Sec. 4.1
+PATCH_SIZE = CROPS[PRESET].size  # voxels, (z, y, x)
 WINDOW = (-125.0, 255.0)  # HU
 READER = NibabelIOWithReorient.__name__
 CASES_FOR_NORM = 20  # cases that are read to decide use_mask_for_norm
 
 
-def make_plans(raw: RawDataset, spacing: Spacing, patch_size: Triple) -> dict:
+def make_plans(
+    raw: RawDataset, spacing: Spacing, patch_size: Triple, preset: str | None = None
+) -> dict:
     """Make plans that nnU-Net's PlansManager reads.
 
     Args:
         raw: the unlabeled dataset.
         spacing: mm, (z, y, x).
         patch_size: voxels of a crop, (z, y, x).
+        preset: that the spacing is of, None for one that the user chose.
     """
     median_spacing, median_shape = median_geometry(raw, spacing, patch_size)
     median_size = compute_new_shape(median_shape, median_spacing, spacing).tolist()
@@ -69,6 +74,7 @@ def make_plans(raw: RawDataset, spacing: Spacing, patch_size: Triple) -> dict:
     return {
         "dataset_name": raw.name,
         "plans_name": PRETRAIN_PLANS,
+        "preset": preset,
         "original_median_spacing_after_transp": median_spacing,
         "original_median_shape_after_transp": median_shape,
         "image_reader_writer": READER,
@@ -262,6 +268,19 @@ def plans_sha256(plans: dict) -> str:
     content = {key: plans[key] for key in DECIDING}
     content |= {key: configuration[key] for key in DECIDING_IN_CONFIGURATION}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def spacing_of(plans: dict) -> Spacing:
+    """mm, (z, y, x), of preprocessed volumes."""
+    z, y, x = plans["configurations"][CONFIGURATION]["spacing"]
+    return (z, y, x)
+
+
+def presets_of(plans: dict) -> list[str]:
+    """The presets whose spacing preprocessed volumes have; none for a spacing of the user's."""
+    if "preset" in plans and plans["preset"] is None:
+        return []
+    return [name for name, crops in CROPS.items() if crops.spacing == spacing_of(plans)]
 
 
 def data_description(plans: dict, cases: list[str]) -> dict:

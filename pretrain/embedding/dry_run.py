@@ -18,6 +18,7 @@ from alice_nnunet.pretrain.runtime.estimate import (
     print_row,
     time_for,
 )
+from alice_nnunet.text import voxels
 
 
 def print_plan(
@@ -38,15 +39,13 @@ def print_plan(
         training: Number of training volumes.
         held_out: Number of held-out volumes.
     """
-    state = build_state(config, device)
-    shape = " x ".join(map(str, config.patch_size))
+    shape = voxels(config.patch_size)
     precision = precision_name(device, autocast(device, config.precision))
     steps = config.iterations - step
-    batch = noise(config)
-    memory = step_bytes(state, batch, config)
-    seconds = fastest_of_two(lambda: take_step(state, batch, config))
 
-    print_row("model", f"{config.features} {config.preset}, {millions(state.network)} parameters")
+    # Each row is printed as soon as it is known.
+    begins = f"resumes from step {step}" if step else "starts a new training"
+    print_row("results", f"{folder}: {begins}")
     print_row(
         "data",
         f"{config.dataset}, {training} training and {held_out} held-out volumes, patches of "
@@ -63,18 +62,21 @@ def print_plan(
         f"{config.warmup_iterations} steps of warm-up, then a cosine to 0",
     )
     print_row("saved", f"every {config.save_every} steps; validation every {config.validate_every}")
+
+    state = build_state(config, device)
+    batch = noise(config)
+    print_row("model", f"{config.features} {config.preset}, {millions(state.network)} parameters")
     print_row(
         "memory",
-        f"{memory / GB:.2f} GB. Measured with a whole batch, {precision} on {device.type}; the "
-        "CUDA context and fragmentation are not included",
+        f"{step_bytes(state, batch, config) / GB:.2f} GB. Measured with a whole batch, {precision} "
+        f"on {device.type}; the CUDA context and fragmentation are not included",
     )
+    seconds = fastest_of_two(lambda: take_step(state, batch, config))
     print_row(
         "time",
         f"{time_for(steps, seconds)}, by the fastest of two; reading, validation and the index of "
         "every volume are not included",
     )
-    begins = f"resumes from step {step}" if step else "starts a new training"
-    print_row("results", f"{folder}: {begins}")
 
 
 def noise(config: EmbedConfig) -> dict:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from alice_nnunet.data.volumes import case_names, case_properties, open_volume
 from alice_nnunet.errors import UserError
@@ -12,6 +11,7 @@ from alice_nnunet.matcher.embed import embed_volume
 from alice_nnunet.matcher.index import is_whole, save_embedding
 from alice_nnunet.matcher.weights import load_network
 from alice_nnunet.names import FINAL
+from alice_nnunet.workers import with_progress
 
 
 def index_volumes(volumes: Path, folder: Path, device: torch.device, read_all: bool = True) -> None:
@@ -34,7 +34,7 @@ def index_volumes(volumes: Path, folder: Path, device: torch.device, read_all: b
     failed = {}
     made = 0
 
-    for case in tqdm(cases, desc="index", unit="volume", disable=None):
+    for case, _ in with_progress([(case, None) for case in cases], "indexing", len(cases)):
         try:
             volume_crc32 = case_properties(volumes, case)["alice"]["crc32"]
             made_from = {"weights": weights, "volume": volume_crc32}

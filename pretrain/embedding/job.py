@@ -17,11 +17,12 @@ from alice_nnunet.matcher.released import from_released
 from alice_nnunet.model.presets import CROPS
 from alice_nnunet.names import ANATOMY, FINAL, LATEST
 from alice_nnunet.pretrain.datasets.preprocessed import (
+    existing_volumes,
     is_preprocessed,
     preprocessed_volumes,
     split_cases,
 )
-from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
+from alice_nnunet.pretrain.datasets.pretrain_plans import data_description, spacing_of
 from alice_nnunet.pretrain.embedding.config import (
     EmbedConfig,
     embed_config,
@@ -33,8 +34,10 @@ from alice_nnunet.pretrain.embedding.run import EmbedRun, train
 from alice_nnunet.pretrain.embedding.show import show_matches
 from alice_nnunet.pretrain.embedding.state import build_state, load_state
 from alice_nnunet.pretrain.runtime.device import choose_device
+from alice_nnunet.pretrain.runtime.estimate import millions
 from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
 from alice_nnunet.settings.reading import differences
+from alice_nnunet.text import millimetres
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,10 @@ def prepare_job(config: EmbedConfig, device: str | None, processes: int) -> Embe
         device: cpu, cuda, or None for cuda where there is one.
         processes: That preprocess and load.
     """
-    chosen_device = choose_device(device)
+    chosen_device = choose_device(device, config.preset)
     name = dataset_name(config.dataset)
-    crops = CROPS[config.preset]
-    plans, volumes = preprocessed_volumes(name, processes, crops.spacing, crops.size)
+    size = CROPS[config.preset].size
+    plans, volumes = preprocessed_volumes(name, processes, config.preset, size)
 
     config = dataclasses.replace(config, dataset=name)
     return EmbedJob(config, plans, volumes, chosen_device, processes)
@@ -110,15 +113,15 @@ def embed(
     return train_and_index(job, overwrite)
 
 
-def show(config: EmbedConfig, processes: int, first: str, second: str) -> None:
+def show(dataset: str, first: str, second: str) -> None:
     """Draw matches between two cases of a dataset, by its finished matcher and index."""
-    job = prepare_job(config, "cpu", processes)
-    show_matches(job.folder, job.volumes, first, second)
+    volumes = existing_volumes(dataset_name(dataset))
+    show_matches(volumes.parent / ANATOMY, volumes, first, second)
 
 
 def dry_run(config: EmbedConfig, device: str | None, overwrite: bool) -> None:
     """Print what `embed` would do. Nothing is started, no earlier training is touched."""
-    chosen_device = choose_device(device)
+    chosen_device = choose_device(device, config.preset, only_asked=True)
     name = dataset_name(config.dataset)
     config = dataclasses.replace(config, dataset=name)
 
@@ -126,8 +129,8 @@ def dry_run(config: EmbedConfig, device: str | None, overwrite: bool) -> None:
     folder = preprocessed / ANATOMY
 
     if is_preprocessed(preprocessed):
-        crops = CROPS[config.preset]
-        _, volumes = preprocessed_volumes(name, 1, crops.spacing, crops.size)
+        size = CROPS[config.preset].size
+        _, volumes = preprocessed_volumes(name, 1, config.preset, size)
         cases = case_names(volumes)
     else:
         cases = sorted(open_raw_dataset(name).cases)
@@ -200,7 +203,9 @@ def train_and_index(job: EmbedJob, overwrite: bool = False) -> int:
             remove_training(folder)
 
         if (folder / FINAL).is_file():
-            check_same(job.config, load_checkpoint(folder / FINAL), folder)
+            trained = load_checkpoint(folder / FINAL)
+            check_same(job.config, trained, folder)
+            check_spacing(trained, job.plans, folder, job.config.preset)
             print(f"the matcher is trained: {folder / FINAL}", flush=True)
         else:
             try:
@@ -235,8 +240,33 @@ def ensure_index(
         return train_and_index(EmbedJob(config, plans, volumes, device, workers))
 
     with locked(folder / "lock"):
+        trained = load_checkpoint(folder / FINAL)
+        check_spacing(trained, plans, folder, preset)
+        its_preset = trained["config"]["preset"]
+        if its_preset != preset:
+            print(f"the matcher is of preset {its_preset}, this run of {preset}", flush=True)
         index_volumes(volumes, folder, device, read_all=False)
     return 0
+
+
+def check_spacing(trained: dict, plans: dict, folder: Path, preset: str) -> None:
+    """Raise UserError where a matcher was trained on volumes of another spacing.
+
+    Args:
+        trained: Its checkpoint.
+        plans: Of the volumes as they are now.
+        folder: Of the matcher.
+        preset: For the command that repeats its training.
+    """
+    before = tuple(trained["data"]["spacing"])
+    now = spacing_of(plans)
+    if before != now:
+        name = plans["dataset_name"]
+        raise UserError(
+            f"the matcher in {folder} was trained on volumes of {millimetres(before)} (preset "
+            f"{trained['config']['preset']}), and now they have {millimetres(now)}. Train it "
+            f"again: alice-embed -d {name} -preset {preset} --overwrite"
+        )
 
 
 def remove_training(folder: Path) -> None:
@@ -264,11 +294,10 @@ def make_run(job: EmbedJob) -> EmbedRun:
         state = build_state(config, job.device)
 
     write_json_atomically(folder / "config.json", config.as_dict())
-    parameters = sum(parameter.numel() for parameter in state.network.parameters())
     print(
         f"matcher {config.preset} on {job.device}: {len(training)} training and "
-        f"{len(held_out)} held-out volumes, {parameters / 1e6:.1f} M parameters, "
-        f"results in {folder}",
+        f"{len(held_out)} held-out volumes of {millimetres(data['spacing'])}, "
+        f"{millions(state.network)} parameters, results in {folder}",
         flush=True,
     )
 

@@ -19,12 +19,34 @@ VALIDATION = 1
 PROBE = 2
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device called name, or cuda if available. Raises UserError if it is cuda and absent."""
+FOR_CPUS = "tiny"  # the preset that a CPU can train
+
+
+def choose_device(name: str | None, preset: str, only_asked: bool = False) -> torch.device:
+    """The device called name, or cuda if available.
+
+    Args:
+        name: cpu, cuda, or None for cuda where there is one.
+        preset: tiny, small or paper.
+        only_asked: whether nothing is trained (--dry-run).
+
+    Raises:
+        UserError: it is cuda and absent, or the preset needs a GPU and no device was named.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("-device cuda: torch finds no CUDA device here; use -device cpu")
-    return torch.device(name or ("cuda" if available else "cpu"))
+
+    device = torch.device(name or ("cuda" if available else "cpu"))
+    if device.type == "cpu" and preset != FOR_CPUS:
+        too_slow = f"preset {preset} is made for a GPU: on a CPU it takes weeks to months"
+        if name is None and not only_asked:
+            raise UserError(
+                f"{too_slow}, and torch finds no CUDA device here. Try everything out with "
+                f"-preset {FOR_CPUS}, estimate the time with --dry-run, or insist with -device cpu"
+            )
+        print(f"NOTE: {too_slow}. Preset {FOR_CPUS} is made for a CPU", flush=True)
+    return device
 
 
 def generator_at(seed: int, stream: int, step: int, device: torch.device) -> torch.Generator:

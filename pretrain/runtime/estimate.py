@@ -20,8 +20,9 @@ def precision_name(device: torch.device, context: torch.autocast) -> str:
 
 
 def millions(module: nn.Module) -> str:
-    """'0.3 M', of parameters."""
-    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f} M"
+    """'0.3 M', of parameters; '1,024' where there are few."""
+    number = sum(parameter.numel() for parameter in module.parameters())
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number:,}"
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

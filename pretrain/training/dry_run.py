@@ -1,7 +1,6 @@
 """alice-pretrain --dry-run: size, schedule, memory and time of a run, and its first pair."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,48 +24,9 @@ from alice_nnunet.pretrain.training.folders import describe_runs
 from alice_nnunet.pretrain.training.run import make_training_pairs
 from alice_nnunet.pretrain.training.state import State, build_state
 from alice_nnunet.pretrain.training.step import train_step, views_of
+from alice_nnunet.text import voxels
 
 NOISE_SPACING = (1.0, 1.0, 1.0)  # mm; what a step takes does not depend on it
-
-
-@dataclass(frozen=True)
-class RunEstimate:
-    """What a run takes on each device.
-
-    Attributes:
-        fixed_bytes: Memory of a step whatever the batch: weights, gradients, AdamW's moments.
-        pair_bytes: What each pair adds to it.
-        pairs_at_once: Pairs that a step computes together.
-        checkpoint_bytes: Size of a checkpoint.
-        timed_pairs: Pairs in the steps that were timed.
-        step_seconds: Time of a step of config.batch_size pairs.
-    """
-
-    fixed_bytes: int
-    pair_bytes: int
-    pairs_at_once: int
-    checkpoint_bytes: int
-    timed_pairs: int
-    step_seconds: float
-
-    @property
-    def memory_bytes(self) -> int:
-        return self.fixed_bytes + self.pair_bytes * self.pairs_at_once
-
-
-def estimate_run(state: State, config: PretrainConfig) -> RunEstimate:
-    """Measure steps with noise. The state's weights are those of another run afterwards."""
-    fixed, pair = step_bytes(state, config)
-    pairs_at_once = config.batch_size // config.accumulate
-
-    return RunEstimate(
-        fixed_bytes=fixed,
-        pair_bytes=pair,
-        pairs_at_once=pairs_at_once,
-        checkpoint_bytes=checkpoint_bytes(state),
-        timed_pairs=timed_pairs(config),
-        step_seconds=step_seconds(state, config),
-    )
 
 
 def print_plan(
@@ -89,20 +49,13 @@ def print_plan(
         training: Number of training volumes.
         held_out: Number of held-out volumes.
     """
-    state = build_state(config, device)
-    encoder = millions(state.model.encoder)
-    model = millions(state.model)
-    shape = " x ".join(map(str, config.encoder_arguments["crop_size"]))
-    precision = precision_name(device, autocast(device, config.precision))
+    shape = voxels(config.encoder_arguments["crop_size"])
     pairs = config.batch_size * processes
     steps = config.iterations - step
-    estimate = estimate_run(state, config)
+    precision = precision_name(device, autocast(device, config.precision))
 
-    print_row(
-        "model",
-        f"{config.encoder} {config.preset}, {encoder} parameters; with decoder, heads and the EMA "
-        f"target {model}",
-    )
+    # Each row is printed as soon as it is known: a step of preset paper takes minutes on a CPU.
+    print_row("results", f"{folder}: {how_it_begins(folder, step)}")
     print_row(
         "data",
         f"{config.dataset}, {training} training and {held_out} held-out volumes, pairs of crops of "
@@ -119,25 +72,34 @@ def print_plan(
         f"each training volume; lr {config.lr:g} after {config.warmup_iterations} steps of "
         f"warm-up, then a cosine to 0; EMA {config.ema:g} to 1",
     )
+
+    state = build_state(config, device)
     print_row(
-        "saved",
-        f"every {config.save_every} steps, some {estimate.checkpoint_bytes / GB:.2f} GB; "
-        f"validation every {config.validate_every}",
+        "model",
+        f"{config.encoder} {config.preset}, {millions(state.model.encoder)} parameters; with "
+        f"decoder, heads and the EMA target {millions(state.model)}",
     )
     print_row(
+        "saved",
+        f"every {config.save_every} steps, some {checkpoint_bytes(state) / GB:.2f} GB; "
+        f"validation every {config.validate_every}",
+    )
+
+    fixed, pair = step_bytes(state, config)
+    pairs_at_once = config.batch_size // config.accumulate
+    print_row(
         "memory",
-        f"{estimate.memory_bytes / GB:.2f} GB on each device: {estimate.fixed_bytes / GB:.2f} "
-        f"whatever the batch, and {estimate.pair_bytes / GB:.2f} for each of "
-        f"{estimate.pairs_at_once} pairs. Measured with one pair and two, {precision} on "
-        f"{device.type}; the CUDA context and fragmentation are not included",
+        f"{(fixed + pair * pairs_at_once) / GB:.2f} GB on each device: {fixed / GB:.2f} "
+        f"whatever the batch, and {pair / GB:.2f} for each of {pairs_at_once} pairs. Measured with "
+        f"one pair and two, {precision} on {device.type}; the CUDA context and fragmentation are "
+        "not included",
     )
     print_row(
         "time",
-        f"{time_for(steps, estimate.step_seconds)}, by the fastest of two steps with "
-        f"{estimate.timed_pairs} pairs; reading, validation and the exchange between devices are "
+        f"{time_for(steps, step_seconds(state, config))}, by the fastest of two steps with "
+        f"{timed_pairs(config)} pairs; reading, validation and the exchange between devices are "
         "not included",
     )
-    print_row("results", f"{folder}: {how_it_begins(folder, step)}")
 
 
 def how_it_begins(folder: Path, step: int) -> str:

@@ -13,8 +13,8 @@ from alice_nnunet.data.volumes import case_names
 from alice_nnunet.datasets.raw_dataset import dataset_name, open_raw_dataset
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import file_sha256
-from alice_nnunet.model.presets import CROPS
+from alice_nnunet.files import file_sha256, require_space
+from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.names import ANATOMY, FINAL
 from alice_nnunet.pretrain.datasets.preprocessed import (
     is_preprocessed,
@@ -25,6 +25,7 @@ from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
 from alice_nnunet.pretrain.embedding.job import ensure_index
 from alice_nnunet.pretrain.runtime.device import choose_device
 from alice_nnunet.pretrain.runtime.distributed import Team, launch, launched, team
+from alice_nnunet.pretrain.runtime.estimate import millions, tensor_bytes
 from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
 from alice_nnunet.pretrain.runtime.stop import exit_code
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
@@ -40,6 +41,7 @@ from alice_nnunet.pretrain.training.resume import prepare_folder, resumed_config
 from alice_nnunet.pretrain.training.run import Run, make_training_pairs, train
 from alice_nnunet.pretrain.training.state import build_state, load_state
 from alice_nnunet.ranks import rank, world
+from alice_nnunet.text import millimetres
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,11 @@ def run_request(request: Request, arguments: list[str]) -> int:
     Returns:
         The exit code: 0 at the end of the run, another where it was stopped.
     """
-    device = choose_device(request.device)
-
-    # Where a setting is wrong, say so before preprocessing, and not once in every process.
-    make_config(dataset_name(request.dataset), request.settings)
+    # What is wrong is said before preprocessing, and not once in every process.
+    device = choose_device(request.device, request.settings.preset)
+    name = dataset_name(request.dataset)
+    config = make_config(name, request.settings)
+    require_space(results_of(name), checkpoint_bytes_at_least(config), "two checkpoints")
 
     if request.num_gpus > 1 and not launched():
         return launch(request.num_gpus, arguments, device)
@@ -116,6 +119,16 @@ def run_request(request: Request, arguments: list[str]) -> int:
         # Wait for process 0 to have saved: where one process ends, the others are ended.
         processes.wait()
     return exit_code(stopped_by) if stopped_by else 0
+
+
+def checkpoint_bytes_at_least(config: PretrainConfig) -> int:
+    """Of two checkpoints, the old one and the one that replaces it.
+
+    Online and target encoder and AdamW's two moments are counted, the decoder and the heads not.
+    """
+    with torch.device("meta"):  # takes no memory
+        encoder = build_encoder(config.encoder, config.encoder_arguments)
+    return 2 * 4 * tensor_bytes(encoder.parameters())
 
 
 def pretrain(request: Request, processes: Team) -> int:
@@ -179,7 +192,7 @@ def dry_run(request: Request) -> None:
             "--dry-run is for one process: omit torchrun and give the number of GPUs with -num_gpus"
         )
 
-    device = choose_device(request.device)
+    device = choose_device(request.device, request.settings.preset, only_asked=True)
     name = dataset_name(request.dataset)
     run = planned_folder(
         results_of(name), request.settings.encoder_name, request.name, request.resume
@@ -225,9 +238,9 @@ def dry_run(request: Request) -> None:
 def find_volumes(request: Request) -> tuple[dict, Path]:
     """Plans and folder of the preprocessed volumes; preprocesses where that is not done."""
     settings = request.settings
-    spacing = CROPS[settings.preset].spacing
     name = dataset_name(request.dataset)
-    return preprocessed_volumes(name, request.processes, spacing, settings.encoder["crop_size"])
+    crop_size = settings.encoder["crop_size"]
+    return preprocessed_volumes(name, request.processes, settings.preset, crop_size)
 
 
 def make_job(request: Request, plans: dict, volumes: Path, run: RunFolder, processes: int) -> Job:
@@ -313,13 +326,13 @@ def make_run(job: Job, request: Request, device: torch.device) -> Run:
 
     if rank() == 0:
         prepare_folder(job.run, config, state.step, request.resume)
-        parameters = sum(parameter.numel() for parameter in state.model.encoder.parameters())
         several = (
             f", {world()} processes with {config.batch_size} pairs each" if world() > 1 else ""
         )
         print(
             f"{config.encoder} {config.preset} on {device}{several}: {len(job.training)} training "
-            f"and {len(job.held_out)} held-out volumes, {parameters / 1e6:.1f} M encoder "
+            f"and {len(job.held_out)} held-out volumes of {millimetres(job.data['spacing'])}, "
+            f"{millions(state.model.encoder)} encoder "
             f"parameters, results in {job.run.path}",
             flush=True,
         )

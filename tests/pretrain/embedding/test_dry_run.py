@@ -27,7 +27,7 @@ def test_the_plan_of_a_training_is_printed(capsys):
 
     printed = capsys.readouterr().out
     rows = [line.split(maxsplit=1)[0] for line in printed.splitlines()]
-    assert rows == ["model", "data", "batch", "schedule", "saved", "memory", "time", "results"]
+    assert rows == ["results", "data", "batch", "schedule", "saved", "model", "memory", "time"]
     assert "9 training and 1 held-out volumes" in printed
     assert re.search(r"time +0:\d\d:\d\d for 6 steps of [0-9.e-]+ s", printed)
     assert "folder: resumes from step 4" in printed

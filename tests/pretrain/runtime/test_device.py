@@ -1,6 +1,8 @@
+import pytest
 import torch
 
-from alice_nnunet.pretrain.runtime.device import autocast, generator_at, peak_memory
+from alice_nnunet.errors import UserError
+from alice_nnunet.pretrain.runtime.device import autocast, choose_device, generator_at, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -23,3 +25,19 @@ def test_a_cpu_computes_in_bf16_only_where_it_is_told_to():
 
 def test_memory_is_in_gb():
     assert 0.05 < peak_memory(CPU) < 100
+
+
+def test_a_preset_for_gpus_is_not_started_on_a_cpu_unless_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", bool)
+
+    with pytest.raises(UserError, match=r"preset paper is made for a GPU.* -preset tiny.* -device"):
+        choose_device(None, "paper")
+    assert choose_device(None, "tiny").type == "cpu"
+    assert not capsys.readouterr().out
+
+    assert choose_device("cpu", "small").type == "cpu"
+    assert choose_device(None, "paper", only_asked=True).type == "cpu"
+    assert capsys.readouterr().out.count("NOTE: preset") == 2
+
+    with pytest.raises(UserError, match="torch finds no CUDA device here; use -device cpu"):
+        choose_device("cuda", "tiny")

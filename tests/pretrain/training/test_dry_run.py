@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from alice_nnunet.pretrain.runtime import estimate
@@ -6,7 +8,6 @@ from alice_nnunet.pretrain.training.config import PretrainConfig, make_config, r
 from alice_nnunet.pretrain.training.dry_run import (
     bytes_of_pairs,
     checkpoint_bytes,
-    estimate_run,
     step_bytes,
     step_seconds,
 )
@@ -74,8 +75,25 @@ def test_the_first_of_three_steps_warms_up_and_the_faster_counts(monkeypatch):
     assert estimate.fastest_of_two(lambda: calls.append(1)) == 3.0 and len(calls) == 3
 
 
-def test_what_a_run_takes_is_put_together():
+def test_rows_are_printed_as_soon_as_they_are_known(monkeypatch, capsys):
     config = tiny_config("batch_size=8", "accumulate=2")
-    run = estimate_run(build_state(config, CPU), config)
-    assert (run.pairs_at_once, run.timed_pairs) == (4, 2)
-    assert run.memory_bytes == run.fixed_bytes + 4 * run.pair_bytes and run.step_seconds > 0
+    before = {}
+
+    def note(name):
+        before[name] = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+
+    def memory(state, config):
+        note("memory")
+        return 1_000_000_000, 500_000_000
+
+    def time(step):
+        note("time")
+        return 1.0
+
+    monkeypatch.setattr(dry_run, "step_bytes", memory)
+    monkeypatch.setattr(dry_run, "fastest_of_two", time)
+    dry_run.print_plan(config, CPU, 1, Path("runs") / "vit", step=0, training=9)
+
+    assert before["memory"] == ["results", "data", "batch", "schedule", "model", "saved"]
+    assert before["time"] == ["memory"]
+    assert " for 2000 steps of 4 s, by the fastest of two steps with 2" in capsys.readouterr().out
