@@ -6,6 +6,7 @@ import torch
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import replacing
+from alice_nnunet.names import FINAL, LATEST
 
 PRETRAINING_ENTRIES = ("network_weights", "step", "config", "data", "nnssl_adaptation_plan")
 
@@ -52,12 +53,37 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
 def no_checkpoint(path: str | Path) -> UserError:
     """The error for a checkpoint that is not there; it names those in and beside its folder."""
     folder = Path(path).parent
-    there = [*folder.glob("checkpoint_*.pth"), *folder.parent.glob("*/checkpoint_*.pth")]
-    names = sorted({str(file) for file in there})
+    places = (folder.glob("checkpoint_*.pth"), folder.glob("*/checkpoint_*.pth"))
+    beside = folder.parent.glob("*/checkpoint_*.pth")
+    names = sorted({str(file) for files in (*places, beside) for file in files})
 
     if not names:
         return UserError(f"no checkpoint at {path}")
     return UserError(f"no checkpoint at {path}. There are: {', '.join(names)}")
+
+
+def finished_checkpoint(folder: Path) -> Path:
+    """The final checkpoint in a results folder of alice-pretrain.
+
+    Raises:
+        UserError: the run has not ended, or the folder is of no run.
+    """
+    if (folder / FINAL).is_file():
+        return folder / FINAL
+
+    if (folder / LATEST).is_file():
+        raise UserError(
+            f"the pretraining in {folder} has not ended: go on with it (alice-pretrain --c), or "
+            f"give {folder / LATEST} to take it as it is"
+        )
+    raise no_checkpoint(folder / FINAL)
+
+
+def unfinished(checkpoint: dict) -> str | None:
+    """'step 24 of 80' for the checkpoint of a pretraining that has not ended, else None."""
+    step = checkpoint["step"]
+    steps = checkpoint["config"].get("iterations", step)
+    return f"step {step} of {steps}" if step < steps else None
 
 
 def load_pretraining(path: str | Path) -> dict:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alice_nnunet.errors import CommandParser, UserError, command
+from alice_nnunet.errors import CommandParser, command
 
 
 def parser() -> CommandParser:
@@ -13,7 +13,10 @@ def parser() -> CommandParser:
         "names of MONAI or nnFormer. Fine-tune from it with alice-plan -weights FOLDER.",
     )
     parser.add_argument(
-        "checkpoint", metavar="CKPT", type=Path, help="checkpoint of alice-pretrain"
+        "checkpoint",
+        metavar="CKPT",
+        type=Path,
+        help="checkpoint or results folder of alice-pretrain",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="new folder")
     parser.add_argument(
@@ -27,12 +30,6 @@ def parser() -> CommandParser:
 @command("alice-export")
 def main(argv: list[str] | None) -> None:
     arguments = parser().parse_args(argv)
-    if arguments.checkpoint.is_dir():
-        raise UserError(
-            f"{arguments.checkpoint} is a folder; give a checkpoint of alice-pretrain, such as "
-            f"checkpoint_final.pth in it"
-        )
-
     from alice_nnunet.sharing.export import export_encoder
 
     export_encoder(arguments.checkpoint, arguments.out.resolve(), arguments.license)

@@ -26,8 +26,8 @@ def parser() -> CommandParser:
         "-weights",
         required=True,
         metavar="CKPT",
-        help="checkpoint of alice-pretrain, folder of alice-export, or Hugging Face repository, "
-        "owner/name or owner/name@revision",
+        help="checkpoint or results folder of alice-pretrain, folder of alice-export, or Hugging "
+        "Face repository, owner/name or owner/name@revision",
     )
     parser.add_argument(
         "-n", default="AlicePlans", metavar="NAME", help="name of the plans (default: %(default)s)"

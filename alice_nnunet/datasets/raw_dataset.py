@@ -53,10 +53,15 @@ def dataset_name(dataset: str | int) -> str:
         raise UserError(f"{found} with the ID {dataset} in {where}") from None
 
 
-def open_raw_dataset(dataset: str | int) -> RawDataset:
-    """Find the cases of a dataset in imagesTr and, if it exists, imagesTs, without opening images.
+def open_raw_dataset(dataset: str | int, test_images: bool = False) -> RawDataset:
+    """Find the cases of a dataset in imagesTr, without opening images.
 
-    Raises UserError if the whole dataset is unusable: no folder, an incomplete dataset.json.
+    Args:
+        dataset: ID or DatasetXXX_NAME.
+        test_images: take those of imagesTs, if it exists, too.
+
+    Raises:
+        UserError: the whole dataset is unusable: no folder, an incomplete dataset.json.
     """
     raw = nnunet_folder("nnUNet_raw")
     nnunet_folder("nnUNet_preprocessed")  # results go there: complain before any work
@@ -70,7 +75,8 @@ def open_raw_dataset(dataset: str | int) -> RawDataset:
     if not (folder / "imagesTr").is_dir():
         raise UserError(f"no folder imagesTr in {folder}: put the images there, CASE_0000.nii.gz")
 
-    cases, rejected = find_cases([folder / images for images in IMAGE_FOLDERS], dataset_json)
+    folders = [folder / images for images in IMAGE_FOLDERS[: 1 + test_images]]
+    cases, rejected = find_cases(folders, dataset_json)
     if not cases and not rejected:
         raise UserError(
             f"no file ends in {dataset_json['file_ending']} (dataset.json, file_ending) "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from alice_nnunet.checkpoint import load_pretraining
+from alice_nnunet.checkpoint import load_pretraining, unfinished
 from alice_nnunet.sharing.exported import load_exported
 from alice_nnunet.sharing.weights import find_weights, weights_sha256
 
@@ -40,18 +40,20 @@ class PretrainedEncoder(EncoderOrigin):
     Attributes:
         preset: tiny, small or paper.
         weights: tensors by the names of the encoder's state dict, on the CPU.
+        unfinished: "step 24 of 80" of a pretraining that has not ended, else None.
     """
 
     preset: str
     weights: dict[str, Tensor]
+    unfinished: str | None = None
 
 
 def load_pretrained(given: str | Path) -> PretrainedEncoder:
     """Load what a user gives as weights.
 
     Args:
-        given: checkpoint of alice-pretrain, folder of alice-export, or Hugging Face repository
-            (owner/name or owner/name@revision).
+        given: checkpoint or results folder of alice-pretrain, folder of alice-export, or Hugging
+            Face repository (owner/name or owner/name@revision).
 
     Raises:
         UserError: it is missing, cannot be read or is not from alice-pretrain.
@@ -68,6 +70,7 @@ def load_pretrained(given: str | Path) -> PretrainedEncoder:
         data=as_json(checkpoint["data"]),
         preset=config["preset"],
         weights=checkpoint["network_weights"],
+        unfinished=unfinished(checkpoint),
     )
 
 

@@ -36,6 +36,8 @@ def write_plans(request: PlanRequest) -> None:
         UserError: the request, the weights or the dataset cannot be planned; nothing was written.
     """
     encoder = load_pretrained(request.weights)
+    if encoder.unfinished:
+        print(f"NOTE: {encoder.path} is of an unfinished pretraining ({encoder.unfinished})")
     check_pretraining(encoder)
     if encoder.name not in RECIPES:
         raise UserError(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from alice_nnunet.checkpoint import load_pretraining
+from alice_nnunet.checkpoint import finished_checkpoint, load_pretraining, unfinished
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import new_folder
 from alice_nnunet.model.encoders.registry import build_encoder
@@ -19,13 +19,15 @@ def export_encoder(path: Path, out: Path, licence: str | None) -> None:
     """Write the encoder of a checkpoint into a new folder and print what was written.
 
     Args:
-        path: checkpoint of alice-pretrain.
+        path: checkpoint of alice-pretrain, or its results folder.
         out: folder that does not exist yet.
         licence: of the weights, as the Hugging Face hub names it; None if none is stated.
 
     Raises:
         UserError: the checkpoint is not what it describes, or out exists.
     """
+    if path.is_dir():
+        path = finished_checkpoint(path)
     checkpoint = load_pretraining(path)
     check_weights(checkpoint, path)
     plan = adaptation_plan_of(checkpoint)
@@ -47,6 +49,8 @@ def export_encoder(path: Path, out: Path, licence: str | None) -> None:
         f"sha256 {content['weights_sha256']}"
     )
     print(f"  names of other libraries: {published.file if published else reason}")
+    if unfinished(checkpoint):
+        print(f"  NOTE: the pretraining is unfinished ({unfinished(checkpoint)})")
     if not licence:
         print("  no licence is stated; state one with -license NAME")
     print(f"Fine-tune from it with alice-plan -d ID -weights {out}")

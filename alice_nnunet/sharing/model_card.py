@@ -2,6 +2,7 @@
 
 from huggingface_hub import ModelCardData
 
+from alice_nnunet.checkpoint import unfinished
 from alice_nnunet.networks.published.encoder import Published
 from alice_nnunet.sharing.exported import CONFIG, MODEL, PLAN
 from alice_nnunet.text import millimetres
@@ -131,12 +132,18 @@ def network_section(content: dict) -> str:
         ("encoder", config["encoder"]),
         ("preset", config["preset"]),
         *config["encoder_arguments"].items(),
-        ("steps done", content["step"]),
+        ("steps done", steps_done(content)),
         *((name, config[name]) for name in settings if name in config),
         ("alice-nnunet", content["alice_nnunet"]),
     ]
     lines = ["## Network and pretraining", "", *table(rows)]
     return "\n".join([*lines, "", f"Every setting is in `{CONFIG}`."])
+
+
+def steps_done(content: dict) -> str:
+    """How many, and where the pretraining has not ended, of how many."""
+    progress = unfinished(content)
+    return f"{progress} (unfinished)" if progress else str(content["step"])
 
 
 def metrics_section(metrics: dict) -> str:

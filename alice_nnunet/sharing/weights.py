@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 
-from alice_nnunet.checkpoint import no_checkpoint
+from alice_nnunet.checkpoint import finished_checkpoint, no_checkpoint
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256
 from alice_nnunet.sharing.exported import CONFIG, MODEL, PLAN, model_sha256
@@ -20,19 +20,30 @@ def find_weights(given: str) -> str:
     """Absolute path of a checkpoint or exported folder.
 
     Args:
-        given: path of a file or folder; if nothing exists there, `owner/name` or
+        given: path of a file, an exported folder or a results folder of alice-pretrain, which
+            stands for its final checkpoint; if nothing exists there, `owner/name` or
             `owner/name@revision` on the Hugging Face hub or in its cache.
 
     Raises:
-        UserError: the repository is neither on the hub nor in the cache.
+        UserError: the repository is neither on the hub nor in the cache, or the pretraining has
+            not ended.
     """
     path = os.path.abspath(given)  # noqa: PTH100 - resolve() would follow links
     repository = REPOSITORY.fullmatch(given)
 
+    if is_of_runs(Path(path)):
+        return str(finished_checkpoint(Path(path)))
     if Path(path).exists() or not repository or given.endswith(FILE_ENDINGS):
         return path  # it may be missing: whoever reads it reports that
 
     return download(*repository.groups())
+
+
+def is_of_runs(folder: Path) -> bool:
+    """Whether a folder holds a run of alice-pretrain, or folders of such."""
+    if not folder.is_dir() or (folder / MODEL).is_file():
+        return False
+    return any(folder.glob("checkpoint_*.pth")) or any(folder.glob("*/checkpoint_*.pth"))
 
 
 def download(repository: str, revision: str | None) -> str:

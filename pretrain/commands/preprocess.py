@@ -10,7 +10,7 @@ from alice_nnunet.settings.options import add_processes_option
 def parser() -> CommandParser:
     parser = CommandParser(
         "alice-preprocess",
-        description="Preprocess a dataset without labels: imagesTr, optionally imagesTs, and a "
+        description="Preprocess a dataset without labels: imagesTr, and a "
         "dataset.json with channel_names and file_ending.",
     )
     parser.add_argument(
@@ -24,6 +24,12 @@ def parser() -> CommandParser:
         "--verify",
         action="store_true",
         help="read all finished cases and repeat the damaged ones",
+    )
+    parser.add_argument(
+        "--with-test-images",
+        action="store_true",
+        help="use imagesTs too (default: imagesTr alone, as an encoder that has seen a test set "
+        "makes results on it worthless)",
     )
     parser.add_argument(
         "-preset",
@@ -63,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         spacing=tuple(arguments.spacing) if arguments.spacing else None,
         patch_size=tuple(arguments.patch) if arguments.patch else None,
         preset=arguments.preset,
+        test_images=arguments.with_test_images,
     )
 
 

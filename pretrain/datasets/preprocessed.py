@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alice_nnunet.data.volumes import case_names
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Triple, triple
@@ -12,6 +13,8 @@ from alice_nnunet.model.presets import CROPS
 from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
 from alice_nnunet.pretrain.datasets.preprocessing import REPORT, preprocess_dataset
 from alice_nnunet.pretrain.datasets.pretrain_plans import presets_of, spacing_of
+from alice_nnunet.pretrain.datasets.shares import print_shares
+from alice_nnunet.ranks import rank
 from alice_nnunet.text import millimetres
 
 
@@ -47,6 +50,10 @@ def preprocessed_volumes(
             preprocess_dataset(name, processes)
         else:
             preprocess_dataset(name, processes, patch_size=triple(patch_size), preset=preset)
+
+    elif rank() == 0:
+        report = json.loads((preprocessed / REPORT).read_text())
+        print_shares(name, set(case_names(existing_volumes(name))), set(report["failed"]))
 
     return json.loads(path.read_text()), existing_volumes(name)
 

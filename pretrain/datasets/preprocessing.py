@@ -33,9 +33,11 @@ from alice_nnunet.pretrain.datasets.pretrain_plans import (
     plans_sha256,
     spacing_of,
 )
+from alice_nnunet.pretrain.datasets.shares import has_test_cases, print_shares
 from alice_nnunet.text import millimetres
 from alice_nnunet.workers import run_each, with_progress
 
+VOLUMES = f"{PRETRAIN_PLANS}_{CONFIGURATION}"  # folder of the cases, in new plans
 REPORT = f"{PRETRAIN_PLANS}_report.json"
 
 # Cubic resampling leaves ripples of this size in the air beside the skin, in units of the window.
@@ -50,6 +52,7 @@ def preprocess_dataset(
     spacing: Spacing | None = None,
     patch_size: Triple | None = None,
     preset: str | None = None,
+    test_images: bool = False,
 ) -> dict:
     """Preprocess the cases of a raw dataset that are not finished yet.
 
@@ -61,6 +64,7 @@ def preprocess_dataset(
         spacing: mm, (z, y, x); None for that of existing plans, or the default.
         patch_size: voxels, (z, y, x); None as for spacing.
         preset: tiny, small or paper, for what is None of these two.
+        test_images: use imagesTs too. Where it was used before, it is without being asked for.
 
     Returns:
         The report {"ok": [case, ...], "failed": {case: reason}}, as written beside the plans.
@@ -68,7 +72,9 @@ def preprocess_dataset(
     Raises:
         UserError: the user can correct the cause, or no case could be used.
     """
-    raw = open_raw_dataset(dataset)
+    raw = open_raw_dataset(dataset, test_images)
+    if not overwrite and has_test_cases(raw.name, raw.preprocessed / VOLUMES):
+        raw = open_raw_dataset(dataset, test_images=True)
     report_path = raw.preprocessed / REPORT
 
     with working_in(raw.preprocessed):
@@ -99,6 +105,7 @@ def preprocess_dataset(
         f"{raw.name}: {len(report['ok'])} cases good, {len(failed)} failed, "
         f"{millimetres(spacing_of(plans))}; report: {report_path}"
     )
+    print_shares(raw.name, set(report["ok"]), set(report["failed"]))
     return report
 
 

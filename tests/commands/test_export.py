@@ -103,7 +103,7 @@ def test_an_existing_folder_and_an_exported_one_are_refused(run, tmp_path, capsy
     (tmp_path / "out").mkdir()
     assert "exists already" in refused(capsys, run, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
-    assert "is a folder" in refused(capsys, tmp_path / "out", tmp_path / "again")
+    assert "no checkpoint at" in refused(capsys, tmp_path / "out", tmp_path / "again")
     assert "no checkpoint at" in refused(capsys, tmp_path / "none.pth", tmp_path / "again")
 
 

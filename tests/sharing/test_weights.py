@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from alice_nnunet.checkpoint import unfinished
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256
+from alice_nnunet.finetuning.pretrained import load_pretrained
 from alice_nnunet.sharing.exported import write_exported
 from alice_nnunet.sharing.weights import find_weights, weights_sha256
 from tests.helpers.finetuning import pretraining_checkpoint, write_checkpoint
@@ -132,3 +135,27 @@ def test_sha256_of_files_and_folders(tmp_path):
         weights_sha256(str(tmp_path))
     with pytest.raises(UserError, match="no checkpoint at"):
         weights_sha256(str(tmp_path / "none.pth"))
+
+
+def test_a_results_folder_means_its_final_checkpoint(tmp_path):
+    run = tmp_path / "runs" / "vit"
+    run.mkdir(parents=True)
+    write_checkpoint(run / "checkpoint_latest.pth")
+    with pytest.raises(UserError, match=r"has not ended: .* give .*checkpoint_latest.pth to take"):
+        find_weights(str(run))
+
+    write_checkpoint(run / "checkpoint_final.pth")
+    assert find_weights(str(run)) == str(run / "checkpoint_final.pth")
+    assert load_pretrained(run).path == str(run / "checkpoint_final.pth")
+
+    with pytest.raises(UserError, match=r"no checkpoint at .*There are: .*vit/checkpoint_final"):
+        find_weights(str(run.parent))
+
+
+def test_an_unfinished_pretraining_is_told_by_its_step(tmp_path):
+    checkpoint = pretraining_checkpoint()
+    assert unfinished(checkpoint) is None  # of one that does not say how many steps it has
+
+    checkpoint["config"]["iterations"] = 80
+    torch.save(checkpoint, tmp_path / "c.pth")
+    assert load_pretrained(tmp_path / "c.pth").unfinished == "step 7 of 80"

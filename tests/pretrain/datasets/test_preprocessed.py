@@ -1,16 +1,18 @@
 """Volumes, their matcher and a run are of one preset, or it is said which is which."""
 
 import json
+import shutil
 
 import nibabel
 import numpy as np
 import pytest
 
+from alice_nnunet.data.volumes import case_names
 from alice_nnunet.errors import UserError
 from alice_nnunet.pretrain.commands.embed import main as alice_embed
 from alice_nnunet.pretrain.commands.preprocess import main as alice_preprocess
 from alice_nnunet.pretrain.commands.pretrain import main as alice_pretrain
-from alice_nnunet.pretrain.datasets.preprocessed import check_preset
+from alice_nnunet.pretrain.datasets.preprocessed import check_preset, preprocessed_volumes
 from alice_nnunet.pretrain.embedding.job import check_spacing
 
 PLANS = "preprocessed/Dataset022_Test/AlicePretrainPlans.json"
@@ -114,3 +116,38 @@ def test_what_is_missing_is_said_before_any_scan_is_read(
     error = refusal(capsys, alice_pretrain, "-preset", "tiny")
     assert "check the environment variable nnUNet_results" in error
     assert not (nnunet_folders / "preprocessed" / "Dataset022_Test").exists()
+
+
+def add_scan(root, images: str, case: str) -> None:
+    folder = root / "raw" / "Dataset022_Test"
+    (folder / images).mkdir(exist_ok=True)
+    shutil.copy(folder / "imagesTr" / "a_0000.nii.gz", folder / images / f"{case}_0000.nii.gz")
+
+
+def test_a_test_set_is_used_only_where_it_is_asked_for(preprocess, nnunet_folders, capsys):
+    add_scan(nnunet_folders, "imagesTs", "t")
+    volumes = nnunet_folders / PLANS.replace(".json", "_3d_fullres")
+
+    preprocess("-preset", "tiny")
+    assert case_names(volumes) == ["a"]
+    assert "0 of them of imagesTs, where 1 are left out" in capsys.readouterr().out
+
+    preprocess("--with-test-images")
+    assert case_names(volumes) == ["a", "t"]
+    assert "2 volumes, 1 of them of imagesTs. Do not report" in capsys.readouterr().out
+    preprocess()  # what was used stays: a run on it goes on
+    assert case_names(volumes) == ["a", "t"]
+
+    preprocess("--overwrite")
+    assert case_names(volumes) == ["a"]
+
+
+def test_labels_and_scans_that_were_added_later_are_named(preprocess, nnunet_folders, capsys):
+    (nnunet_folders / "raw" / "Dataset022_Test" / "labelsTr").mkdir()
+    preprocess("-preset", "tiny")
+    assert "has labels (labelsTr), which are not used" in capsys.readouterr().out
+
+    add_scan(nnunet_folders, "imagesTr", "new")
+    preprocessed_volumes("Dataset022_Test", 1, "tiny", (32, 64, 64))
+    printed = capsys.readouterr().out
+    assert "1 scans in imagesTr were added after preprocessing and are not used (new)" in printed
