@@ -4,6 +4,8 @@ CONFIGURATION = "3d_fullres"  # nnU-Net's configuration, in all plans that this 
 
 PRETRAIN_PLANS = "AlicePretrainPlans"
 ANATOMY = f"{PRETRAIN_PLANS}_anatomy"  # folder of the matcher and its index, beside the volumes
+PARTNERS = "partners.npz"  # in it: which scans show the same places
+COVERAGE = "coverage.json"  # in it: what each scan shows
 
 LATEST = "checkpoint_latest.pth"  # of a run that goes on
 FINAL = "checkpoint_final.pth"  # of a run that has ended; nnU-Net's name, too

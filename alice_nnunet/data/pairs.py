@@ -1,7 +1,7 @@
 """Aligned crops of one body part from two people (Alice, Sec. 4.2 and A.1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,15 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from alice_nnunet.data.match import Match, Matcher
+from alice_nnunet.data.partners import EligiblePartners, Partners
 from alice_nnunet.data.volumes import Volume, open_volume
 from alice_nnunet.geometry import Triple, triple
 
 DRAWS = 100  # pairs tried for one sample before it takes what there is
 NEAR_MISS = 0.9  # share of the minimum score from which the best of these is taken
+EVEN_POINTS = 16  # points drawn evenly over a body before a place that matches is taken
+PLACES_TRIED = 4  # of one query, before it is given up
+AROUND_PLACE = 15.0  # mm from a place of a region, along each axis
 LARGEST_SHIFT = 0.25  # of the crop, along each axis, between two crops of the same scan
 
 # How the two crops of a pair were found.
@@ -98,6 +102,9 @@ class AlignedPairs:
         min_score: Pairs with a lower score are rejected, and others drawn in their place.
         seed: Words of the seed.
         same_volume: The key is the query itself: the baseline without another person.
+        partners: Which scans show the same places. None: any pair is drawn and tried, as the paper
+            does.
+        by_region: With partners, every region of the body is equally likely in place of every scan.
     """
 
     folder: Path
@@ -108,6 +115,8 @@ class AlignedPairs:
     min_score: float
     seed: Sequence[int]
     same_volume: bool = False
+    partners: Partners | None = None
+    by_region: bool = False
 
     def __post_init__(self):
         cases = set(self.queries) | set(self.keys)
@@ -146,25 +155,86 @@ class AlignedPairs:
     def draw(self, index: int) -> DrawnPair:
         """Draw the pair with this number, without reading its crops.
 
-        A draw always ends. Where DRAWS pairs in a row score too low, the best of them is taken, or
-        two crops of one scan where that is no near miss.
+        A draw always ends. Where all pairs that it tries score too low, the best of them is taken,
+        or two crops of one scan where that is no near miss.
         """
         rng = np.random.default_rng((*self.seed, index))
+        has_partners = self.eligible is not None and len(self.eligible.rows) > 0
+        candidates = self.likely_pairs(rng) if has_partners else self.random_pairs(rng)
         best: DrawnPair | None = None
+        rejected = 0
 
-        for rejected in range(DRAWS):
-            query, key = self.draw_volumes(rng)
-            point = query.body.random_point(rng)
+        for query, point, key in candidates:
             match = self.matcher(point, query, key)
             if match.score >= self.min_score:
                 return DrawnPair(query, key, point, match, rejected)
             if best is None or match.score > best.match.score:
-                best = DrawnPair(query, key, point, match, DRAWS, BELOW)
+                best = DrawnPair(query, key, point, match, 0, BELOW)
+            rejected += 1
 
         assert best is not None
         if best.match.score >= NEAR_MISS * self.min_score:
-            return best
-        return self.same_scan(best.query, best.point, DRAWS, rng)
+            return replace(best, rejected=rejected)
+        return self.same_scan(best.query, best.point, rejected, rng)
+
+    @cached_property
+    def eligible(self) -> EligiblePartners | None:
+        """The partners that this stream may draw."""
+        if self.partners is None or self.same_volume:
+            return None
+        return self.partners.eligible(self.queries, self.keys, self.min_score)
+
+    def random_pairs(self, rng: np.random.Generator) -> Iterator[tuple[Volume, Triple, Volume]]:
+        """DRAWS times any two volumes, and a point of the first."""
+        for _ in range(DRAWS):
+            query, key = self.draw_volumes(rng)
+            yield query, query.body.random_point(rng), key
+
+    def likely_pairs(self, rng: np.random.Generator) -> Iterator[tuple[Volume, Triple, Volume]]:
+        """A volume, points of it, and for each of them the volumes that show it.
+
+        Points are drawn evenly over the body. Those that no other volume shows are passed over;
+        after EVEN_POINTS of them a place that is known to match is taken.
+        """
+        eligible = self.eligible
+        assert eligible is not None
+
+        if self.by_region:
+            row, place = eligible.draw_query_of_region(rng)
+        else:
+            row = eligible.draw_query(rng)
+        query = open_volume(self.folder, str(eligible.table.cases[row]))
+
+        for number in range(PLACES_TRIED):
+            if self.by_region and number == 0:
+                point = self.near_place(eligible, row, place, query, rng)
+            else:
+                point, place = self.draw_point(eligible, row, query, rng)
+            for case in eligible.keys_at(row, place, rng):
+                yield query, point, open_volume(self.folder, case)
+
+    def draw_point(
+        self, eligible: EligiblePartners, row: int, query: Volume, rng: np.random.Generator
+    ) -> tuple[Triple, int]:
+        """A point of a body that other volumes show, and the place of the table next to it."""
+        for _ in range(EVEN_POINTS):
+            point = query.body.random_point(rng)
+            place = eligible.nearest_place(row, (np.array(point) + 0.5) * query.spacing)
+            if eligible.has_key[row, place]:
+                return point, place
+
+        place = eligible.any_place(row, rng)
+        return voxel_of(eligible, row, place, query), place
+
+    @staticmethod
+    def near_place(
+        eligible: EligiblePartners, row: int, place: int, query: Volume, rng: np.random.Generator
+    ) -> Triple:
+        """A voxel of the body up to AROUND_PLACE from a place of the table, else that place."""
+        shift = rng.uniform(-AROUND_PLACE, AROUND_PLACE, 3)
+        voxel = np.floor((eligible.table.positions[row, place] + shift) / query.spacing)
+        near = tuple(int(i) for i in voxel)
+        return near if query.body.contains(near) else voxel_of(eligible, row, place, query)
 
     def same_scan(
         self, query: Volume, point: Triple, rejected: int, rng: np.random.Generator
@@ -233,6 +303,13 @@ def noise_pairs(
         rejected=torch.zeros(number, dtype=torch.int64),
         kind=[MATCHED] * number,
     )
+
+
+def voxel_of(eligible: EligiblePartners, row: int, place: int, query: Volume) -> Triple:
+    """The voxel of a volume in which a place of the table lies."""
+    voxel = np.floor(eligible.table.positions[row, place] / query.spacing)
+    last = np.array(query.body.size) - 1
+    return tuple(int(i) for i in np.clip(voxel, 0, last))
 
 
 def empty_tensor(shape: tuple[int, ...]) -> Tensor:

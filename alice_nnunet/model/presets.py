@@ -52,7 +52,6 @@ TINY_RUN = {
     "batch_size": 4,
     "lr": 3e-4,
     "iterations": 2000,
-    "min_score": 0.65,
     "ema": 0.99,
     "log_every": 20,
     "validate_every": 200,

@@ -11,6 +11,7 @@ from alice_nnunet.matcher.embed import embed_volume
 from alice_nnunet.matcher.index import is_whole, save_embedding
 from alice_nnunet.matcher.weights import load_network
 from alice_nnunet.names import FINAL
+from alice_nnunet.pretrain.embedding.coverage import update_coverage
 from alice_nnunet.workers import with_progress
 
 
@@ -50,6 +51,10 @@ def index_volumes(volumes: Path, folder: Path, device: torch.device, read_all: b
 
     indexed = len(cases) - len(failed)
     print(f"{indexed} of {len(cases)} volumes are indexed ({made} new) in {folder}", flush=True)
+
+    indexed_cases = [case for case in cases if case not in failed]
+    if indexed_cases:
+        update_coverage(volumes, folder, indexed_cases)
 
     if failed:
         reasons = "; ".join(f"{case}: {reason}" for case, reason in failed.items())

@@ -274,7 +274,16 @@ def remove_training(folder: Path) -> None:
 
     The training goes first: an interruption leaves nothing that looks complete.
     """
-    for pattern in ("checkpoint_*.pth", "*.json", "*.npy", "events.*", "*.png", "*.txt", "*.jsonl"):
+    for pattern in (
+        "checkpoint_*.pth",
+        "*.json",
+        "*.npy",
+        "*.npz",
+        "events.*",
+        "*.png",
+        "*.txt",
+        "*.jsonl",
+    ):
         for path in folder.glob(pattern):
             path.unlink()
 

@@ -36,12 +36,15 @@ from alice_nnunet.settings.ranges import (
 from alice_nnunet.settings.reading import OptionalValue, given_settings
 
 MATCHERS = ("embedding", "body", "same")
+DRAWS = ("partners", "random")
+QUERIES = ("scans", "regions")
 WARMUP_SHARE = 0.028  # of the iterations: 100 epochs of 1800 volumes in batches of 64, as the paper
 
 # Decided by the command's own options and by the data, not by --set.
 IDENTITY = ("dataset", "encoder", "preset")
 
 # What users may type for "not set", and what earlier versions wrote into config.json.
+USUAL_THRESHOLD = 0.7  # where the index knows none
 NOT_SET = {"warmup_iterations": -1, "workers": -1, "max_return": 0.0}
 
 
@@ -65,7 +68,12 @@ class PretrainConfig:
         ema: momentum of the target at the start of a run; it ends at 1.
         matcher: how the same body part is found in another person: embedding (learned by
             alice-embed), body (relative to the body's box) or same (the same volume twice).
-        min_score: pairs of crops that match with a lower score are rejected.
+        draw: which pairs are tried: partners (with matcher embedding, scans that are known to show
+            the same place) or random (any two scans, as in the paper).
+        queries: with draw partners, what is equally likely as query: scans, or regions (slabs of
+            the body, 100 mm along its axis).
+        min_score: pairs of crops that match with a lower score are rejected. Default: with matcher
+            embedding, the score that 2 % of false matches reach; 0.7 with others.
         max_return: mm; with matcher embedding, pairs whose match leads back to a point further
             away are rejected. Default: not checked.
         validation_share: share of the cases that is held out (Sec. A.1).
@@ -102,7 +110,9 @@ class PretrainConfig:
     clip_grad: float = 3.0
     ema: float = 0.996
     matcher: str = "embedding"
-    min_score: float = 0.7
+    draw: str = "partners"
+    queries: str = "scans"
+    min_score: float | None = None
     max_return: float | None = None
     validation_share: float = 0.1
     precision: str = "auto"
@@ -126,9 +136,13 @@ class PretrainConfig:
         require_positive(self, "max_nonfinite", "log_every", "validate_every", "probe_pairs")
         require_positive(self, "save_every")
         require_not_negative(self, "probe_every", "workers", "max_return")
-        require_share(self, "ema", "min_score", "validation_share")
+        require_share(self, "ema", "validation_share")
+        if self.min_score is not None:
+            require_share(self, "min_score")
 
         require_one_of(self, "matcher", MATCHERS)
+        require_one_of(self, "draw", DRAWS)
+        require_one_of(self, "queries", QUERIES)
         require_one_of(self, "precision", ("auto", "fp32", "bf16"))
         require_one_of(self, "compile", ("auto", "on", "off"))
 
@@ -187,7 +201,11 @@ def known_settings(encoder: str, preset: str) -> dict[str, dict[str, Any]]:
     return {
         "encoder": {**chosen.encoder, "crop_size": chosen.crops.size},
         "method": dataclasses.asdict(Method()),
-        "run": {**fields, **{name: OptionalValue(value) for name, value in NOT_SET.items()}},
+        "run": {
+            **fields,
+            **{name: OptionalValue(value) for name, value in NOT_SET.items()},
+            "min_score": OptionalValue(USUAL_THRESHOLD),
+        },
     }
 
 
@@ -290,6 +308,7 @@ def config_from_dict(saved: dict) -> PretrainConfig:
     arguments = {name: as_tuples(value) for name, value in saved["encoder_arguments"].items()}
     return PretrainConfig(
         **{
+            "draw": "random",  # as earlier versions did, whose runs go on with their pairs
             **none_where_not_set(saved),
             "method": Method(**saved["method"]),
             "encoder_arguments": arguments,

@@ -15,7 +15,7 @@ from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256, require_space
 from alice_nnunet.model.encoders.registry import build_encoder
-from alice_nnunet.names import ANATOMY, FINAL
+from alice_nnunet.names import ANATOMY, FINAL, PARTNERS
 from alice_nnunet.pretrain.datasets.preprocessed import (
     is_preprocessed,
     preprocessed_volumes,
@@ -38,7 +38,7 @@ from alice_nnunet.pretrain.training.folders import (
     results_of,
 )
 from alice_nnunet.pretrain.training.resume import prepare_folder, resumed_config
-from alice_nnunet.pretrain.training.run import Run, make_training_pairs, train
+from alice_nnunet.pretrain.training.run import Run, make_training_pairs, train, with_min_score
 from alice_nnunet.pretrain.training.state import build_state, load_state
 from alice_nnunet.ranks import rank, world
 from alice_nnunet.text import millimetres
@@ -168,6 +168,7 @@ def pretrain_in(run: RunFolder, request: Request, processes: Team) -> int:
         processes.wait()
         job.data["embedding_sha256"] = file_sha256(job.matcher_folder / FINAL)
 
+    job = dataclasses.replace(job, config=with_min_score(job.config, job.volumes))
     if rank() == 0:
         check_pairs(job)
 
@@ -228,6 +229,7 @@ def dry_run(request: Request) -> None:
             "(alice-embed); the pair drawn here is matched by the body's box"
         )
         config = dataclasses.replace(config, matcher="body")
+    config = with_min_score(config, volumes)
 
     first_pair = step * config.batch_size * request.num_gpus
     draw_first_pair(
@@ -311,7 +313,7 @@ def check_pairs(job: Job) -> None:
 
 def is_indexed(job: Job) -> bool:
     """Whether the files of a trained matcher and of an index of every volume are there."""
-    files = [FINAL, *(f"{case}.npy" for case in (*job.training, *job.held_out))]
+    files = [FINAL, PARTNERS, *(f"{case}.npy" for case in (*job.training, *job.held_out))]
     return all((job.matcher_folder / file).is_file() for file in files)
 
 

@@ -3,23 +3,24 @@
 import json
 import math
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alice_nnunet.data.match import Matcher
 from alice_nnunet.data.pairs import MATCHED, AlignedPairs, PairBatch
+from alice_nnunet.data.partners import Partners
 from alice_nnunet.files import replacing
 from alice_nnunet.geometry import Spacing
 from alice_nnunet.matcher.baselines import match_by_body, match_same
 from alice_nnunet.matcher.learned import EmbeddingMatcher
-from alice_nnunet.names import ANATOMY
+from alice_nnunet.names import ANATOMY, PARTNERS
 from alice_nnunet.pictures import pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.runtime.device import PROBE, TRAINING, VALIDATION, peak_memory
 from alice_nnunet.pretrain.runtime.distributed import gather_lists, largest, own_share
 from alice_nnunet.pretrain.runtime.loading import batches
 from alice_nnunet.pretrain.runtime.log import RunLog, time_left
 from alice_nnunet.pretrain.runtime.steps import Schedule, run_steps
-from alice_nnunet.pretrain.training.config import PretrainConfig
+from alice_nnunet.pretrain.training.config import USUAL_THRESHOLD, PretrainConfig
 from alice_nnunet.pretrain.training.probe import matched_crops_found
 from alice_nnunet.pretrain.training.state import State, save_state
 from alice_nnunet.pretrain.training.step import StepResult, train_step, validate
@@ -59,6 +60,10 @@ def make_pairs(
     min_score: float,
 ) -> AlignedPairs:
     """A stream of pairs: TRAINING, VALIDATION or PROBE."""
+    partners = None
+    if config.matcher == "embedding" and config.draw == "partners":
+        partners = Partners.load(volumes.parent / ANATOMY / PARTNERS)
+
     return AlignedPairs(
         folder=volumes,
         queries=queries,
@@ -68,12 +73,27 @@ def make_pairs(
         min_score=min_score,
         seed=(config.seed, stream),
         same_volume=config.matcher == "same",
+        partners=partners,
+        by_region=config.queries == "regions",
     )
 
 
 def make_training_pairs(config: PretrainConfig, volumes: Path, training: list[str]) -> AlignedPairs:
     """The stream of pairs to learn from."""
+    assert config.min_score is not None, "the job sets it before it draws"
     return make_pairs(config, volumes, training, training, TRAINING, config.min_score)
+
+
+def with_min_score(config: PretrainConfig, volumes: Path) -> PretrainConfig:
+    """The config with the minimum score of the index where the user gave none."""
+    if config.min_score is not None:
+        return config
+
+    table = volumes.parent / ANATOMY / PARTNERS
+    min_score = USUAL_THRESHOLD
+    if config.matcher == "embedding" and table.is_file():
+        min_score = round(Partners.load(table).threshold, 4)
+    return replace(config, min_score=min_score)
 
 
 @dataclass

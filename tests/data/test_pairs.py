@@ -16,8 +16,10 @@ from alice_nnunet.data.pairs import (
     AlignedPairs,
     NoMatch,
 )
+from alice_nnunet.data.partners import Partners
 from alice_nnunet.data.volumes import open_volume, save_volume
 from alice_nnunet.matcher.baselines import match_by_body
+from alice_nnunet.pretrain.runtime.loading import batches
 
 SIZE = (8, 12, 16)
 CASES = [f"case{i}" for i in range(4)]
@@ -185,3 +187,85 @@ def test_only_the_crops_are_pinned(folder, monkeypatch):
     batch = pairs(folder).batch([0, 1])
     assert torch.equal(batch.pin_memory().key, batch.key)
     assert pinned == [batch.query.shape, batch.key.shape]
+
+
+@pytest.fixture
+def table(folder) -> Partners:
+    """case0 shows what case1 and case2 show, at two of its places; case3 matches nobody."""
+    positions = np.full((4, 3, 3), np.nan, np.float32)
+    positions[0] = [[40, 40, 40], [60, 60, 60], [20, 20, 20]]
+    positions[1:3, 0] = 50
+    scores = np.zeros((4, 3, 3), np.uint8)
+    scores[0, 0, :2] = 250
+    scores[0, 1, 1] = 200
+    scores[1:3, 0, 0] = 250
+    return Partners(
+        cases=np.array(CASES),
+        contents=np.arange(4),
+        positions=positions,
+        regions=np.array([[0, 1, 1], [0, -1, -1], [0, -1, -1], [-1, -1, -1]], np.int16),
+        others=np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]], np.int32),
+        scores=scores,
+        threshold=0.7,
+    )
+
+
+def certain(point, query, key) -> Match:
+    return Match(point, 1.0)
+
+
+@pytest.mark.parametrize("by_region", [False, True])
+def test_pairs_are_drawn_from_what_is_known_to_match(folder, table, by_region):
+    stream = dataclasses.replace(pairs(folder, certain), partners=table, by_region=by_region)
+    drawn = [stream.draw(index) for index in range(300)]
+    names = {(pair.query.name, pair.key.name) for pair in drawn}
+    assert names == {
+        ("case0", "case1"),
+        ("case0", "case2"),
+        ("case1", "case0"),
+        ("case2", "case0"),
+    }
+
+    for pair in drawn:
+        assert pair.rejected == 0 and pair.query.body.contains(pair.point)
+        if pair.query.name != "case0":
+            continue
+        place = (np.array(pair.point) + 0.5) * pair.query.spacing
+        nearest = np.linalg.norm(table.positions[0] - place, axis=1).argmin()
+        if not by_region:
+            assert nearest in (0, 1) and (pair.key.name == "case2" or nearest == 0)
+
+    queries = [pair.query.name for pair in drawn]
+    share = queries.count("case0") / len(drawn)
+    # One of three scans; the only scan of one region and one of three in the other.
+    assert share == pytest.approx(2 / 3 if by_region else 1 / 3, abs=0.1)
+
+
+def test_a_pair_with_partners_depends_on_seed_and_index_alone(folder, table):
+    stream = dataclasses.replace(pairs(folder), partners=table)
+    alone = [dataclasses.replace(stream).batch([index]) for index in (7, 3, 5)]
+    for workers in (0, 2):
+        loaded = list(batches(stream, [[7], [3], [5]], workers))
+        for ours, theirs in zip(alone, loaded):
+            assert ours.query_case == theirs.query_case and ours.key_case == theirs.key_case
+            assert torch.equal(ours.query, theirs.query) and torch.equal(ours.key, theirs.key)
+
+
+def test_what_the_table_promises_and_the_matcher_denies_is_rejected(folder, table):
+    asked = []
+
+    def matcher(point, query, key):
+        asked.append((query.name, key.name))
+        return Match(point, 0.69 if len(asked) == 2 else 0.1)
+
+    stream = dataclasses.replace(pairs(folder, matcher), partners=table)
+    pair = stream.draw(0)
+    assert pair.kind == BELOW and pair.rejected == len(asked)
+    assert (pair.query.name, pair.key.name) == asked[1]
+    assert len({query for query, _ in asked}) == 1
+
+
+def test_without_any_partner_pairs_are_drawn_at_random(folder, table):
+    stream = dataclasses.replace(pairs(folder, certain, queries=["case3"]), partners=table)
+    drawn = [stream.draw(index) for index in range(20)]
+    assert {pair.key.name for pair in drawn} == set(CASES[:3])

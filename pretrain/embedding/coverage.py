@@ -1,0 +1,197 @@
+"""What each scan of an index shows and which others match it, for pairs and for people."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from alice_nnunet.data.partners import Partners
+from alice_nnunet.data.volumes import Volume, case_properties, open_volume
+from alice_nnunet.files import file_sha256, write_json_atomically
+from alice_nnunet.matcher.body_axis import BodyAxis
+from alice_nnunet.matcher.partners import (
+    FALSE_MATCHES,
+    calibrate,
+    draw_anchors,
+    find_anchors,
+    make_partners,
+    threshold_of,
+)
+from alice_nnunet.matcher.surroundings import Surroundings
+from alice_nnunet.names import COVERAGE, FINAL, PARTNERS
+
+VERSION = 1  # of what is computed here; a higher one computes it again
+SEED = 0
+USUAL_THRESHOLD = 0.7  # where an index is too small to calibrate one
+FRAGMENT = 30.0  # mm; a body that is shorter than this along an axis is a fragment
+SHOWN_NAMES = 5  # in a line on the screen
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was found out about the scans of an index.
+
+    Attributes:
+        table: Which scans show the same places.
+        axis: Where the scans lie along the body.
+        anchors: Places that each scan was compared with.
+        false_scores: Scores of known false matches, sorted.
+    """
+
+    table: Partners
+    axis: BodyAxis
+    anchors: Surroundings
+    false_scores: np.ndarray
+
+
+def update_coverage(volumes: Path, folder: Path, cases: list[str]) -> None:
+    """Compute the coverage where the index has none, or has changed since.
+
+    Args:
+        volumes: Folder of the preprocessed cases.
+        folder: Of the index, for the results too.
+        cases: That are indexed.
+    """
+    contents = np.array([case_properties(volumes, case)["alice"]["crc32"] for case in cases])
+    made_from = state_of(folder, cases, contents)
+    if is_current(folder, made_from):
+        return
+
+    coverage = compute_coverage(folder, cases, contents)
+    coverage.table.save(folder / PARTNERS)
+
+    scans = {case: open_volume(volumes, case) for case in cases}
+    report = describe(coverage, scans)
+    write_json_atomically(folder / COVERAGE, {"made_from": made_from, **report})
+    print_report(report, folder)
+
+
+def state_of(folder: Path, cases: list[str], contents: np.ndarray) -> str:
+    """A checksum of all that the coverage depends on."""
+    digest = hashlib.sha256(f"{VERSION} {file_sha256(folder / FINAL)}".encode())
+    for case, content in zip(cases, contents):
+        digest.update(f"{case} {content}".encode())
+    return digest.hexdigest()
+
+
+def is_current(folder: Path, made_from: str) -> bool:
+    """Whether the files that are there were made from this state of the index."""
+    try:
+        return (
+            json.loads((folder / COVERAGE).read_text())["made_from"] == made_from
+            and (folder / PARTNERS).is_file()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def compute_coverage(folder: Path, cases: list[str], contents: np.ndarray) -> Coverage:
+    """Compare all scans of an index, by random numbers that depend on nothing else."""
+    rng = np.random.default_rng(SEED)
+    anchors = draw_anchors(folder, cases, rng)
+    signatures = find_anchors(folder, cases, anchors)
+    false_scores = calibrate(folder, cases, rng)
+    threshold = threshold_of(false_scores, USUAL_THRESHOLD)
+    table, axis = make_partners(folder, cases, contents, signatures, threshold, rng)
+    return Coverage(table, axis, anchors, false_scores)
+
+
+def describe(coverage: Coverage, scans: dict[str, Volume]) -> dict:
+    """The coverage in plain values, for COVERAGE.
+
+    Args:
+        coverage: Of the index.
+        scans: Its volumes, in the table's order.
+    """
+    table = coverage.table
+    axis = coverage.axis
+    cases = list(scans)
+    eligible = table.eligible(cases, cases, table.threshold)
+    places = np.isfinite(table.positions[..., 0]).sum(1)
+    agreement = [None if np.isnan(value) else round(float(value), 3) for value in axis.agreement]
+
+    entries = {}
+    without_partner = {}
+    for number, (case, volume) in enumerate(scans.items()):
+        extent = body_extent(volume)
+        matched = int(eligible.has_key[number].sum())
+        partners = int(eligible.allowed[number].any(0).sum())
+
+        start = stop = None
+        if axis.groups[number] >= 0:
+            lowest = volume.body.box[0][0] * volume.spacing[0]
+            start = round(float(lowest + axis.offsets[number]), 1)
+            stop = round(start + extent[0], 1)
+
+        entries[case] = {
+            "group": int(axis.groups[number]),
+            "start_mm": start,
+            "stop_mm": stop,
+            "body_mm": [round(edge, 1) for edge in extent],
+            "agreement": agreement[number],
+            "upside_down": bool(axis.upside_down[number]),
+            "matched_places": round(matched / max(1, int(places[number])), 3),
+            "partners": partners,
+        }
+        if not matched:
+            without_partner[case] = why_unmatched(extent)
+
+    reached = float((coverage.false_scores >= table.threshold).mean())
+    return {
+        "threshold": round(table.threshold, 4),
+        "expected_false_matches": round(reached, 4) if len(coverage.false_scores) else None,
+        "wanted_false_matches": FALSE_MATCHES,
+        "scans": entries,
+        "without_partner": without_partner,
+        "same_content": same_content(table),
+    }
+
+
+def body_extent(volume: Volume) -> list[float]:
+    """mm of the box around the body, (z, y, x)."""
+    start, stop = volume.body.box
+    return [float((b - a) * s) for a, b, s in zip(start, stop, volume.spacing)]
+
+
+def why_unmatched(extent: list[float]) -> str:
+    """The likely reason why a scan matches nobody."""
+    if min(extent) < FRAGMENT:
+        return f"a fragment: its body is {min(extent):.0f} mm long along one axis"
+    return "it shows a part of the body that no other scan does, or it is another modality"
+
+
+def same_content(table: Partners) -> list[list[str]]:
+    """Cases that hold the same scan."""
+    by_content: dict[int, list[str]] = {}
+    for case, content in zip(table.cases, table.contents):
+        by_content.setdefault(int(content), []).append(str(case))
+    return [cases for cases in by_content.values() if len(cases) > 1]
+
+
+def print_report(report: dict, folder: Path) -> None:
+    """Say what people must know of it."""
+    scans = report["scans"]
+    alone = report["without_partner"]
+    print(
+        f"{len(scans) - len(alone)} of {len(scans)} scans match another one (score "
+        f"{report['threshold']:.2f}, which {report['wanted_false_matches']:.0%} of false matches "
+        f"reach): {folder / COVERAGE}",
+        flush=True,
+    )
+
+    for case, reason in list(alone.items())[:SHOWN_NAMES]:
+        print(f"  {case} matches no other scan: {reason}", flush=True)
+    if len(alone) > SHOWN_NAMES:
+        print(f"  and {len(alone) - SHOWN_NAMES} more", flush=True)
+
+    for case, entry in scans.items():
+        if entry["upside_down"]:
+            print(f"WARNING: {case} seems to be upside down", flush=True)
+    for cases in report["same_content"][:SHOWN_NAMES]:
+        names = ", ".join(cases[:SHOWN_NAMES]) + (" ..." if len(cases) > SHOWN_NAMES else "")
+        print(
+            f"WARNING: {len(cases)} cases have equal content and are never paired: {names}",
+            flush=True,
+        )
