@@ -7,11 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from alice_nnunet.data.partners import Partners
-from alice_nnunet.data.volumes import Volume, case_properties, open_volume
-from alice_nnunet.files import file_sha256, write_json_atomically
-from alice_nnunet.matcher.body_axis import BodyAxis
-from alice_nnunet.matcher.partners import (
+from alice_nnunet.coverage.body_axis import BodyAxis
+from alice_nnunet.coverage.partners import (
     FALSE_MATCHES,
     calibrate,
     draw_anchors,
@@ -19,7 +16,10 @@ from alice_nnunet.matcher.partners import (
     make_partners,
     threshold_of,
 )
-from alice_nnunet.matcher.surroundings import Surroundings
+from alice_nnunet.coverage.surroundings import Surroundings
+from alice_nnunet.data.partners import Partners
+from alice_nnunet.data.volumes import Volume, case_properties, open_volume
+from alice_nnunet.files import file_sha256, write_json_atomically
 from alice_nnunet.names import COVERAGE, FINAL, PARTNERS
 
 VERSION = 1  # of what is computed here; a higher one computes it again

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from alice_nnunet.coverage import partners
+from alice_nnunet.coverage.body_axis import BodyAxis
 from alice_nnunet.data.partners import LEVELS, NO_REGION
-from alice_nnunet.matcher import partners
-from alice_nnunet.matcher.body_axis import BodyAxis
 from alice_nnunet.matcher.embedding import BLOCK, Embedding, pack
 from alice_nnunet.matcher.index import save_embedding
 from alice_nnunet.matcher.learned import match_millimetres

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from alice_nnunet.coverage.surroundings import best_scores, coarse_scores, random_surroundings
 from alice_nnunet.matcher.embedding import BLOCK, NEIGHBOURS, pack
 from alice_nnunet.matcher.learned import match_millimetres
-from alice_nnunet.matcher.surroundings import best_scores, coarse_scores, random_surroundings
 
 
 def field(seed: int, size=(17, 20, 23), channels=8):

@@ -1,6 +1,6 @@
 import numpy as np
 
-from alice_nnunet.matcher.body_axis import Heights, find_body_axis
+from alice_nnunet.coverage.body_axis import Heights, find_body_axis
 
 
 def matches(rng, offsets, extents, number=40, false=0.1, noise=8.0) -> Heights:

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from alice_nnunet.data.partners import LEVELS, NO_REGION, Partners
-from alice_nnunet.matcher.body_axis import BodyAxis, Heights, find_body_axis
-from alice_nnunet.matcher.learned import opened
-from alice_nnunet.matcher.surroundings import (
+from alice_nnunet.coverage.body_axis import BodyAxis, Heights, find_body_axis
+from alice_nnunet.coverage.surroundings import (
     Surroundings,
     best_scores,
     joined,
     random_surroundings,
 )
+from alice_nnunet.data.partners import LEVELS, NO_REGION, Partners
+from alice_nnunet.matcher.learned import opened
 
 ANCHORS = 256  # places that every scan is compared with
 PLACES = 96  # of each scan in the table of partners
