@@ -27,6 +27,7 @@ LIBRARY_ROOMS = (
     "model",
     "pictures",
     "matcher",
+    "coverage",
     "networks",
     "sharing",
     "finetuning",
