@@ -46,7 +46,8 @@ class Method:
     decoder_depth: int = 4  # its transformer blocks
     decoder_heads: int = 16  # attention heads of each block
 
-    # Weights of the losses; 0 switches a term off (Table 11) and computes nothing for it. The paper sums (1, 1, 1).
+    # Weights of the losses; 0 switches a term off (Table 11) and computes nothing for it. The paper
+    # sums (1, 1, 1).
     weight_r: float = 10.0  # of l_r, reconstruction (Eq. 1)
     weight_dv: float = 1.0  # of l_dv, between two people (Eq. 2)
     weight_st: float = 1.0  # of l_st, token by token (Eq. 5)
