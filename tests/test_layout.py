@@ -24,6 +24,7 @@ LIBRARY_ROOMS = (
     "root",
     "settings",
     "data",
+    "checks",
     "model",
     "pictures",
     "matcher",

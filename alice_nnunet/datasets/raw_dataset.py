@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -12,7 +12,11 @@ from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")
-FILE_ENDINGS = (".nii.gz", ".nii")  # what nnU-Net's reorienting reader reads
+NIFTI_ENDINGS = (".nii.gz", ".nii")  # what nnU-Net's reorienting reader reads
+DICOM_ENDING = ".dcm"  # each image is a folder, CASE_0000, with the files of one series
+UNLABELED_ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".mhd", DICOM_ENDING)
+IMAGE_LIKE = (*UNLABELED_ENDINGS, ".gz", ".nhdr", ".img", ".hdr", ".dicom", ".ima", ".npy", ".npz")
+LISTED = 10  # names that a message lists at most
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,14 @@ class RawDataset:
         dataset_json: content of dataset.json.
         cases: files of each case, one per channel.
         rejected: file or case that cannot be used -> reason.
+        passed_over: file or folder among the images that is no image of the dataset -> reason.
     """
 
     name: str
     dataset_json: dict
     cases: dict[str, list[Path]]
     rejected: dict[str, str]
+    passed_over: dict[str, str] = field(default_factory=dict)
 
     @property
     def preprocessed(self) -> Path:
@@ -71,22 +77,32 @@ def open_raw_dataset(dataset: str | int, test_images: bool = False) -> RawDatase
     if not folder.is_dir():
         raise UserError(f"no dataset {name} in nnUNet_raw={raw}")
 
-    dataset_json = load_dataset_json(folder / "dataset.json")
-    if not (folder / "imagesTr").is_dir():
+    dataset_json = load_dataset_json(folder / "dataset.json", UNLABELED_ENDINGS)
+    if "dataset" not in dataset_json and not (folder / "imagesTr").is_dir():
         raise UserError(f"no folder imagesTr in {folder}: put the images there, CASE_0000.nii.gz")
 
     folders = [folder / images for images in IMAGE_FOLDERS[: 1 + test_images]]
     cases, rejected = find_cases(folders, dataset_json)
+    add_listed_cases(folder, dataset_json, cases, rejected)
+
+    used = {path for files in cases.values() for path in files}
+    passed_over = find_passed_over(folders, dataset_json, used, rejected)
     if not cases and not rejected:
+        others = f"; it has {first_few(list(passed_over))}" if passed_over else ""
         raise UserError(
             f"no file ends in {dataset_json['file_ending']} (dataset.json, file_ending) "
-            f"in {folder / 'imagesTr'}"
+            f"in {folder / 'imagesTr'}{others}"
         )
-    return RawDataset(name, dataset_json, cases, rejected)
+    return RawDataset(name, dataset_json, cases, rejected, passed_over)
 
 
-def load_dataset_json(path: Path) -> dict:
-    """Read dataset.json and check channel_names and file_ending; labels may be missing."""
+def load_dataset_json(path: Path, endings: tuple[str, ...] = NIFTI_ENDINGS) -> dict:
+    """Read dataset.json and check channel_names and file_ending; labels may be missing.
+
+    Args:
+        path: of the file.
+        endings: that file_ending may be.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -99,6 +115,13 @@ def load_dataset_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} must contain a JSON object")
 
+    if "channel_names" not in content and "modality" in content:
+        raise UserError(
+            f"{path} is in the format of nnU-Net version 1 or of the Medical Segmentation "
+            f"Decathlon: convert the dataset with nnUNetv2_convert_old_nnUNet_dataset or "
+            f"nnUNetv2_convert_MSD_dataset"
+        )
+
     channels = content.get("channel_names")
     named = isinstance(channels, dict) and all(isinstance(c, str) for c in channels.values())
     if not named or not channels:
@@ -107,10 +130,10 @@ def load_dataset_json(path: Path) -> dict:
         )
 
     ending = content.get("file_ending")
-    if ending not in FILE_ENDINGS:
+    if ending not in endings:
         raise UserError(
-            f'{path}: "file_ending" must be .nii.gz or .nii, got {json.dumps(ending)}. nnU-Net '
-            f"reorients only NIfTI files: convert the images to NIfTI"
+            f'{path}: "file_ending" must be {" or ".join(endings)}, got {json.dumps(ending)}. '
+            f"Convert the images to NIfTI"
         )
     return content
 
@@ -150,17 +173,19 @@ def group_files(
     folders: list[Path], ending: str
 ) -> tuple[dict[str, dict[int, Path]], dict[str, str]]:
     """Group image files by case and channel. Returns these, and the reasons for other names."""
-    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    is_dicom = ending == DICOM_ENDING
+    suffix = "" if is_dicom else ending
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(suffix))
     files_of: dict[str, dict[int, Path]] = {}
     rejected = {}
 
-    for path in sorted(path for folder in folders for path in folder.glob(f"*{ending}")):
-        if path.name.startswith("."):
+    for path in sorted(path for folder in folders for path in folder.glob(f"*{suffix}")):
+        if path.name.startswith(".") or path.is_dir() != is_dicom:
             continue
 
         parts = pattern.fullmatch(path.name)
         if parts is None:
-            rejected[path.name] = f"the name must end in the channel's number: CASE_0000{ending}"
+            rejected[path.name] = f"the name must end in the channel's number: CASE_0000{suffix}"
             continue
 
         case = parts[1]
@@ -172,3 +197,112 @@ def group_files(
         files[int(parts[2])] = path
 
     return files_of, rejected
+
+
+def add_listed_cases(
+    folder: Path, dataset_json: dict, cases: dict[str, list[Path]], rejected: dict[str, str]
+) -> None:
+    """Take the training cases that the entry "dataset" of dataset.json lists, as nnU-Net does.
+
+    They replace those of imagesTr. Adds each to cases, or to rejected with the reason.
+
+    Args:
+        folder: of the dataset, which relative paths start from.
+        dataset_json: content of dataset.json.
+        cases: by name.
+        rejected: by name.
+
+    Raises:
+        UserError: the entry has another form than nnU-Net's.
+    """
+    if "dataset" not in dataset_json:
+        return
+
+    for case in [c for c, files in cases.items() if files[0].parent.name == "imagesTr"]:
+        del cases[case]
+    for name in [n for n in rejected if not (folder / "imagesTs" / n).exists()]:
+        del rejected[name]
+
+    channels = len(dataset_json["channel_names"])
+    for case, files in listed_images(folder, dataset_json).items():
+        missing = [str(path) for path in files if not path.exists()]
+        if case in cases:
+            raise UserError(
+                f'case {case} is in {cases[case][0].parent} and in "dataset": rename one'
+            )
+        if len(files) != channels:
+            rejected[case] = f"dataset.json lists {len(files)} images and names {channels} channels"
+        elif missing:
+            rejected[case] = f"{' and '.join(missing)} (in dataset.json) is missing"
+        else:
+            cases[case] = files
+
+
+def listed_images(folder: Path, dataset_json: dict) -> dict[str, list[Path]]:
+    """The images of each case in the entry "dataset" of dataset.json.
+
+    Raises:
+        UserError: the entry has another form than nnU-Net's.
+    """
+    listed = {}
+    entries = dataset_json["dataset"]
+    try:
+        for case, entry in entries.items():
+            images = [os.path.expandvars(image) for image in entry["images"]]
+            listed[str(case)] = [folder / image for image in images]
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(
+            f'{folder / "dataset.json"}: "dataset" must be like '
+            f'{{"CASE": {{"images": ["imagesTr/CASE_0000.nii.gz"]}}}}'
+        ) from None
+    return listed
+
+
+def find_passed_over(
+    folders: list[Path], dataset_json: dict, used: set[Path], rejected: dict[str, str]
+) -> dict[str, str]:
+    """Files and folders among the images that are not used, with reasons.
+
+    Args:
+        folders: of the images.
+        dataset_json: content of dataset.json.
+        used: files of the cases.
+        rejected: names and cases that are reported already.
+    """
+    ending = dataset_json["file_ending"]
+    passed_over = {}
+
+    for path in sorted(path for folder in folders for path in folder.glob("*")):
+        case = re.sub(r"_\d{4}$", "", path.name.removesuffix(ending))
+        of_mhd = ending == ".mhd" and path.suffix in (".raw", ".zraw")
+        if path in used or path.name in rejected or case in rejected or of_mhd:
+            continue
+
+        if path.name.startswith("."):
+            reason = "a hidden file"
+        elif path.is_dir():
+            inside = sum(file.is_file() for file in path.rglob("*"))
+            reason = f"a folder of {inside} files: images must lie directly in {path.parent.name}"
+        elif path.name.endswith(ending):
+            reason = 'not in the entry "dataset" of dataset.json'
+        elif path.name.lower().endswith(ending):
+            reason = f"dataset.json says that images end in {ending}: rename it"
+        elif path.name.lower().endswith(IMAGE_LIKE):
+            reason = f"dataset.json says that images end in {ending}: convert it"
+        else:
+            reason = f"does not end in {ending}"
+        passed_over[f"{path.parent.name}/{path.name}"] = reason
+
+    return passed_over
+
+
+def passed_over_text(passed_over: dict[str, str]) -> str:
+    """How many files were passed over, and which, on one line."""
+    names = [f"{name} ({reason})" for name, reason in passed_over.items()]
+    return f"passed over {len(names)} files or folders: {first_few(names)}"
+
+
+def first_few(names: list[str]) -> str:
+    """The first names as text, and how many more there are."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

@@ -2,126 +2,139 @@
 
 import contextlib
 import io
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 
+from alice_nnunet.checks.channels import check_same_grid
+from alice_nnunet.checks.findings import NO_DECISIONS, Decisions, Finding, raise_errors, settled
+from alice_nnunet.checks.formats import UnreadableError, first_line, is_nifti, open_image
+from alice_nnunet.checks.header import Geometry, check_image_header
+from alice_nnunet.checks.voxels import SHORTEST_BODY, Window, check_channel, check_extent
+from alice_nnunet.geometry import Spacing
 
-def check_header(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Read size and affine of a NIfTI file, reoriented to RAS, without its voxels.
 
-    Returns:
-        Size (x, y, z) and affine (4, 4).
-
-    Raises:
-        ValueError: the file is not a 3D volume, with the reason.
-    """
+def check_header(
+    path: Path, decisions: Decisions = NO_DECISIONS
+) -> tuple[Geometry | None, list[Finding]]:
+    """The geometry of a file, None if it has none, and what is wrong with its header."""
     try:
-        image: Any = nibabel.load(path)
-        shape = image.shape
-        affine = image.affine
-        zooms = image.header.get_zooms()
-    except Exception as error:
-        raise ValueError(f"cannot be read: {first_line(error)}") from None
+        image = open_image(path)
+    except UnreadableError as error:
+        return None, [Finding("unreadable", path.name, str(error), remedy="Copy the file again")]
 
-    if len(shape) != 3:
-        raise ValueError(f"not a 3D volume: its shape is {shape}")
-    if 0 in shape:
-        raise ValueError(f"has no voxels: its shape is {shape}")
-    if 1 in shape:
-        raise ValueError(f"only one slice along an axis: its shape is {shape}")
-
-    edges = nibabel.affines.voxel_sizes(affine)
-    finite = np.isfinite(affine).all() and np.isfinite(zooms).all()
-    if not finite or min(zooms) <= 0 or edges.min() <= 0:
-        raise ValueError(f"voxel sizes must be positive numbers, got {tuple(map(float, zooms))} mm")
-    if not np.allclose(edges, zooms, rtol=0.01):
-        raise ValueError(
-            f"the header has two voxel sizes, {tuple(map(float, zooms))} mm in pixdim and "
-            f"{tuple(edges.round(3).tolist())} mm in the affine"
-        )
-
-    orientation = nibabel.io_orientation(affine)
-    x, y, z = (shape[axis] for axis in np.argsort(orientation[:, 0]))
-    to_file = nibabel.orientations.inv_ornt_aff(orientation, shape)
-    return (x, y, z), affine @ to_file
+    geometry, findings = check_image_header(image, path.name, decisions)
+    if geometry is not None:
+        findings += check_extent(geometry.extent, "the volume", path.name)
+    return geometry, settled(findings, decisions)
 
 
-def check_headers(files: list[Path]) -> None:
-    """Raise ValueError unless all channels of a case lie on one grid."""
-    first = None
+def read_geometry(path: Path, decisions: Decisions = NO_DECISIONS) -> Geometry:
+    """The geometry of a file. Raises BadImage (a ValueError) if it cannot be used."""
+    geometry, findings = check_header(path, decisions)
+    raise_errors(findings)
+    assert geometry is not None  # a header without geometry has an error
+    return geometry
 
+
+def check_headers(
+    files: list[Path], decisions: Decisions = NO_DECISIONS
+) -> tuple[dict[str, Geometry], list[Finding]]:
+    """The geometry of the channels of a case, by file name, and what is wrong with them."""
+    geometries = {}
+    findings = []
     for path in files:
-        try:
-            shape, affine = check_header(path)
-        except ValueError as error:
-            name = f"{path.name} " if len(files) > 1 else ""
-            raise ValueError(f"{name}{error}") from None
+        geometry, of_file = check_header(path, decisions)
+        findings += of_file
+        if geometry is not None:
+            geometries[path.name] = geometry
 
-        first = first or (shape, affine)
-        if shape != first[0] or not np.allclose(affine, first[1], rtol=0, atol=0.01):
-            raise ValueError(
-                f"{path.name} lies on another grid than {files[0].name}: size {shape} and "
-                f"{first[0]}, or another position or voxel size"
-            )
+    if len(geometries) > 1:
+        findings += check_same_grid(geometries)
+    return geometries, findings
 
 
-def read_case(files: list[Path], reader) -> tuple[np.ndarray, dict]:
+def read_case(
+    files: list[Path], reader, decisions: Decisions = NO_DECISIONS
+) -> tuple[np.ndarray, dict, list[Finding]]:
     """Read all channels of one case.
 
     Args:
         files: one file per channel.
-        reader: one of nnU-Net's image readers.
+        reader: one of nnU-Net's image readers for NIfTI.
+        decisions: of the user.
 
     Returns:
-        nnU-Net's float32 array (C, Z, Y, X) and its properties.
+        nnU-Net's float32 array (C, Z, Y, X), its properties, and the warnings on the headers.
 
     Raises:
-        ValueError: the images cannot be used, with the reason.
+        BadImage: a ValueError; the images cannot be used, with the reason.
     """
-    check_headers(files)
+    geometries, findings = check_headers(files, decisions)
+    raise_errors(findings, name_files=len(files) > 1)
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return reader.read_images([str(path) for path in files])
+        with readable(files, geometries) as paths, contextlib.redirect_stdout(io.StringIO()):
+            image, properties = reader.read_images([str(path) for path in paths])
     except MemoryError:
         raise ValueError("not enough memory to read it") from None
     except Exception as error:
         raise ValueError(f"cannot be read: {first_line(error)}") from None
+    return image, properties, findings
 
 
-def check_voxels(image: np.ndarray, windows: list[tuple[float, float] | None]) -> None:
-    """Raise ValueError, with channel and reason, if there is nothing to see in a channel.
+@contextlib.contextmanager
+def readable(files: list[Path], geometries: dict[str, Geometry]) -> Iterator[list[Path]]:
+    """Yield files that nnU-Net's reader reads in these geometries: the same, or temporary copies.
+
+    It reads 3D NIfTI files by their first valid form.
+    """
+    with tempfile.TemporaryDirectory(prefix="alice_") as folder:
+        paths = []
+        for number, path in enumerate(files):
+            image = open_image(path)
+            geometry = geometries[path.name]
+            same = image.ndim == 3 and np.array_equal(image.affine, geometry.affine)
+
+            if is_nifti(path) and same:
+                paths.append(path)
+                continue
+            voxels = np.asanyarray(image.dataobj).reshape(geometry.shape)
+            paths.append(Path(folder) / f"{number:04d}.nii")
+            nibabel.save(nibabel.Nifti1Image(voxels, geometry.affine), paths[-1])
+        yield paths
+
+
+def check_voxels(
+    image: np.ndarray,
+    windows: list[Window | None],
+    names: list[str],
+    spacing: Spacing,
+    decisions: Decisions = NO_DECISIONS,
+) -> list[Finding]:
+    """Check the voxels of all channels, and fill those that are not finite if the user wants it.
 
     Args:
-        image: (C, Z, Y, X), HU for CT.
+        image: (C, Z, Y, X), HU for CT; changed in place by --fill-nan.
         windows: bottom and top in HU for each CT channel, None for the others.
+        names: of the files.
+        spacing: mm, (z, y, x).
+        decisions: of the user.
+
+    Returns:
+        The warnings.
+
+    Raises:
+        BadImage: there is nothing to see in a channel, or CT is not in HU.
     """
-    for channel, (voxels, window) in enumerate(zip(image, windows)):
-        where = f"channel {channel}: " if len(image) > 1 else ""
+    is_fragment = min(n * s for n, s in zip(image.shape[1:], spacing)) < SHORTEST_BODY
+    findings = []
+    for voxels, window, name in zip(image, windows, names):
+        findings += check_channel(voxels, window, name, decisions, is_fragment)
 
-        broken = voxels.size - np.count_nonzero(np.isfinite(voxels))
-        if broken:
-            raise ValueError(f"{where}{broken} of {voxels.size} voxels are not finite")
-
-        low = voxels.min()
-        high = voxels.max()
-        if window and high <= window[0]:
-            raise ValueError(
-                f"{where}nothing above {window[0]:g} HU, only air (the largest value is {high:g})"
-            )
-        if window and low >= window[1]:
-            raise ValueError(
-                f"{where}nothing below {window[1]:g} HU (the smallest value is {low:g}): "
-                f"not CT in HU"
-            )
-        if low == high:
-            raise ValueError(f"{where}empty: every voxel is {low:g}")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's text, or its type if it has no text."""
-    text = str(error).strip().split("\n")[0][:300]
-    return text or type(error).__name__
+    findings = settled(findings, decisions)
+    raise_errors(findings, name_files=len(names) > 1)
+    return findings

@@ -25,6 +25,7 @@ def save_embedding(folder: Path, case: str, embedding: Embedding, made_from: dic
     """
     channels = embedding.middles.shape[1]
     values = np.concatenate([embedding.middles, embedding.blocks.reshape(-1, channels)])
+    values = np.ascontiguousarray(values)  # a body of one block comes in another memory layout
 
     # Without its .json the old embedding does not count.
     (folder / f"{case}.json").unlink(missing_ok=True)

@@ -17,8 +17,9 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from alice_nnunet.checks.formats import first_line
 from alice_nnunet.datasets.raw_dataset import dataset_name, load_dataset_json
-from alice_nnunet.datasets.raw_image import check_header, first_line
+from alice_nnunet.datasets.raw_image import read_geometry
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.finetuning.nnunet_plans import configuration_of, dataset_number
@@ -167,12 +168,12 @@ def canonical_axes(path: Path) -> list[int]:
         UserError: the file is not a NIfTI volume.
     """
     try:
-        check_header(path)
+        geometry = read_geometry(path)
     except ValueError as error:
-        raise UserError(f"{path} {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
     # for the file's axes x, y, z the axis of R, A, S
-    orientation = nibabel.io_orientation(nibabel.load(path).affine)
+    orientation = nibabel.io_orientation(geometry.affine)
     along = orientation[:, 0].tolist()
     return [2 - along.index(axis) for axis in (2, 1, 0)]
 

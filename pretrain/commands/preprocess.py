@@ -2,6 +2,7 @@
 
 import math
 
+from alice_nnunet.checks.options import add_decision_options, given_decisions
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.model.presets import CROPS
 from alice_nnunet.settings.options import add_processes_option
@@ -51,6 +52,7 @@ def parser() -> CommandParser:
         metavar=("Z", "Y", "X"),
         help="size of the crops in voxels, in place of the preset's",
     )
+    add_decision_options(parser)
     return parser
 
 
@@ -70,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         patch_size=tuple(arguments.patch) if arguments.patch else None,
         preset=arguments.preset,
         test_images=arguments.with_test_images,
+        decisions=given_decisions(arguments),
     )
 
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,18 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
-from alice_nnunet.data.body import find_body
+from alice_nnunet.checks.channels import channels_text, check_channel_names
+from alice_nnunet.checks.findings import (
+    NO_DECISIONS,
+    BadImage,
+    Decisions,
+    Finding,
+    raise_errors,
+    settled,
+)
+from alice_nnunet.checks.formats import first_line
+from alice_nnunet.checks.voxels import check_extent, content_digest, same_content
+from alice_nnunet.data.body import Body, find_body
 from alice_nnunet.data.volumes import (
     case_names,
     case_properties,
@@ -18,8 +30,8 @@ from alice_nnunet.data.volumes import (
     remove_partial,
     save_volume,
 )
-from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset
-from alice_nnunet.datasets.raw_image import check_header, check_voxels, first_line, read_case
+from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset, passed_over_text
+from alice_nnunet.datasets.raw_image import check_header, check_voxels, read_case
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import locked, require_space, write_json_atomically
 from alice_nnunet.geometry import Spacing, Triple
@@ -44,6 +56,21 @@ REPORT = f"{PRETRAIN_PLANS}_report.json"
 RINGING = 0.01
 
 
+@dataclass(frozen=True)
+class CaseResult:
+    """What became of a case.
+
+    Attributes:
+        reason: why it could not be used; None if it was preprocessed.
+        warnings: what is remarkable in it, one line each.
+        digest: content_digest of its voxels; "" if an older version preprocessed it.
+    """
+
+    reason: str | None = None
+    warnings: tuple[str, ...] = ()
+    digest: str = ""
+
+
 def preprocess_dataset(
     dataset: str | int,
     processes: int,
@@ -53,6 +80,7 @@ def preprocess_dataset(
     patch_size: Triple | None = None,
     preset: str | None = None,
     test_images: bool = False,
+    decisions: Decisions = NO_DECISIONS,
 ) -> dict:
     """Preprocess the cases of a raw dataset that are not finished yet.
 
@@ -65,9 +93,11 @@ def preprocess_dataset(
         patch_size: voxels, (z, y, x); None as for spacing.
         preset: tiny, small or paper, for what is None of these two.
         test_images: use imagesTs too. Where it was used before, it is without being asked for.
+        decisions: what to do with files that leave a choice.
 
     Returns:
-        The report {"ok": [case, ...], "failed": {case: reason}}, as written beside the plans.
+        The report, as written beside the plans: {"ok": [case, ...], "failed": {case: reason},
+        "warnings": {case: [text, ...]}, "passed_over": {file: reason}, "decisions": {...}}.
 
     Raises:
         UserError: the user can correct the cause, or no case could be used.
@@ -75,6 +105,7 @@ def preprocess_dataset(
     raw = open_raw_dataset(dataset, test_images)
     if not overwrite and has_test_cases(raw.name, raw.preprocessed / VOLUMES):
         raw = open_raw_dataset(dataset, test_images=True)
+    name_warnings = check_channels(raw, decisions)
     report_path = raw.preprocessed / REPORT
 
     with working_in(raw.preprocessed):
@@ -84,6 +115,8 @@ def preprocess_dataset(
         damaged = remove_damaged(folder, processes) if verify else {}
         good = finished_cases(folder, plans)
 
+        if raw.passed_over:
+            print(passed_over_text(raw.passed_over))
         failed = dict(raw.rejected)
         for case, reason in damaged.items():
             if case not in raw.cases:
@@ -91,9 +124,19 @@ def preprocess_dataset(
 
         report_path.unlink(missing_ok=True)  # a report means that preprocessing is complete
         print_kept(good, raw)
-        preprocess_cases(raw, plans, folder, processes, good, failed)
+        preprocess_cases(raw, (folder, plans, decisions), processes, good, failed)
 
-        report = {"ok": sorted(good & raw.cases.keys()), "failed": dict(sorted(failed.items()))}
+        done = {case: result for case, result in sorted(good.items()) if case in raw.cases}
+        warnings = case_warnings(done)
+        if name_warnings:
+            warnings["dataset.json"] = name_warnings
+        report = {
+            "ok": list(done),
+            "failed": dict(sorted(failed.items())),
+            "warnings": warnings,
+            "passed_over": raw.passed_over,
+            "decisions": decisions.to_dict(),
+        }
         write_json_atomically(report_path, report)
 
     if not report["ok"]:
@@ -102,11 +145,49 @@ def preprocess_dataset(
             f"{report_path} lists the reasons"
         )
     print(
-        f"{raw.name}: {len(report['ok'])} cases good, {len(failed)} failed, "
+        f"{raw.name}: {len(report['ok'])} cases good, {len(failed)} failed{counted(report)}, "
         f"{millimetres(spacing_of(plans))}; report: {report_path}"
     )
     print_shares(raw.name, set(report["ok"]), set(report["failed"]))
     return report
+
+
+def check_channels(raw: RawDataset, decisions: Decisions) -> list[str]:
+    """Print which channels are CT. Returns warnings on their names.
+
+    Raises UserError if nnU-Net does not treat a channel as CT whose name says that it is.
+    """
+    names = raw.dataset_json["channel_names"]
+    print(channels_text(names))
+
+    findings = settled(check_channel_names(names), decisions)
+    for finding in findings:
+        if finding.is_error:
+            raise UserError(f"{raw.name}, {finding.text}")
+    return [finding.text for finding in findings]
+
+
+def case_warnings(done: dict[str, CaseResult]) -> dict[str, list[str]]:
+    """The warnings on each case, and on cases of equal content, which are printed."""
+    warnings = {case: list(result.warnings) for case, result in done.items() if result.warnings}
+
+    digests = {case: result.digest for case, result in done.items() if result.digest}
+    for first, others in same_content(digests).items():
+        for case in others:
+            text = f"the same voxels as {first}: remove one of the two"
+            print(f"WARNING: {case}: {text}")
+            warnings.setdefault(case, []).append(text)
+    return warnings
+
+
+def counted(report: dict) -> str:
+    """The numbers of warnings and of files that were passed over, where there are any."""
+    text = ""
+    if report["warnings"]:
+        text += f", {len(report['warnings'])} with warnings"
+    if report["passed_over"]:
+        text += f", {len(report['passed_over'])} files passed over"
+    return text
 
 
 @contextmanager
@@ -185,22 +266,23 @@ def prepare_folder(raw: RawDataset, plans: dict, overwrite: bool) -> Path:
     return folder
 
 
-def finished_cases(folder: Path, plans: dict) -> set[str]:
+def finished_cases(folder: Path, plans: dict) -> dict[str, CaseResult]:
     """Cases that were preprocessed by these plans. Raises UserError if one was made by others."""
-    finished = set()
+    finished = {}
 
     for case in case_names(folder):
         try:
-            made_by = case_properties(folder, case)["alice"]["plans_sha256"]
+            entries = case_properties(folder, case)["alice"]
         except UserError:
             continue  # damaged: it is made again
 
-        if made_by != plans_sha256(plans):
+        if entries["plans_sha256"] != plans_sha256(plans):
             raise UserError(
                 f"{PRETRAIN_PLANS}.json has changed since {case} was preprocessed in {folder}: "
                 f"undo the change, or repeat every case with --overwrite"
             )
-        finished.add(case)
+        warnings = tuple(entries.get("warnings", ()))
+        finished[case] = CaseResult(None, warnings, entries.get("digest", ""))
 
     return finished
 
@@ -221,43 +303,54 @@ def remove_damaged(folder: Path, processes: int) -> dict[str, str]:
     return damaged
 
 
-def print_kept(good: set[str], raw: RawDataset) -> None:
+def print_kept(good: dict[str, CaseResult], raw: RawDataset) -> None:
     """Print how many cases need not be repeated."""
-    finished = len(good & raw.cases.keys())
+    finished = len(good.keys() & raw.cases.keys())
     if finished:
         print(f"{finished} of {len(raw.cases)} cases are already preprocessed by these plans")
 
-    orphans = len(good - raw.cases.keys())
+    orphans = len(good.keys() - raw.cases.keys())
     if orphans:
         print(f"{orphans} preprocessed cases have no images in nnUNet_raw any more; they are kept")
 
 
 def preprocess_cases(
     raw: RawDataset,
-    plans: dict,
-    folder: Path,
+    rules: tuple[Path, dict, Decisions],
     processes: int,
-    good: set[str],
+    good: dict[str, CaseResult],
     failed: dict[str, str],
 ) -> None:
-    """Preprocess all cases but the good ones. Adds each to good, or to failed with the reason."""
+    """Preprocess all cases but the good ones. Adds each to good, or to failed with the reason.
+
+    Args:
+        raw: the dataset.
+        rules: folder of the results, plans, and decisions of the user.
+        processes: number of processes.
+        good: by case.
+        failed: reasons by case.
+    """
     for name, reason in failed.items():
         tqdm.write(f"{name}: {reason}")
 
     jobs = {
-        case: (folder, case, files, plans, raw.dataset_json)
+        case: (case, files, raw.dataset_json, *rules)
         for case, files in raw.cases.items()
         if case not in good
     }
+    folder, plans, _ = rules
     require_space(folder, fewest_bytes(raw, list(jobs), plans), f"{len(jobs)} preprocessed cases")
     results = run_each(preprocess_case, jobs, processes)
 
-    for case, reason in with_progress(results, "preprocessing", len(jobs)):
-        if reason:
-            tqdm.write(f"{case}: {reason}")
-            failed[case] = reason
-        else:
-            good.add(case)
+    for case, result in with_progress(results, "preprocessing", len(jobs)):
+        if result.reason:
+            tqdm.write(f"{case}: {result.reason}")
+            failed[case] = result.reason
+            continue
+
+        for text in result.warnings:
+            tqdm.write(f"WARNING: {text}")
+        good[case] = result
 
 
 def fewest_bytes(raw: RawDataset, cases: list[str], plans: dict) -> int:
@@ -269,25 +362,32 @@ def fewest_bytes(raw: RawDataset, cases: list[str], plans: dict) -> int:
     voxels = 0.0
     for case in cases:
         for file in raw.cases[case]:
-            try:
-                size, affine = check_header(file)
-            except ValueError:
-                continue
-            millimetres_cubed = np.prod(size) * abs(np.linalg.det(affine[:3, :3]))
-            voxels += millimetres_cubed / spacing.prod()
+            geometry, _ = check_header(file)
+            if geometry is not None:
+                voxels += geometry.extent.prod() / spacing.prod()
     return int(voxels)
 
 
 def preprocess_case(
-    folder: Path, case: str, files: list[Path], plans: dict, dataset_json: dict
-) -> str | None:
-    """Preprocess one case into folder. Returns the reason if that fails, None if it succeeds."""
+    case: str,
+    files: list[Path],
+    dataset_json: dict,
+    folder: Path,
+    plans: dict,
+    decisions: Decisions = NO_DECISIONS,
+) -> CaseResult:
+    """Preprocess one case into folder."""
     try:
         manager = PlansManager(plans)
         configuration = manager.get_configuration(CONFIGURATION)
+        names = [path.name for path in files]
 
-        raw_image, properties = read_case(files, manager.image_reader_writer_class())
-        check_voxels(raw_image, channel_windows(plans))
+        raw_image, properties, findings = read_case(
+            files, manager.image_reader_writer_class(), decisions
+        )
+        spacing = properties["spacing"]
+        findings += check_voxels(raw_image, channel_windows(plans), names, spacing, decisions)
+        digest = content_digest(raw_image, spacing)
 
         image, nonzero, properties = DefaultPreprocessor(verbose=False).run_case_npy(
             raw_image, None, properties, manager, configuration, dataset_json
@@ -297,20 +397,36 @@ def preprocess_case(
 
         inside = inside_body(image, nonzero, configuration.normalization_schemes)
         body = find_body(inside, configuration.spacing)
+        if not any(finding.kind == "fragment" for finding in findings):
+            findings += body_findings(body, configuration.spacing, names[0], decisions)
+
+        warnings = tuple(finding.text for finding in findings)
         properties["alice"] = {
             "spacing": tuple(configuration.spacing),
             "body": body.to_dict(),
             "plans_sha256": plans_sha256(plans),
+            "warnings": warnings,
+            "digest": digest,
         }
         save_volume(folder, case, image, properties, configuration.patch_size)
 
     except MemoryError:
-        return "not enough memory: use fewer processes (-np), so that each has more"
+        return CaseResult("not enough memory: use fewer processes (-np), so that each has more")
+    except BadImage as error:
+        return CaseResult(str(error))
     except ValueError as error:
-        return first_line(error)
+        return CaseResult(first_line(error))
     except Exception as error:
-        return f"{type(error).__name__}: {first_line(error)}"
-    return None
+        return CaseResult(f"{type(error).__name__}: {first_line(error)}")
+    return CaseResult(None, warnings, digest)
+
+
+def body_findings(body: Body, spacing: Spacing, name: str, decisions: Decisions) -> list[Finding]:
+    """The warnings on the size of the body. Raises BadImage if the volume is a fragment."""
+    extent = tuple((stop - start) * s for start, stop, s in zip(*body.box, spacing))
+    findings = settled(check_extent(extent, "the body", name), decisions)
+    raise_errors(findings)
+    return findings
 
 
 def inside_body(image: np.ndarray, nonzero: np.ndarray, schemes: list[str]) -> np.ndarray:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
     ExperimentPlanner,
@@ -134,12 +133,11 @@ def median_geometry(
     spacings = []
     sizes = []
     for files in raw.cases.values():
-        try:
-            size, affine = check_header(files[0])
-        except ValueError:
-            continue
-        spacings.append(nibabel.affines.voxel_sizes(affine)[::-1])
-        sizes.append(size[::-1])
+        geometry, _ = check_header(files[0])
+        if geometry is not None:
+            turned = geometry.reoriented()
+            spacings.append(turned.spacing[::-1])
+            sizes.append(turned.shape[::-1])
 
     if not spacings:
         return list(spacing), list(patch_size)
@@ -160,7 +158,7 @@ def use_mask_for_norm(raw: RawDataset, schemes: list[type[ImageNormalization]]) 
     shares = []  # of the voxels that cropping leaves
     for files in raw.cases.values():
         try:
-            image, _ = read_case(files, NibabelIOWithReorient())
+            image, _, _ = read_case(files, NibabelIOWithReorient())
         except ValueError:
             continue
         if image.any():

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from alice_nnunet.datasets.raw_dataset import open_raw_dataset
+from alice_nnunet.datasets.raw_dataset import open_raw_dataset, passed_over_text
 from alice_nnunet.errors import UserError
 
 
@@ -22,6 +22,10 @@ def test_cases_of_both_folders_with_their_channels(raw_dataset):
     raw = open_raw_dataset(22, test_images=True)
 
     assert raw.name == "Dataset022_Test" and raw.rejected == {}
+    assert raw.passed_over == {
+        "imagesTr/._b_0000.nii.gz": "a hidden file",
+        "imagesTr/notes.txt": "does not end in .nii.gz",
+    }
     assert {case: [file.name for file in files] for case, files in raw.cases.items()} == {
         case: [f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"] for case in ("a_0001", "b", "c")
     }
@@ -56,8 +60,13 @@ def test_labels_and_number_of_cases_are_not_needed(folder):
         ("[]", "JSON object"),
         ('{"file_ending": ".nii.gz"}', '"channel_names" must be like'),
         ('{"channel_names": {}, "file_ending": ".nii.gz"}', '"channel_names" must be like'),
-        ('{"channel_names": {"0": "CT"}}', '"file_ending" must be .nii.gz or .nii, got null'),
-        ('{"channel_names": {"0": "CT"}, "file_ending": ".mha"}', "convert the images to NIfTI"),
+        (
+            '{"channel_names": {"0": "CT"}}',
+            '"file_ending" must be .nii.gz or .nii or .nrrd or .* got null',
+        ),
+        ('{"channel_names": {"0": "CT"}, "file_ending": ".png"}', "Convert the images to NIfTI"),
+        ('{"channel_names": {"0": "CT"}, "file_ending": ".mha"}', r"no file ends in .mha .*a_0000"),
+        ('{"modality": {"0": "CT"}, "training": []}', "nnUNetv2_convert_old_nnUNet_dataset"),
         ('{"channel_names": {"0": "CT"}, "file_ending": ".nii"}', "no file ends in .nii "),
     ],
 )
@@ -111,4 +120,53 @@ def test_two_datasets_of_one_id(folder):
 def test_unset_variable(folder, monkeypatch, variable):
     monkeypatch.delenv(variable)
     with pytest.raises(UserError, match=f"{variable} is not set"):
+        open_raw_dataset(22)
+
+
+def test_what_is_passed_over_is_named_with_the_reason(folder):
+    images = folder / "imagesTr"
+    for name in ("c_0000.NII.GZ", "d_0000.nii", "e_0000.nrrd", ".hidden_0000.nii.gz"):
+        (images / name).touch()
+    (images / "more").mkdir()
+    (images / "more" / "f_0000.nii.gz").touch()
+
+    raw = open_raw_dataset(22)
+
+    assert list(raw.cases) == ["a", "b"]
+    expected = {
+        "c_0000.NII.GZ": "rename it",
+        "d_0000.nii": "convert it",
+        "e_0000.nrrd": "convert it",
+        ".hidden_0000.nii.gz": "a hidden file",
+        "more": "a folder of 1 files",
+    }
+    assert raw.passed_over.keys() == {f"imagesTr/{name}" for name in expected}
+    for name, words in expected.items():
+        assert words in raw.passed_over[f"imagesTr/{name}"]
+    assert passed_over_text(raw.passed_over).startswith("passed over 5 files or folders: ")
+
+
+def test_cases_that_dataset_json_lists_may_lie_elsewhere(folder, tmp_path):
+    elsewhere = tmp_path / "scans" / "person.nii.gz"
+    elsewhere.parent.mkdir()
+    elsewhere.touch()
+    listed = {
+        "x": {"images": [str(elsewhere)], "label": "none"},
+        "y": {"images": ["imagesTr/a_0000.nii.gz"]},
+        "gone": {"images": ["imagesTr/gone_0000.nii.gz"]},
+        "two": {"images": ["a", "b"]},
+    }
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, "dataset": listed}))
+
+    raw = open_raw_dataset(22)
+
+    assert raw.cases == {"x": [elsewhere], "y": [folder / "imagesTr" / "a_0000.nii.gz"]}
+    assert "gone_0000.nii.gz" in raw.rejected["gone"] and "lists 2 images" in raw.rejected["two"]
+    assert raw.passed_over == {
+        "imagesTr/b_0000.nii.gz": 'not in the entry "dataset" of dataset.json'
+    }
+
+    (folder / "dataset.json").write_text(json.dumps({**content, "dataset": ["a"]}))
+    with pytest.raises(UserError, match='"dataset" must be like'):
         open_raw_dataset(22)

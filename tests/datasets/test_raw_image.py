@@ -3,12 +3,16 @@ import gzip
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
-from alice_nnunet.datasets.raw_image import check_header, check_voxels, read_case
+from alice_nnunet.checks.findings import Decisions
+from alice_nnunet.datasets.raw_image import check_voxels, read_case, read_geometry
 
 CT = [(-125.0, 255.0)]
-AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
+NAMES = ["a_0000.nii.gz", "a_0001.nii.gz"]
+AFFINE = np.diag([3.0, 4.0, 5.0, 1.0])
+SPACING = (4.0, 4.0, 4.0)
 
 
 def ramp(*shape) -> np.ndarray:
@@ -30,14 +34,15 @@ def path(tmp_path):
 def test_header_equals_nnunets_geometry(path):
     rotation = nibabel.eulerangles.euler2mat(0.05, -0.03, 0.02)
     affine = nibabel.affines.from_matvec(
-        rotation @ np.array([[0, 0, 4], [-2, 0, 0], [0, 3, 0]]), (5, 6, 7)
+        rotation @ np.array([[0, 0, 5], [-3, 0, 0], [0, 4, 0]]), (5, 6, 7)
     )
     save(path, affine=affine)
 
-    shape, turned = check_header(path)
-    image, properties = read_case([path], NibabelIOWithReorient())
-    assert image.shape[1:] == shape[::-1]
-    np.testing.assert_allclose(turned, properties["nibabel_stuff"]["reoriented_affine"], atol=1e-5)
+    geometry = read_geometry(path).reoriented()
+    image, properties, _ = read_case([path], NibabelIOWithReorient())
+    assert image.shape[1:] == geometry.shape[::-1]
+    reoriented = properties["nibabel_stuff"]["reoriented_affine"]
+    np.testing.assert_allclose(geometry.affine, reoriented, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +93,14 @@ def test_voxel_sizes_that_contradict_each_other_or_are_no_sizes(tmp_path, offset
     content[offset : offset + 4 * len(values)] = np.array(values, "<f4").tobytes()
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        check_header(path)
+        read_geometry(path)
 
 
 def test_channels_must_lie_on_one_grid(tmp_path, path):
     save(path)
-    other = save(tmp_path / "a_0001.nii.gz", affine=np.diag([2.0, 3.0, 4.1, 1.0]))
+    other = save(tmp_path / "a_0001.nii.gz", affine=np.diag([3.0, 4.0, 5.1, 1.0]))
     with pytest.raises(
-        ValueError, match=r"a_0001\.nii\.gz lies on another grid than a_0000\.nii\.gz"
+        ValueError, match=r"a_0001\.nii\.gz: lies on another grid than a_0000\.nii\.gz"
     ):
         read_case([path, other], NibabelIOWithReorient())
 
@@ -106,13 +111,13 @@ def test_channels_must_lie_on_one_grid(tmp_path, path):
     save(
         other,
         ramp(10, 12, 14)[::-1],
-        np.array([[-2, 0, 0, 18], [0, 3, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]]),
+        np.array([[-3, 0, 0, 27], [0, 4, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]]),
     )
-    image, _ = read_case([path, other], NibabelIOWithReorient())
+    image, _, _ = read_case([path, other], NibabelIOWithReorient())
     np.testing.assert_array_equal(image[0], image[1])
 
     other.write_bytes(b"text")
-    with pytest.raises(ValueError, match=r"a_0001\.nii\.gz cannot be read"):
+    with pytest.raises(ValueError, match=r"a_0001\.nii\.gz: cannot be read"):
         read_case([path, other], NibabelIOWithReorient())
 
 
@@ -132,15 +137,87 @@ def test_channels_must_lie_on_one_grid(tmp_path, path):
         (
             np.stack([np.arange(8.0), np.full(8, -1000.0)]).reshape(2, 2, 2, 2),
             2 * CT,
-            "channel 1: nothing above",
+            "a_0001.nii.gz: nothing above",
         ),
     ],
 )
 def test_voxels_that_are_no_image(voxels, windows, message):
     with pytest.raises(ValueError, match=message):
-        check_voxels(voxels, windows)
+        check_voxels(voxels, windows, NAMES, SPACING)
 
 
 def test_good_voxels():
-    check_voxels(np.arange(-500, 500, dtype=np.float32).reshape(1, 10, 10, 10), CT)
-    check_voxels(np.arange(1000, dtype=np.float32).reshape(1, 10, 10, 10) - 2000, [None])
+    hu = np.arange(-500, 500, dtype=np.float32).reshape(1, 10, 10, 10)
+    assert check_voxels(hu, CT, NAMES, SPACING) == []
+    assert check_voxels(hu - 2000, [None], NAMES, SPACING) == []
+
+
+def test_last_axes_of_one_and_other_formats_read_as_the_volume(tmp_path, path):
+    """.nrrd and .mha as SimpleITK writes them, a DICOM-like LPS affine in NIfTI."""
+    save(path, affine=np.diag([-3.0, -4.0, 5.0, 1.0]))
+    expected, properties, _ = read_case([path], NibabelIOWithReorient())
+
+    four_d = save(tmp_path / "b.nii.gz", ramp(10, 12, 14)[..., None], np.diag([-3.0, -4, 5, 1]))
+    by_itk = [tmp_path / "c.nrrd", tmp_path / "d.mha"]
+    for other in by_itk:
+        sitk.WriteImage(sitk.ReadImage(str(path)), str(other))
+    for other in (four_d, *by_itk):
+        image, found, findings = read_case([other], NibabelIOWithReorient())
+        np.testing.assert_array_equal(image, expected)
+        assert found["spacing"] == pytest.approx(properties["spacing"]) and findings == []
+
+
+def write_dicom(folder, voxels, skip=()) -> None:
+    """One file for each axial slice, LPS, 5 mm apart."""
+    folder.mkdir()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for z in range(voxels.shape[2]):
+        if z in skip:
+            continue
+        piece = sitk.GetImageFromArray(voxels[:, :, z].T)
+        piece.SetSpacing((3.0, 4.0))
+        tags = {
+            "0020|000e": "1.2.3",
+            "0008|0060": "CT",
+            "0018|0050": "5",
+            "0020|0013": str(z),
+            "0020|0032": f"-10\\20\\{5 * z}",
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+        }
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{z:03d}.dcm"))
+        writer.Execute(piece)
+
+
+def test_a_dicom_series_is_one_image(tmp_path):
+    voxels = ramp(10, 12, 14)
+    write_dicom(tmp_path / "a_0000", voxels)
+    image, properties, _ = read_case([tmp_path / "a_0000"], NibabelIOWithReorient())
+    np.testing.assert_array_equal(image[0], voxels[::-1, ::-1].T)  # LPS to RAS, as (z, y, x)
+    assert properties["spacing"] == pytest.approx([5, 4, 3])
+
+    write_dicom(tmp_path / "b_0000", voxels, skip=(6,))
+    with pytest.raises(ValueError, match="slices are missing or lie at several distances"):
+        read_case([tmp_path / "b_0000"], NibabelIOWithReorient())
+    (tmp_path / "c_0000").mkdir()
+    with pytest.raises(ValueError, match="no DICOM series"):
+        read_case([tmp_path / "c_0000"], NibabelIOWithReorient())
+
+
+def test_the_form_that_the_user_takes_is_read(path):
+    mirrored = np.diag([-3.0, 4.0, 5.0, 1.0])
+    image = nibabel.Nifti1Image(ramp(10, 12, 14), AFFINE)
+    image.set_sform(AFFINE, 1)
+    image.set_qform(mirrored, 1)
+    nibabel.save(image, path)
+
+    with pytest.raises(ValueError, match=r"sform RAS, qform LAS.*--take sform or --take qform"):
+        read_case([path], NibabelIOWithReorient())
+    voxels = {}
+    for form in ("sform", "qform"):
+        decisions = Decisions(take=frozenset({form}))
+        voxels[form], _, findings = read_case([path], NibabelIOWithReorient(), decisions)
+        assert [finding.kind for finding in findings] == ["two-orientations"]
+    np.testing.assert_array_equal(voxels["sform"], voxels["qform"][..., ::-1])

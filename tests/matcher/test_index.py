@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -45,6 +46,16 @@ def test_what_is_opened_is_what_was_saved(folder, embedding):
     (found, similarity), (expected, expected_similarity) = opened.find(asked), embedding.find(asked)
     assert found.tolist() == expected.tolist() and similarity == expected_similarity
     assert sorted(p.name for p in folder.iterdir()) == ["case.json", "case.npy"]
+
+
+def test_the_memory_layout_of_an_embedding_does_not_matter(folder, embedding):
+    """That of a small body is Fortran's."""
+    turned = dataclasses.replace(embedding, middles=np.asfortranarray(embedding.middles[:1]))
+    turned = dataclasses.replace(turned, blocks=np.asfortranarray(embedding.blocks[:1]))
+    turned = dataclasses.replace(turned, grid=(1, 1, 1))
+    save_embedding(folder, "case", turned, MADE_FROM)
+    assert is_whole(folder, "case", MADE_FROM)
+    assert np.array_equal(open_embedding(folder, "case").blocks, turned.blocks)
 
 
 def test_vectors_stay_on_the_disk(folder):
