@@ -71,7 +71,7 @@ class CaseResult:
     digest: str = ""
 
 
-def preprocess_dataset(
+def preprocess_dataset(  # noqa: PLR0913 - the options of alice-preprocess
     dataset: str | int,
     processes: int,
     overwrite: bool = False,
