@@ -295,12 +295,13 @@ def test_contexts_are_learned_in_closed_form_and_resumed(folders, embedded, tmp_
     weights = []
     for interrupted in (True, False):
         other = copy_without_matcher(folders, tmp_path / str(interrupted))
-        output = run(other, main, *few)
-
         if interrupted:
-            (anatomy(other) / "checkpoint_final.pth").unlink()
-            output = run(other, main, *few)
-            assert "resuming from step 2" in output
+            words = [*stopped("alice-embed", 1, signal.SIGTERM), "-d", "32", *few]
+            stop = subprocess.run(words, env=other, stdout=subprocess.DEVNULL, check=False)
+            assert stop.returncode == 75
+
+        output = run(other, main, *few)
+        assert ("resuming from step 2" in output) == interrupted
 
         assert "3 of 3 volumes are indexed" in output
         weights.append(load_checkpoint(anatomy(other) / "checkpoint_final.pth")["network_weights"])
