@@ -1,9 +1,11 @@
 """The honest baseline of AliceTrainer."""
 
-from alice_nnunet.trainers.alice_trainer import AliceTrainer
+# By its module: nnU-Net takes the first file in which it sees a class of the name that it searches,
+# and would find AliceTrainer here.
+from alice_nnunet.trainers import alice_trainer
 
 
-class AliceScratchTrainer(AliceTrainer):
+class AliceScratchTrainer(alice_trainer.AliceTrainer):
     """AliceTrainer with random weights: same network, plans and recipe, and nothing is loaded."""
 
     def load_weights(self) -> list[str]:

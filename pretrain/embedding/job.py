@@ -35,6 +35,7 @@ from alice_nnunet.pretrain.embedding.show import show_matches
 from alice_nnunet.pretrain.embedding.state import build_state, load_state
 from alice_nnunet.pretrain.runtime.device import choose_device
 from alice_nnunet.pretrain.runtime.estimate import millions
+from alice_nnunet.pretrain.runtime.log import check_loggers
 from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
 from alice_nnunet.settings.reading import differences
 from alice_nnunet.text import millimetres
@@ -104,6 +105,7 @@ def embed(
     Returns:
         0, or the signal that stopped the training, which is saved.
     """
+    check_loggers()
     job = prepare_job(config, device, processes)
 
     if released:

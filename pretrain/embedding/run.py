@@ -119,7 +119,8 @@ class EmbedRun:
         left = time_left(means["step time"] * (self.config.iterations - state.step))
         log.line(
             f"step {state.step}/{self.config.iterations} | fine {means['fine']:.4f} "
-            f"coarse {means['coarse']:.4f} | found {means['found']:.0%} | "
+            f"coarse {means['coarse']:.4f} | "
+            f"points found again {means['found']:.0%} | "
             f"lr {means['lr']:.2e} | grad {means['gradient norm']:.2f} | "
             f"data {means['data time']:.3f} s, step {means['step time']:.3f} s | left {left}"
         )
@@ -151,7 +152,8 @@ class EmbedRun:
         log.scalars(state.step, means, state.history)
         log.line(
             f"validation | fine {means['validation fine']:.4f} "
-            f"coarse {means['validation coarse']:.4f} | found {means['validation found']:.0%} | "
+            f"coarse {means['validation coarse']:.4f} | "
+            f"points found again {means['validation found']:.0%} | "
             f"{len(self.held_out)} held-out volumes"
         )
         self.draw_first(log, patches[0])
@@ -182,7 +184,7 @@ def train(run: EmbedRun) -> int:
         NonFiniteLoss: Too many steps in a row were skipped.
         UserError: The data cannot be read, or the checkpoint cannot be written.
     """
-    log = RunLog(run.folder, run.state.step, PANELS)
+    log = RunLog(run.folder, run.state.step, PANELS, run.config.as_dict())
     run.read_validation()
     stopped_by = run_steps(run, log)
     log.close()

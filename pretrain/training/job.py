@@ -26,6 +26,7 @@ from alice_nnunet.pretrain.embedding.job import ensure_index
 from alice_nnunet.pretrain.runtime.device import choose_device
 from alice_nnunet.pretrain.runtime.distributed import Team, launch, launched, team
 from alice_nnunet.pretrain.runtime.estimate import millions, tensor_bytes
+from alice_nnunet.pretrain.runtime.log import check_loggers
 from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
 from alice_nnunet.pretrain.runtime.stop import exit_code
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
@@ -106,6 +107,7 @@ def run_request(request: Request, arguments: list[str]) -> int:
         The exit code: 0 at the end of the run, another where it was stopped.
     """
     # What is wrong is said before preprocessing, and not once in every process.
+    check_loggers()
     device = choose_device(request.device, request.settings.preset)
     name = dataset_name(request.dataset)
     config = make_config(name, request.settings)

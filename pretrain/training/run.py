@@ -34,6 +34,16 @@ VALIDATION_PAIRS = 32  # at most, but for whole batches: they stay in memory
 LOSSES = ("l_r", "l_dv", "l_st")  # Eqs. 1, 2 and 5
 SPREADS = ("cls", "S", "T")
 
+HOW_TO_READ = (  # at the top of the log
+    "how to read this log | l_r is the reconstruction of hidden voxels: it falls from about 2 and "
+    "shows that something is learned",
+    "how to read this log | l_st and l_dv compare two people: they often start low, while all "
+    "features are alike, and rise while the spreads open. A spread of S under 0.1 is normal in the "
+    "first few hundred steps",
+    "how to read this log | the probe starts high, as random weights see brightness and edges, "
+    "falls in the first steps and recovers later. Details: docs/how-to/pretrain.md",
+)
+
 PANELS = {  # of progress.png
     "losses": (*LOSSES, *(f"validation {name}" for name in LOSSES)),
     "spread (under 0.1: collapse)": tuple(f"spread {name}" for name in SPREADS),
@@ -340,7 +350,16 @@ def train(run: Run) -> int:
     log = None
     if rank() == 0:
         run.forget_later_unmatched()
-        log = RunLog(run.folder, run.state.step, PANELS)
+        log = RunLog(
+            run.folder,
+            run.state.step,
+            PANELS,
+            run.config.as_dict(),
+            thresholds={"spread": COLLAPSED},
+        )
+        if run.state.step == 0:
+            for hint in HOW_TO_READ:
+                log.line(hint)
         run.read_validation(log)
         if run.state.step == 0 and run.config.probe_every:
             run.probe(log)  # of random weights, to compare with
