@@ -32,8 +32,9 @@ class Merge(nn.Module):
 
     def forward(self, blocks: Tensor) -> Tensor:
         """(B, V, z, y, x, C) -> (B, V, z / 2, y / 2, x / 2, 2 C)."""
-        eight = merge_blocks(blocks, (2, 2, 2)).flatten(-3)[..., MERGED]  # (..., C, 8)
-        return self.reduction(self.norm(eight.transpose(-1, -2).flatten(-2)))
+        # Not an index: a list of numbers would be copied to a GPU each time.
+        eight = merge_blocks(blocks, (2, 2, 2)).flatten(-3).unbind(-1)  # (..., C) each
+        return self.reduction(self.norm(torch.cat([eight[number] for number in MERGED], -1)))
 
 
 class Swin(Encoder):
