@@ -19,6 +19,10 @@ class CommandParser(argparse.ArgumentParser):
     """argparse's parser; on wrong use it prints one line instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the message; an option that is none of this command may be a setting."""
+        takes_settings = "--set" in self._option_string_actions
+        if takes_settings and message.startswith("unrecognized arguments: -"):
+            message += "; settings are given as --set NAME=VALUE"
         self.exit(2, f"{self.prog}: {message} (see {self.prog} -h)\n")
 
 

@@ -53,9 +53,28 @@ def given_settings(
     return {name: check_kind(name, value, known[name]) for name, value in given.items()}
 
 
+# What settings are called elsewhere.
+ALSO_CALLED = {
+    "steps": "iterations",
+    "epochs": "iterations",
+    "num_iterations": "iterations",
+    "max_steps": "iterations",
+    "learning_rate": "lr",
+    "initial_lr": "lr",
+    "wd": "weight_decay",
+    "batch": "batch_size",
+    "momentum": "ema",
+    "patch_size": "crop_size",
+    "num_workers": "workers",
+    "masking_ratio": "mask_ratio",
+    "threshold": "min_score",
+}
+
+
 def unknown_setting(name: str, known: dict) -> str:
     """Text for a name that is not in known, with the nearest one that is."""
-    nearest = difflib.get_close_matches(name, known, n=1)
+    called = ALSO_CALLED.get(name)
+    nearest = [called] if called in known else difflib.get_close_matches(name, known, n=1)
     question = f" (did you mean {nearest[0]}?)" if nearest else ""
     return f"unknown setting {name!r}{question}; known settings: {', '.join(sorted(known))}"
 

@@ -29,8 +29,8 @@ def show_matches(folder: Path, volumes: Path, first: str, second: str) -> None:
     cases = case_names(volumes)
     for case in (first, second):
         if case not in cases:
-            some = ", ".join(cases[:10])
-            raise UserError(f"--show: no case {case} in {volumes}. Cases: {some} ...")
+            some = ", ".join(cases[:10]) + (" ..." if len(cases) > 10 else "")
+            raise UserError(f"--show: no case {case} in {volumes}. Cases: {some}")
 
     query = open_volume(volumes, first)
     key = open_volume(volumes, second)

@@ -32,6 +32,16 @@ def test_values_get_the_kind_of_the_setting():
     assert type(settings["lr"]) is float
 
 
+def test_a_name_from_elsewhere_or_with_a_slip_is_answered_with_ours():
+    for name, ours in (
+        ("steps", "iterations"),
+        ("learning_rate", "lr"),
+        ("iteratons", "iterations"),
+    ):
+        with pytest.raises(UserError, match=rf"'{name}' \(did you mean {ours}\?\)"):
+            given(f"{name}=2")
+
+
 def test_an_optional_setting_takes_null_or_a_value_of_its_kind():
     assert given("warmup=null") == {"warmup": None}
     assert given("warmup=3") == {"warmup": 3}

@@ -88,6 +88,12 @@ def vit(arguments: dict, weights: dict[str, Tensor]) -> Published:
         f"{size} voxels (z, y, x). For another size, interpolate "
         "vit.patch_embedding.position_embeddings; alice-nnunet's own UNETR does this itself."
     )
+    if depth < 12:
+        remark = (
+            f"**This encoder has {depth} blocks and MONAI's UNETR always has 12.** The code above "
+            "loads MONAI's ViT alone. UNETR with strict=False would take these blocks and leave "
+            f"the other {12 - depth} at random, without a word. {remark}"
+        )
     return Published("monai.safetensors", unetr.to_monai(weights), code, remark)
 
 
@@ -156,7 +162,7 @@ def nnformer(arguments: dict, weights: dict[str, Tensor]) -> Published:
         "assert not unexpected and all(key.startswith(decoder) for key in missing)"
     )
     remark = (
-        f"Settings: embed_dim={arguments['embed_width']}, depths={depths}, "
+        f"Settings: embedding_dim={arguments['embed_width']}, depths={depths}, "
         f"num_heads={tuple(arguments['heads'])}, "
         f"window_size={tuple(window[0] for window in windows)}, patch_size (2, 4, 4); the authors' "
         "network has four stages. The names are theirs; loading was not run with their code."
