@@ -14,6 +14,7 @@ DEPENDENCIES = [
     "monai>=1.6",  # 1.5's UNETR has other tensors than the ones that ours converts to
     "numpy>=1.26",
     "scipy>=1.11.1",
+    "scikit-learn>=1.3",  # nnU-Net requires it without a bound; the organ probe's ridge classifier
     "blosc2>=3.3.2",
     "isal>=1.6",
     "batchgenerators>=0.25.1",

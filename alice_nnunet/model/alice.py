@@ -21,6 +21,7 @@ from alice_nnunet.model.losses import (
     info_nce_loss,
     moments,
     reconstruction_loss,
+    second_moments,
     spread,
 )
 from alice_nnunet.model.method import Method
@@ -28,6 +29,7 @@ from alice_nnunet.model.views import Views
 from alice_nnunet.ranks import gather_rows, rank
 
 CENTER_STEP = 0.1  # share of a step's mean in the running means that centering subtracts (DINO)
+RANK_TOKENS = 8  # of each crop, evenly spaced, that the effective rank is measured on
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Output:
         moments: (2, C) of the features cls (target; of l_dv), S and T (of l_st), see
             losses.moments.
         vectors: number of vectors that each of the moments is of.
+        second_moments: (1 + C, C) of cls, and of RANK_TOKENS tokens of each crop in H (of l_dv or
+            l_st), S and T (of l_st) and V, see losses.second_moments.
         target_means: (C,) mean of Y (dv) and of T (st), which the centers follow.
         crop: (B, C, D, H, W), Q as the online branch had it.
         masked: (B, N), True where a token of this crop was hidden.
@@ -66,6 +70,7 @@ class Output:
     losses: dict[str, Tensor]
     moments: dict[str, Tensor]
     vectors: dict[str, int]
+    second_moments: dict[str, Tensor]
     target_means: dict[str, Tensor]
     crop: Tensor
     masked: Tensor
@@ -168,6 +173,12 @@ class Alice(nn.Module):
             features["T"] = torch.cat([t_q, t_k])
             target_means["st"] = mean_token(q.teacher, k.teacher)
 
+        # The effective rank needs more than the spread: all products of two channels.
+        ranked = {name: some_tokens(vectors) for name, vectors in features.items()}
+        if method.compares:
+            ranked["H"] = some_tokens(torch.cat([q.projected, k.projected]))
+        ranked["V"] = some_tokens(torch.cat([q.visible, k.visible]))
+
         weights = {"l_r": method.weight_r, "l_dv": method.weight_dv, "l_st": method.weight_st}
         terms = [weights[name] * term for name, term in losses.items()]
 
@@ -176,6 +187,7 @@ class Alice(nn.Module):
             losses=losses,
             moments={name: moments(vectors) for name, vectors in features.items()},
             vectors={name: vectors.shape[:-1].numel() for name, vectors in features.items()},
+            second_moments={name: second_moments(vectors) for name, vectors in ranked.items()},
             target_means=target_means,
             crop=query.online,
             masked=query.masked,
@@ -287,3 +299,12 @@ class Alice(nn.Module):
 def mean_token(query: Tensor, key: Tensor) -> Tensor:
     """Mean over all crops and tokens of Q and K, (B, N, C) each -> (C,)."""
     return torch.cat([query, key]).float().mean((0, 1))
+
+
+def some_tokens(features: Tensor) -> Tensor:
+    """At most RANK_TOKENS evenly spaced tokens of each crop, (B, N, C); vectors (B, C) stay."""
+    if features.ndim == 2:
+        return features
+    tokens = features.shape[1]
+    stride = -(-tokens // RANK_TOKENS)
+    return features[:, ::stride].detach()

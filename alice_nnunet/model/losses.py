@@ -121,3 +121,43 @@ def spread(moments: Tensor, count: int) -> Tensor:
     mean, square = moments
     variance = (square - mean.square()).clamp(min=0) * count / (count - 1)
     return (variance.sqrt().mean() * len(mean) ** 0.5).float()
+
+
+@torch.no_grad()
+def second_moments(features: Tensor) -> Tensor:
+    """Mean and mean outer product of the l2-normalised features, for `effective_rank`.
+
+    Those of equal parts of a batch, or of steps, average to those of the whole.
+
+    Args:
+        features: (..., C).
+
+    Returns:
+        (1 + C, C), double precision; row 0 is the mean.
+    """
+    vectors = F.normalize(features.float().flatten(0, -2), dim=-1).double()  # (M, C)
+    mean = vectors.mean(0, keepdim=True)
+    return torch.cat([mean, vectors.T @ vectors / len(vectors)])
+
+
+@torch.no_grad()
+def effective_rank(moments: Tensor) -> Tensor:
+    """How many dimensions features use: exp(-sum p log p), p the shares of the variance by axis.
+
+    `spread` cannot tell vectors that are all +u or -u from healthy ones; their rank is 1.
+
+    Args:
+        moments: (1 + C, C), see `second_moments`.
+
+    Returns:
+        1 when all lie on one line; C, or the number of vectors less one, when no direction is
+        favoured; 0 when all are equal.
+    """
+    mean = moments[0]
+    covariance = moments[1:] - torch.outer(mean, mean)
+    variances = torch.linalg.eigvalsh(covariance).clamp(min=0)
+
+    total = variances.sum()
+    if total < 1e-10:
+        return total.new_zeros(()).float()
+    return torch.special.entr(variances / total).sum().exp().float()

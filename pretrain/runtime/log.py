@@ -33,6 +33,8 @@ GROUPS = {
     "data time": "time/data",
     "retrieval": "probe/retrieval",
     "retrieval chance": "probe/retrieval_chance",
+    "probe retrieval": "probe/organ_retrieval",
+    "probe chance": "probe/organ_chance",
     "found": "found/training",
     "validation found": "found/validation",
     "loss": "loss/total",

@@ -43,9 +43,10 @@ WARMUP_SHARE = 0.028  # of the iterations: 100 epochs of 1800 volumes in batches
 # Decided by the command's own options and by the data, not by --set.
 IDENTITY = ("dataset", "encoder", "preset")
 
-# What users may type for "not set", and what earlier versions wrote into config.json.
 USUAL_THRESHOLD = 0.7  # where the index knows none
-NOT_SET = {"warmup_iterations": -1, "workers": -1, "max_return": 0.0}
+
+# What users may type for "not set", and what earlier versions wrote into config.json.
+NOT_SET = {"warmup_iterations": -1, "workers": -1, "max_return": 0.0, "probe_labels": ""}
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class PretrainConfig:
         probe_every: steps between two retrieval probes (do held-out crops find their match?).
             0: never.
         probe_pairs: pairs of crops in a probe.
+        probe_labels: folder with images/ and labels/ of at least two labeled people who are not
+            trained on. Each probe then also says how well organs are told apart across them: by a
+            ridge classifier, and by nearest neighbours. Default: no labels.
         save_every: steps between two checkpoints.
     """
 
@@ -126,6 +130,7 @@ class PretrainConfig:
     validate_every: int = 1000
     probe_every: int = 1000
     probe_pairs: int = 64
+    probe_labels: str | None = None
     save_every: int = 1000
 
     def __post_init__(self):

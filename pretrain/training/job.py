@@ -38,6 +38,7 @@ from alice_nnunet.pretrain.training.folders import (
     planned_folder,
     results_of,
 )
+from alice_nnunet.pretrain.training.organ_probe import labeled_cases, read_people
 from alice_nnunet.pretrain.training.resume import prepare_folder, resumed_config
 from alice_nnunet.pretrain.training.run import Run, make_training_pairs, train, with_min_score
 from alice_nnunet.pretrain.training.state import build_state, load_state
@@ -271,6 +272,9 @@ def make_job(request: Request, plans: dict, volumes: Path, run: RunFolder, proce
             run.checkpoint, config, request.settings.given, data, matcher, processes
         )
 
+    if config.probe_labels:
+        labeled_cases(Path(config.probe_labels), len(data["channels"]))  # complete, before any step
+
     training, held_out = split_cases(cases, config.validation_share, config.seed)
     return Job(
         config=config,
@@ -345,9 +349,16 @@ def make_run(job: Job, request: Request, device: torch.device) -> Run:
     if workers is None:
         workers = 0 if device.type == "cpu" else request.processes
 
+    people = []
+    if config.probe_labels and config.probe_every and rank() == 0:
+        people = read_people(
+            Path(config.probe_labels), job.plans, config.encoder_arguments["in_channels"]
+        )
+
     return Run(
         config=config,
         state=state,
+        people=people,
         volumes=job.volumes,
         folder=job.run.path,
         spacing=tuple(job.data["spacing"]),

@@ -28,6 +28,7 @@ CHANGEABLE = (
     "validate_every",
     "probe_every",
     "probe_pairs",
+    "probe_labels",
     "save_every",
 )
 

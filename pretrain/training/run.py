@@ -21,10 +21,17 @@ from alice_nnunet.pretrain.runtime.loading import batches
 from alice_nnunet.pretrain.runtime.log import RunLog, time_left
 from alice_nnunet.pretrain.runtime.steps import Schedule, run_steps
 from alice_nnunet.pretrain.training.config import USUAL_THRESHOLD, PretrainConfig
+from alice_nnunet.pretrain.training.feature_ranks import FeatureRank, FeatureRanks
+from alice_nnunet.pretrain.training.organ_probe import LabeledPerson, organ_probe
 from alice_nnunet.pretrain.training.probe import matched_crops_found
 from alice_nnunet.pretrain.training.state import State, save_state
-from alice_nnunet.pretrain.training.step import StepResult, train_step, validate
-from alice_nnunet.ranks import rank
+from alice_nnunet.pretrain.training.step import (
+    StepResult,
+    encoder_gradients,
+    train_step,
+    validate,
+)
+from alice_nnunet.ranks import rank, world
 from alice_nnunet.schedules import ema_momentum
 
 COLLAPSED = 0.1  # spread under which a run warns
@@ -33,6 +40,7 @@ VALIDATION_PAIRS = 32  # at most, but for whole batches: they stay in memory
 
 LOSSES = ("l_r", "l_dv", "l_st")  # Eqs. 1, 2 and 5
 SPREADS = ("cls", "S", "T")
+RANKS = ("cls", "S", "T", "V")  # in the log line; that of H is in progress.png and TensorBoard
 
 HOW_TO_READ = (  # at the top of the log
     "how to read this log | l_r is the reconstruction of hidden voxels: it falls from about 2 and "
@@ -47,7 +55,10 @@ HOW_TO_READ = (  # at the top of the log
 PANELS = {  # of progress.png
     "losses": (*LOSSES, *(f"validation {name}" for name in LOSSES)),
     "spread (under 0.1: collapse)": tuple(f"spread {name}" for name in SPREADS),
+    "effective rank": tuple(f"rank {name}" for name in (*RANKS, "H")),
+    "gradient norm on the encoder": tuple(f"gradient {name}" for name in LOSSES),
     "share of held-out crops that find their match": ("retrieval", "retrieval chance"),
+    "organs of labeled people": ("probe organs", "probe retrieval", "probe chance"),
     "seconds per step": ("step time", "data time"),
 }
 
@@ -121,7 +132,10 @@ class Run:
         training: Cases to learn from.
         held_out: Cases to validate on.
         workers: Processes that load data, 0 for this one.
+        people: Labeled people for the organ probe, in process 0 of several.
         validation: Batches of held-out pairs; train() reads them, in process 0 of several.
+        feature_ranks: Of the steps since the last report, in process 0 of several.
+        warned: Names of the features whose collapse was said and that have not recovered.
     """
 
     config: PretrainConfig
@@ -134,7 +148,10 @@ class Run:
     training: list[str]
     held_out: list[str]
     workers: int
+    people: list[LabeledPerson] = field(default_factory=list)
     validation: list[PairBatch] = field(default_factory=list)
+    feature_ranks: FeatureRanks = field(default_factory=FeatureRanks)
+    warned: set[str] = field(default_factory=set)
 
     how_to_resume = "Resume it with --c"
 
@@ -201,7 +218,11 @@ class Run:
 
     def take_step(self, batch: PairBatch) -> StepResult:
         self.note_unmatched(batch)
-        return train_step(self.state, batch, self.config, self.spacing)
+        result = train_step(self.state, batch, self.config, self.spacing)
+        if rank() == 0 and result.finite:
+            crops = 2 * len(batch.query) * world()
+            self.feature_ranks.add(result.second_moments, crops)
+        return result
 
     def cases_of(self, batch: PairBatch) -> dict[str, list]:
         """The cases of all processes' pairs."""
@@ -254,16 +275,19 @@ class Run:
         means["lr"] = state.optimizer.param_groups[0]["lr"]
         means["ema"] = ema_momentum(state.step - 1, config.iterations, config.ema)
         means["memory"] = peak_memory(state.device)
+        feature_ranks = self.feature_ranks.take()
+        means |= {f"rank {name}": rank.value for name, rank in feature_ranks.items()}
         log.scalars(state.step, means, state.history)
 
         # Terms of weight 0 are not computed.
         losses = [f"{name} {number_or_off(means.get(name), 4)}" for name in LOSSES]
         spreads = [f"{name} {number_or_off(means.get(f'spread {name}'), 3)}" for name in SPREADS]
+        ranks = [f"{name} {number_or_off(means.get(f'rank {name}'), 1)}" for name in RANKS]
 
         left = time_left(means["step time"] * (config.iterations - state.step))
         log.line(
             f"step {state.step}/{config.iterations} | loss {means['loss']:.4f} "
-            f"{' '.join(losses)} | spread {' '.join(spreads)} | "
+            f"{' '.join(losses)} | spread {' '.join(spreads)} | rank {' '.join(ranks)} | "
             f"rejected {means['rejection rate']:.0%} "
             f"unmatched {means['unmatched rate']:.0%} | "
             f"lr {means['lr']:.2e} ema {means['ema']:.5f} | grad {means['gradient norm']:.2f} | "
@@ -271,22 +295,42 @@ class Run:
             f"memory {means['memory']:.2f} GB | left {left}"
         )
 
-        known = {name: means[f"spread {name}"] for name in SPREADS if f"spread {name}" in means}
-        low = [
-            f"spread({name}) = {value:.2f}" for name, value in known.items() if value < COLLAPSED
-        ]
-        if low:
+        self.warn_of_collapse(log, means, feature_ranks)
+
+    def warn_of_collapse(
+        self, log: RunLog, means: dict[str, float], feature_ranks: dict[str, FeatureRank]
+    ) -> None:
+        """Warn when a spread or an effective rank falls under its threshold, once for each fall."""
+        low = {}
+        for name in SPREADS:
+            spread = means.get(f"spread {name}")
+            if spread is not None and spread < COLLAPSED:
+                low[f"spread {name}"] = f"spread({name}) = {spread:.2f} (threshold {COLLAPSED})"
+        for name, found in feature_ranks.items():
+            if found.value < found.floor:
+                low[f"rank {name}"] = (
+                    f"rank({name}) = {found.value:.1f} (threshold {found.floor:.1f} "
+                    f"for {found.crops} crops)"
+                )
+
+        if low.keys() - self.warned:
             log.line(
-                f"WARNING: possible feature collapse: {', '.join(low)} (threshold {COLLAPSED}). "
-                "These features are nearly constant, so the corresponding loss provides no "
-                "training signal. See docs/how-to/troubleshooting.md#collapse"
+                f"WARNING: possible feature collapse: {', '.join(low.values())}. These features "
+                "are nearly constant, or lie along few directions, so the corresponding loss "
+                "provides little training signal. This is said once until they recover. "
+                "See docs/how-to/troubleshooting.md#collapse"
             )
+        self.warned = set(low)
 
     def probe(self, log: RunLog) -> None:
-        """Log the share of held-out crops that find their match, where there are held-out cases."""
-        if not self.held_out:
-            return
+        """Log what the encoder's features say about anatomy."""
+        if self.held_out:
+            self.probe_matches(log)
+        if self.people:
+            self.probe_organs(log)
 
+    def probe_matches(self, log: RunLog) -> None:
+        """Log the share of held-out crops that find their match."""
         config = self.config
         held_out = self.held_out_batches(PROBE, config.probe_pairs, log)
         share = matched_crops_found(self.state, held_out, config.precision)
@@ -297,6 +341,28 @@ class Run:
         log.line(
             f"probe | {share:.1%} of held-out crops find their match among {pairs}, "
             f"chance {1 / pairs:.1%}"
+        )
+
+    def probe_organs(self, log: RunLog) -> None:
+        """Log how well organs are told apart across labeled people."""
+        self.state.model.eval()
+        found = organ_probe(
+            self.state.model.encoder,
+            self.people,
+            self.config.encoder_arguments["crop_size"],
+            self.state.device,
+            self.config.precision,
+        )
+
+        means = {
+            "probe organs": found.organs,
+            "probe retrieval": found.retrieval,
+            "probe chance": found.chance,
+        }
+        log.scalars(self.state.step, means, self.state.history)
+        log.line(
+            f"probe | organs {found.organs:.2f} retrieval {found.retrieval:.2f} "
+            f"chance {found.chance:.2f}"
         )
 
     def validate(self, log: RunLog) -> None:
@@ -311,6 +377,12 @@ class Run:
         log.line(f"validation | {losses} | {len(self.held_out)} held-out cases")
 
         batch = self.validation[0]
+        norms = encoder_gradients(self.state, batch, self.config, self.spacing)
+        gradients = {f"gradient {name}": value for name, value in norms.items()}
+        log.scalars(self.state.step, gradients, self.state.history)
+        shown = " ".join(f"{name} {value:.3g}" for name, value in norms.items())
+        log.line(f"gradient norm on the encoder, of each weighted loss | {shown}")
+
         pair = pair_figure(
             batch.query[0].numpy(),
             batch.key[0].numpy(),

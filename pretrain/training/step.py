@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from alice_nnunet.data.pairs import PairBatch
@@ -33,6 +33,7 @@ class StepResult:
         losses: l_r, l_dv and l_st (Eqs. 1, 2, 5), without those of weight 0.
         spreads: Spread of cls (of l_dv), S and T (of l_st), without those of weight 0; under 0.1
             the features have collapsed.
+        second_moments: Of the features whose effective rank is logged, see Output.
         gradient_norm: Of all gradients together, before they are clipped.
         rejected: Pairs that were rejected for each pair of the batch, of this process alone.
         unmatched: Share of the batch's pairs that do not match, of this process alone.
@@ -42,6 +43,7 @@ class StepResult:
     loss: Tensor
     losses: dict[str, Tensor]
     spreads: dict[str, Tensor]
+    second_moments: dict[str, Tensor]
     gradient_norm: Tensor
     rejected: Tensor
     unmatched: float
@@ -67,6 +69,7 @@ class BatchMeans:
     loss: Tensor
     losses: dict[str, Tensor]
     spreads: dict[str, Tensor]
+    second_moments: dict[str, Tensor]
     target_means: dict[str, Tensor]
 
 
@@ -104,6 +107,7 @@ def train_step(
         means.loss,
         means.losses,
         means.spreads,
+        means.second_moments,
         gradient_norm,
         batch.rejected.float().mean(),
         len(batch.unmatched) / len(batch.kind),
@@ -167,6 +171,7 @@ def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConf
                 "loss": output.loss.detach(),
                 "losses": output.losses,
                 "moments": output.moments,
+                "second_moments": output.second_moments,
                 "target_means": output.target_means,
             }
         )
@@ -177,7 +182,9 @@ def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConf
         name: spread(means["moments"][name], factor * vectors)
         for name, vectors in output.vectors.items()
     }
-    return BatchMeans(means["loss"], means["losses"], spreads, means["target_means"])
+    return BatchMeans(
+        means["loss"], means["losses"], spreads, means["second_moments"], means["target_means"]
+    )
 
 
 @torch.no_grad()
@@ -195,6 +202,39 @@ def mean_of_parts(parts: list[dict]) -> dict:
     pieces = mean_over_ranks(flat.mean(0)).split([leaf.numel() for leaf in first])
     means = [piece.view(leaf.shape).to(leaf.dtype) for piece, leaf in zip(pieces, first)]
     return tree_unflatten(means, structure)
+
+
+def encoder_gradients(
+    state: State, batch: PairBatch, config: PretrainConfig, spacing: Spacing
+) -> dict[str, float]:
+    """Norm of the gradient that each weighted loss gives the encoder, on held-out pairs.
+
+    For one process alone, and without effect on the run. It costs a forward pass and a backward
+    pass for each loss, on one of the config.accumulate parts of a batch.
+
+    Args:
+        state: The run.
+        batch: Held-out pairs.
+        config: Its settings.
+        spacing: mm of a voxel (z, y, x).
+
+    Returns:
+        For l_r, l_dv and l_st, without those of weight 0.
+    """
+    state.model.eval()
+    rows = slice(len(batch.query) // config.accumulate)
+    generator = generator_at(config.seed, VALIDATION, 0, state.device)
+    query, key = views_of(batch, state.model, generator, spacing)
+    with autocast(state.device, config.precision):
+        output = state.model(query.rows(rows), key.rows(rows))
+
+    weights = [weight for weight in state.model.encoder.parameters() if weight.requires_grad]
+    norms = {}
+    for name, loss in output.losses.items():
+        weighted = loss * getattr(config.method, f"weight_{name.removeprefix('l_')}")
+        gradients = torch.autograd.grad(weighted, weights, retain_graph=True, allow_unused=True)
+        norms[name] = get_total_norm([g for g in gradients if g is not None]).item()
+    return norms
 
 
 @torch.no_grad()

@@ -8,7 +8,13 @@ import torch
 from alice_nnunet.model.alice import Alice
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.encoders.vit import ViT
-from alice_nnunet.model.losses import cosine_loss, moments, reconstruction_loss, spread
+from alice_nnunet.model.losses import (
+    cosine_loss,
+    moments,
+    reconstruction_loss,
+    second_moments,
+    spread,
+)
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.model.tokens import unpatchify
@@ -63,6 +69,7 @@ def test_forward_is_the_three_equations():
 
     # Step by step, one crop at a time
     sides = []
+    some_h = []  # of which the effective rank is measured: 8 tokens of a crop at most, here 6 of 12
     for view in (query, key):
         visible = model.encoder(view.online, view.keep)
         predicted, tokens = model.decoder(visible, view.keep)
@@ -72,6 +79,7 @@ def test_forward_is_the_three_equations():
         s = model.casa(visible, h)
         t = model.target_casa(visible, y)
         sides.append((l_r, h.mean(1), y.mean(1), s, t))
+        some_h.append(h[:, ::2])
     (r_q, h_q, y_q, s_q, t_q), (r_k, h_k, y_k, s_k, t_k) = sides
 
     l_r = r_q + r_k
@@ -83,6 +91,11 @@ def test_forward_is_the_three_equations():
     for name, expected in (("l_r", l_r), ("l_dv", l_dv), ("l_st", l_st)):
         assert torch.allclose(output.losses[name], expected, atol=1e-6), name
     assert torch.allclose(output.loss, 10 * l_r + l_dv + l_st, atol=1e-5)
+
+    ranked = output.second_moments
+    assert set(ranked) == {"cls", "H", "S", "T", "V"}
+    assert torch.allclose(ranked["H"], second_moments(torch.cat(some_h)))
+    assert torch.allclose(ranked["S"], second_moments(torch.cat([s_q, s_k])))
 
     spread_s = spread(moments(torch.cat([s_q, s_k])), 2 * s_q[..., 0].numel())
     assert torch.allclose(output.spreads["S"], spread_s)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,10 +6,12 @@ import torch.nn.functional as F
 from alice_nnunet.model.losses import (
     cosine_loss,
     dino_loss,
+    effective_rank,
     info_nce_loss,
     moments,
     normalised_tokens,
     reconstruction_loss,
+    second_moments,
     spread,
 )
 
@@ -131,3 +134,44 @@ def test_info_nce_of_a_part_looks_among_the_teachers_of_the_whole_batch():
     ]
     whole = info_nce_loss(a, b, 0.2).item()
     assert torch.stack(parts).mean().item() == pytest.approx(whole, abs=1e-5)
+
+
+def rank_by_hand(vectors: torch.Tensor) -> float:
+    """Entropy rank of the eigenvalues of the explicit covariance of normalised vectors."""
+    rows = vectors.double().numpy()
+    rows = rows / np.sqrt((rows**2).sum(1, keepdims=True))
+    variances = np.linalg.eigvalsh(np.cov(rows, rowvar=False, bias=True))
+    shares = variances[variances > 1e-15] / variances.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def test_the_effective_rank_is_that_of_the_covariance():
+    torch.manual_seed(0)
+    features = 0.3 + torch.randn(4, 5, 8) * torch.linspace(0.1, 1, 8)
+    rank = effective_rank(second_moments(features)).item()
+    assert rank == pytest.approx(rank_by_hand(features.flatten(0, 1)), rel=1e-5)
+
+
+def test_the_effective_rank_comes_from_the_parts_of_a_batch():
+    torch.manual_seed(0)
+    features = torch.randn(6, 4, 16)
+    parts = torch.stack([second_moments(part) for part in features.split(2)]).mean(0)
+    expected = rank_by_hand(features.flatten(0, 1))
+    assert effective_rank(parts).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_effective_rank_sees_what_spread_does_not():
+    torch.manual_seed(0)
+    one_line = torch.randn(64) * (torch.randint(0, 2, (1000, 1)) * 2.0 - 1)  # all +u or -u
+    assert effective_rank(second_moments(one_line)).item() == pytest.approx(1, abs=1e-3)
+    assert spread(moments(one_line), 1000) > 0.5
+
+    noise = torch.randn(20_000, 16)
+    assert effective_rank(second_moments(noise)).item() == pytest.approx(16, rel=0.01)
+    assert effective_rank(second_moments(noise[:1].expand(50, -1))).item() == 0
+
+
+def test_the_effective_rank_is_at_most_the_number_of_vectors_less_one():
+    torch.manual_seed(0)
+    rank = effective_rank(second_moments(torch.randn(5, 64))).item()
+    assert 3 < rank < 4.001

@@ -174,6 +174,8 @@ def test_the_checkpoint_is_what_others_need(unbroken):
         "spread cls",
         "spread S",
         "spread T",
+        *(f"rank {name}" for name in ("cls", "H", "S", "T", "V")),
+        *(f"gradient {name}" for name in ("l_r", "l_dv", "l_st")),
         "validation l_r",
         "rejection rate",
         "ema",

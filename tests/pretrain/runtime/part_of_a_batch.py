@@ -44,6 +44,7 @@ def two_steps(method: list[str]) -> dict:
     del scalars["rejected"], scalars["unmatched"]  # of this process alone
     return {
         "scalars": scalars,
+        "second_moments": result.second_moments,
         "gradients": gradients_of(state.model),
         "buffers": dict(state.model.named_buffers()),
     }

@@ -62,6 +62,9 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(divided, numbe
     assert_same_gradients(ours["gradients"], whole["gradients"])
     for name, value in whole["scalars"].items():
         assert ours["scalars"][name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
+    assert ours["second_moments"].keys() == whole["second_moments"].keys()
+    for name, value in whole["second_moments"].items():
+        assert torch.allclose(ours["second_moments"][name], value, atol=1e-5), name
     for name, value in whole["buffers"].items():
         if name.startswith("center"):
             assert torch.allclose(ours["buffers"][name], value, atol=1e-6), name

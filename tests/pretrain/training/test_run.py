@@ -1,10 +1,15 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from alice_nnunet.model.losses import second_moments
+from alice_nnunet.pretrain.training.feature_ranks import lowest_rank
+from alice_nnunet.pretrain.training.organ_probe import POINTS, LabeledPerson
 from alice_nnunet.pretrain.training.run import Run
 from alice_nnunet.pretrain.training.state import build_state
 from tests.helpers.pretraining import CPU, SPACING, noise, small_config
@@ -49,6 +54,41 @@ def test_collapse_warns(run, spread, warns):
     assert any("| rejected 50% unmatched 25% |" in line for line in log.lines)
     assert any("collapse: spread(T) = 0.09" in line for line in log.lines) == warns
 
+    # It is said once for each fall.
+    for value in (spread, 0.5, spread):
+        means = {**dict.fromkeys(NAMES, 1.0), **spreads, "spread T": value}
+        run.report(log, {**means, "rejected": 1.0, "unmatched": 0.25})
+    assert sum("WARNING" in line for line in log.lines) == 2 * warns
+
+
+def test_the_rank_is_over_all_steps_since_the_last_report(run):
+    vectors = torch.randn(3, 10, 4, generator=torch.Generator().manual_seed(0))
+    flat = torch.randn(3, 10, 1).sign() * torch.ones(4)
+    for step in range(3):
+        moments = {"V": second_moments(vectors[step]), "cls": second_moments(flat[step])}
+        run.feature_ranks.add(moments, crops=10)
+
+    log = Log()
+    means = {**dict.fromkeys(NAMES, 1.0), "rejected": 0.0, "unmatched": 0.0}
+    run.report(log, dict(means))
+
+    unit = torch.nn.functional.normalize(vectors.flatten(0, 1), dim=1).double().numpy()
+    variances = np.linalg.eigvalsh(np.cov(unit, rowvar=False))
+    shares = variances / variances.sum()
+    expected = np.exp(-(shares * np.log(shares)).sum())
+    assert log.values["rank V"] == pytest.approx(expected, rel=1e-5)
+    assert f"| rank cls 1.0 S off T off V {expected:.1f} |" in log.lines[0]
+    assert "rank(cls) = 1.0 (threshold 1.4 for 30 crops)" in log.lines[1]
+
+    run.report(log, dict(means))
+    assert "| rank cls off S off T off V off |" in log.lines[2] and len(log.lines) == 3
+
+
+def test_the_least_rank_follows_from_the_number_of_crops():
+    assert lowest_rank(crops=2, channels=256) == 1  # two samples always lie on one line
+    assert lowest_rank(crops=82, channels=256) == pytest.approx(3)
+    assert lowest_rank(crops=10_000, channels=256) == 4
+
 
 def test_a_term_that_is_off_is_shown_as_off_and_does_not_warn(run):
     log = Log()
@@ -92,3 +132,15 @@ def test_without_held_out_cases_nothing_is_validated_or_probed(run):
     run.validate(log)
     run.probe(log)
     assert not log.lines
+
+
+def test_organs_of_labeled_people_are_probed_without_held_out_cases(run):
+    rng = np.random.default_rng(0)
+    image = rng.random((1, 40, 40, 40), np.float32)
+    points = {organ: rng.integers(10, 30, (POINTS, 3)) for organ in (1, 4)}
+    run.people = [LabeledPerson(name, image, points) for name in ("a", "b")]  # the same: all found
+    log = Log()
+    run.probe(log)
+    assert re.fullmatch(r"probe \| organs \d\.\d\d retrieval 1\.00 chance 0\.50", log.lines[0])
+    assert len(log.lines) == 1
+    assert log.values["probe chance"] == 0.5

@@ -5,9 +5,14 @@ import pytest
 import torch
 
 from alice_nnunet.model.views import make_views
-from alice_nnunet.pretrain.runtime.device import TRAINING, generator_at
+from alice_nnunet.pretrain.runtime.device import TRAINING, VALIDATION, generator_at
 from alice_nnunet.pretrain.training.state import build_state
-from alice_nnunet.pretrain.training.step import train_step, validate
+from alice_nnunet.pretrain.training.step import (
+    encoder_gradients,
+    train_step,
+    validate,
+    views_of,
+)
 from alice_nnunet.schedules import ema_momentum, warmup_cosine
 from tests.helpers.pretraining import (
     CPU,
@@ -112,6 +117,10 @@ def test_a_batch_in_parts_is_the_same_step(similarity):
         states.append(state)
         results.append(train_step(state, noise(), config, SPACING))
 
+    assert list(results[0].second_moments) == ["cls", "S", "T", "H", "V"]
+    for name, moments in results[0].second_moments.items():
+        assert torch.allclose(results[1].second_moments[name], moments, atol=1e-5), name
+
     whole, parts = (result.scalars() for result in results)
     for name in whole:
         assert parts[name].item() == pytest.approx(whole[name].item(), rel=1e-4), name
@@ -131,6 +140,24 @@ def test_validation_is_repeatable_and_changes_nothing():
 
     assert first == second and set(first) == {"l_r", "l_dv", "l_st"}
     assert all(torch.equal(before[name], v) for name, v in state.model.state_dict().items())
+
+
+@pytest.mark.parametrize("recompute", ["true", "false"])
+def test_the_encoder_gradients_are_those_of_each_weighted_loss_alone(recompute):
+    config = small_config("weight_st=0.5", f"checkpoint_blocks={recompute}")
+    state = build_state(config, CPU)
+    norms = encoder_gradients(state, noise(), config, SPACING)
+    assert all(parameter.grad is None for parameter in state.model.parameters())
+
+    weights = {"l_r": 10.0, "l_dv": 1.0, "l_st": 0.5}
+    assert list(norms) == list(weights)
+    for name, weight in weights.items():
+        state.model.zero_grad()
+        generator = generator_at(config.seed, VALIDATION, 0, CPU)
+        output = state.model(*views_of(noise(), state.model, generator, SPACING))
+        (weight * output.losses[name]).backward()
+        squares = [p.grad.square().sum() for p in state.model.encoder.parameters()]
+        assert norms[name] == pytest.approx(sum(squares).sqrt().item(), rel=1e-4)
 
 
 def test_it_learns_to_reconstruct_one_pair():
