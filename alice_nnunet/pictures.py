@@ -4,6 +4,7 @@ Volumes are (Z, Y, X) in canonical RAS, 0 at the floor of the window and 1 at it
 (C, D, H, W), of which the first channel is shown. Spacings are mm, (z, y, x).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from alice_nnunet.files import replacing
@@ -22,6 +24,8 @@ COLOURS = matplotlib.colormaps["tab10"]
 NUMBER_OF_COLOURS = 10
 SHOWN_POINTS = 6  # in a figure of patches
 GREY = 0.5  # of hidden tokens
+AIR = 0.05  # values up to this one are outside a body
+MARGIN = 3  # voxels around a body
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -54,6 +58,19 @@ def show_plane(axis: Axes, plane: np.ndarray, aspect: float, **style) -> None:
     axis.axis("off")
 
 
+def mark_sides(*axes: Axes) -> None:
+    """Write R and L, the patient's sides, into slices as show_plane draws them."""
+    for axis in axes:
+        for across, letter in ((0.03, "R"), (0.97, "L")):
+            write(axis, across, 0.5, letter, transform=axis.transAxes, ha="center", va="center")
+
+
+def write(axis: Axes, across: float, up: float, text: str, **style) -> None:
+    """Write white text with a black edge: it can be read on air and on bone."""
+    edge = [withStroke(linewidth=2.5, foreground="black")]
+    axis.text(across, up, text, color="white", fontsize=10, path_effects=edge, **style)
+
+
 def show_planes(
     axial: Axes, coronal: Axes, volume: np.ndarray, spacing: Spacing, title: str
 ) -> None:
@@ -69,10 +86,16 @@ def show_planes(
 def pair_figure(
     query: np.ndarray, key: np.ndarray, spacing: Spacing, titles: tuple[str, str]
 ) -> Figure:
-    """A matched pair of crops, (C, D, H, W) each, one above the other."""
+    """A matched pair of crops, (C, D, H, W) each, one above the other; a + marks the middle."""
     figure = Figure(figsize=(8, 8), layout="constrained")
     for (axial, coronal), crop, title in zip(figure.subplots(2, 2), (query, key), titles):
         show_planes(axial, coronal, crop[0], spacing, title)
+        mark_sides(axial, coronal)
+
+        z, y, x = (size // 2 for size in crop.shape[1:])
+        across = crop.shape[3] - 1 - x
+        for axis, up in ((axial, y), (coronal, z)):
+            axis.plot(across, up, "+", color="yellow", markersize=12)
     return figure
 
 
@@ -106,20 +129,49 @@ def reconstruct(
 
 
 def reconstruction_figure(
-    crop: Tensor, predicted: Tensor, masked: Tensor, unit: Triple, spacing: Spacing
+    crop: Tensor,
+    predicted: Tensor,
+    masked: Tensor,
+    unit: Triple,
+    spacing: Spacing,
+    note: str = "",
 ) -> Figure:
-    """Crop, masked crop and reconstruction, one above the other. Shapes as in reconstruct."""
+    """Target, what the encoder saw, reconstruction and difference, one above the other.
+
+    The first three have one grey window. Shapes as in reconstruct.
+
+    Args:
+        crop: the target.
+        predicted: of each token.
+        masked: hidden tokens.
+        unit: voxels of a token.
+        spacing: mm.
+        note: above the picture, such as the step.
+    """
+    target = crop.float().cpu().numpy()
     hidden, filled = reconstruct(crop, predicted, masked, unit)
     visible = 1 - masked.float().mean().item()
     rows = {
-        "crop": crop.float().cpu().numpy(),
-        f"seen by the encoder ({visible:.0%})": hidden,
-        "hidden part reconstructed": filled,
+        "target": target,
+        f"visible to the encoder ({visible:.0%})": hidden,
+        "reconstruction of the hidden part": filled,
     }
 
-    figure = Figure(figsize=(8, 11), layout="constrained")
-    for (axial, coronal), (title, volume) in zip(figure.subplots(3, 2), rows.items()):
+    figure = Figure(figsize=(8, 13), layout="constrained")
+    axes = figure.subplots(4, 2)
+    for (axial, coronal), (title, volume) in zip(axes, rows.items()):
         show_planes(axial, coronal, volume[0], spacing, title)
+
+    difference = filled[0] - target[0]
+    z = difference.shape[0] // 2
+    y = difference.shape[1] // 2
+    style = {"cmap": "RdBu_r", "vmin": -0.5, "vmax": 0.5}
+    show_axial(axes[3, 0], difference[z], spacing, **style)
+    show_coronal(axes[3, 1], difference[:, y], spacing, **style)
+    axes[3, 0].set_title("difference, axial", fontsize=9)
+    axes[3, 1].set_title("difference, coronal", fontsize=9)
+    figure.colorbar(axes[3, 1].images[0], ax=list(axes[3]), shrink=0.7, label="share of the window")
+    figure.suptitle(note, fontsize=10)
     return figure
 
 
@@ -204,14 +256,7 @@ def mark(axis: Axes, across: float, up: float, number: int) -> None:
     """Draw one numbered point."""
     colour = COLOURS((number - 1) % NUMBER_OF_COLOURS)
     axis.plot(across, up, "o", color=colour, markersize=5, markeredgecolor="white")
-    axis.annotate(
-        str(number),
-        (across, up),
-        color=colour,
-        fontsize=9,
-        xytext=(3, 3),
-        textcoords="offset points",
-    )
+    write(axis, across + 1, up + 1, str(number))
 
 
 def patches_figure(
@@ -241,30 +286,135 @@ def patches_figure(
     return figure
 
 
+@dataclass(frozen=True)
+class ShownVolume:
+    """A volume to draw matches in, and the box around its body.
+
+    Attributes:
+        image: (Z, Y, X).
+        name: of the case.
+        low: first voxel (z, y, x) of the box.
+        high: voxel after the last.
+    """
+
+    image: np.ndarray
+    name: str
+    low: np.ndarray
+    high: np.ndarray
+
+
+def around_body(image: np.ndarray, name: str) -> ShownVolume:
+    """Find the box around everything that is not air, with a margin."""
+    inside = image > AIR
+    low = []
+    high = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        places = np.flatnonzero(inside.any(others))
+        if not len(places):
+            places = np.arange(image.shape[axis])
+        low.append(max(0, places[0] - MARGIN))
+        high.append(min(image.shape[axis], places[-1] + 1 + MARGIN))
+    return ShownVolume(image, name, np.array(low), np.array(high))
+
+
 def matches_figure(
-    query: np.ndarray,
-    key: np.ndarray,
+    query: ShownVolume,
+    key: ShownVolume,
     points: np.ndarray,
     matches: np.ndarray,
     scores: list[float],
     spacing: Spacing,
-    titles: tuple[str, str],
+    threshold: float,
 ) -> Figure:
     """Points of one volume and their matches in another; a row of slices for each, with its score.
 
+    Slices are cut to the body and have one scale. The frame of a match is green where its score
+    reaches the threshold, else red.
+
     Args:
-        query: (Z, Y, X).
-        key: (Z, Y, X).
+        query: has the points.
+        key: has the matches.
         points: (P, 3) voxels of the query.
         matches: (P, 3) voxels of the key.
         scores: of the matches.
         spacing: mm, of both.
-        titles: of the query and of the key.
+        threshold: score from which a match is accepted.
     """
-    figure = Figure(figsize=(12, 3.2 * len(points)), layout="constrained")
+    # The largest of both boxes, for all slices: one scale.
+    size = np.maximum(query.high - query.low, key.high - key.low)
+
+    depth, height, width = size * spacing
+    figure = Figure(
+        figsize=(13, 13 / 4 * len(points) * max(height, depth) / width + 0.6), layout="constrained"
+    )
     rows = figure.subplots(len(points), 4, squeeze=False)
-    for i, axes in enumerate(rows):
-        title = f"{titles[1]}, score {scores[i]:.2f}"
-        mark_points(axes[0], axes[1], query, spacing, points[i : i + 1], titles[0], i + 1)
-        mark_points(axes[2], axes[3], key, spacing, matches[i : i + 1], title, i + 1)
+
+    for number, axes in enumerate(rows, 1):
+        score = scores[number - 1]
+        accepted = score >= threshold
+        cross_hairs(axes[:2], query, points[number - 1], size, spacing, number)
+        cross_hairs(axes[2:], key, matches[number - 1], size, spacing, number)
+        verdict = "accepted" if accepted else "rejected"
+        axes[2].set_title(f"{key.name}, score {score:.2f}, {verdict}", fontsize=9)
+        for axis in axes[2:]:
+            frame(axis, "limegreen" if accepted else "red")
+
+    figure.suptitle(
+        f"{query.name} (left) and its matches in {key.name} (right); accepted from a score of "
+        f"{threshold:.2f}",
+        fontsize=10,
+    )
     return figure
+
+
+def cross_hairs(
+    axes: np.ndarray,
+    shown: ShownVolume,
+    point: np.ndarray,
+    size: np.ndarray,
+    spacing: Spacing,
+    number: int,
+) -> None:
+    """Draw the axial and the coronal slice through a point, with cross-hairs and its number.
+
+    Args:
+        axes: two to draw on.
+        shown: the volume.
+        point: voxel (z, y, x).
+        size: voxels (z, y, x) that each slice shows, the body in their middle.
+        spacing: mm.
+        number: of the point.
+    """
+    axial, coronal = axes
+    z, y, x = np.clip(np.round(point).astype(int), 0, np.array(shown.image.shape) - 1)
+    show_axial(axial, shown.image[z], spacing)
+    show_coronal(coronal, shown.image[:, y], spacing)
+    axial.set_title(f"{shown.name}, axial", fontsize=9)
+    coronal.set_title("coronal", fontsize=9)
+
+    middle = (shown.low + shown.high - 1) / 2
+    across = shown.image.shape[2] - 1 - x
+    middle_across = shown.image.shape[2] - 1 - middle[2]
+
+    for axis, up, dimension in ((axial, y, 1), (coronal, z, 0)):
+        axis.axvline(across, color="yellow", linewidth=0.7, alpha=0.7)
+        axis.axhline(up, color="yellow", linewidth=0.7, alpha=0.7)
+        write(axis, across + size[2] / 40, up + size[dimension] / 40, str(number), weight="bold")
+
+        axis.set_facecolor("black")
+        axis.set_xlim(middle_across - size[2] / 2, middle_across + size[2] / 2)
+        half = size[dimension] / 2
+        axis.set_ylim(middle[dimension] - half, middle[dimension] + half)
+        frame(axis, "grey")
+    mark_sides(axial, coronal)
+
+
+def frame(axis: Axes, colour: str) -> None:
+    """Draw a coloured frame around a slice."""
+    axis.axis("on")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_color(colour)
+        spine.set_linewidth(1 if colour == "grey" else 3)

@@ -283,6 +283,7 @@ def remove_training(folder: Path) -> None:
         "*.npz",
         "events.*",
         "*.png",
+        "*.fcsv",
         "*.txt",
         "*.jsonl",
     ):

@@ -218,7 +218,7 @@ def draw_first_pair(
         pair.query.read_crop(pair.point, pairs.size),
         pair.key.read_crop(pair.match.point, pairs.size),
         spacing,
-        (f"query {pair.query.name}", f"key {pair.key.name}"),
+        (f"query {pair.query.name}", f"key {pair.key.name}, score {pair.match.score:.2f}"),
     )
     picture = folder.with_name(f"{config.encoder}_dry_run.png")
     picture.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from alice_nnunet.data.match import Matcher
 from alice_nnunet.data.pairs import MATCHED, AlignedPairs, PairBatch
 from alice_nnunet.data.partners import Partners
@@ -14,7 +16,7 @@ from alice_nnunet.geometry import Spacing
 from alice_nnunet.matcher.baselines import match_by_body, match_same
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.names import ANATOMY, PARTNERS
-from alice_nnunet.pictures import pair_figure, reconstruction_figure
+from alice_nnunet.pictures import AIR, pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.runtime.device import PROBE, TRAINING, VALIDATION, peak_memory
 from alice_nnunet.pretrain.runtime.distributed import gather_lists, largest, own_share
 from alice_nnunet.pretrain.runtime.loading import batches
@@ -383,25 +385,45 @@ class Run:
         shown = " ".join(f"{name} {value:.3g}" for name, value in norms.items())
         log.line(f"gradient norm on the encoder, of each weighted loss | {shown}")
 
+        row = fullest(batch)
+        score = batch.score[row].item()
         pair = pair_figure(
-            batch.query[0].numpy(),
-            batch.key[0].numpy(),
+            batch.query[row].numpy(),
+            batch.key[row].numpy(),
             self.spacing,
-            (f"query {batch.query_case[0]}", f"key {batch.key_case[0]}"),
+            (
+                f"query {batch.query_case[row]}",
+                f"key {batch.key_case[row]}, {batch.kind[row]}, score {score:.2f}",
+            ),
         )
         log.picture(self.state.step, "pair", pair)
 
         reconstruction = reconstruction_figure(
-            output.crop[0].cpu(),
-            output.predicted[0].cpu(),
-            output.masked[0].cpu(),
+            output.crop[row].cpu(),
+            output.predicted[row].cpu(),
+            output.masked[row].cpu(),
             self.state.model.unit,
             self.spacing,
+            self.what_is_normal(),
         )
         log.picture(self.state.step, "reconstruction", reconstruction)
 
+    def what_is_normal(self) -> str:
+        """The step, and what a reconstruction looks like then."""
+        step = self.state.step
+        iterations = self.config.iterations
+        early = "normal so early: grey or blurred tokens with edges between them"
+        later = "normal: smooth organs and bones in place, no texture"
+        return f"step {step} of {iterations}; {early if step < iterations / 5 else later}"
+
     def save(self, path: Path) -> None:
         save_state(path, self.state, self.config, self.data, self.adaptation_plan)
+
+
+def fullest(batch: PairBatch) -> int:
+    """The pair whose two crops show the most of a body, for a picture."""
+    content = [(crops[:, 0] > AIR).float().mean((1, 2, 3)) for crops in (batch.query, batch.key)]
+    return int(torch.minimum(*content).argmax())
 
 
 def number_or_off(value: float | None, digits: int) -> str:
