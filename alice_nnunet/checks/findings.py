@@ -19,6 +19,7 @@ TAKEABLE = {
     "qform": "the qform of headers whose two forms contradict each other",
     "as-stored": "axes without orientation as running to the right, front and head",
     "image-geometry": "the geometry of its image for a label",
+    "3d": "the volume of labeled files that are 4D with one volume",
 }
 
 

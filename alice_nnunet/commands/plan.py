@@ -3,6 +3,7 @@
 import argparse
 import re
 
+from alice_nnunet.checks.options import add_decision_options, given_decisions
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.finetuning.recipes import SETTINGS
 from alice_nnunet.planning.request import CUDA_GB, PlanRequest
@@ -66,7 +67,8 @@ def parser() -> CommandParser:
         help="learning rate at the end of the warm-up (default: the recipe's)",
     )
     add_set_option(parser, f"other entries of the recipe: {', '.join(SETTINGS)}")
-    add_processes_option(parser, "that extract nnU-Net's fingerprint")
+    add_processes_option(parser, "that check files and extract nnU-Net's fingerprint")
+    add_decision_options(parser)
     return parser
 
 
@@ -114,6 +116,7 @@ def requested(arguments: argparse.Namespace) -> PlanRequest:
         learning_rate=arguments.lr,
         settings=given_settings(None, arguments.assignments, SETTINGS, ()),
         processes=arguments.np,
+        decisions=given_decisions(arguments),
     )
 
 

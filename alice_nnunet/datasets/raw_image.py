@@ -27,8 +27,6 @@ def check_header(
         return None, [Finding("unreadable", path.name, str(error), remedy="Copy the file again")]
 
     geometry, findings = check_image_header(image, path.name, decisions)
-    if geometry is not None:
-        findings += check_extent(geometry.extent, "the volume", path.name)
     return geometry, settled(findings, decisions)
 
 
@@ -74,6 +72,8 @@ def read_case(
         BadImage: a ValueError; the images cannot be used, with the reason.
     """
     geometries, findings = check_headers(files, decisions)
+    for name, geometry in geometries.items():
+        findings += settled(check_extent(geometry.extent, "the volume", name), decisions)
     raise_errors(findings, name_files=len(files) > 1)
 
     try:

@@ -17,7 +17,9 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from alice_nnunet.checks.findings import NO_DECISIONS, Decisions
 from alice_nnunet.checks.formats import first_line
+from alice_nnunet.datasets.labeled_case import LabeledCase
 from alice_nnunet.datasets.raw_dataset import dataset_name, load_dataset_json
 from alice_nnunet.datasets.raw_image import read_geometry
 from alice_nnunet.environment import nnunet_folder
@@ -25,8 +27,8 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.finetuning.nnunet_plans import configuration_of, dataset_number
 from alice_nnunet.finetuning.seeded_loading import batch_processes
 from alice_nnunet.names import CONFIGURATION
+from alice_nnunet.planning.checked_dataset import FINGERPRINT, check_dataset
 
-FINGERPRINT = "dataset_fingerprint.json"
 PLANS = "nnUNetPlans.json"
 
 
@@ -65,21 +67,26 @@ class LabeledDataset:
         return nnunet_folder("nnUNet_preprocessed") / self.name
 
 
-def open_labeled_dataset(dataset: str, processes: int) -> LabeledDataset:
-    """Find a dataset, and run nnU-Net's fingerprint extraction and planning if it lacks them.
+def open_labeled_dataset(
+    dataset: str, processes: int, decisions: Decisions = NO_DECISIONS
+) -> LabeledDataset:
+    """Check a dataset, and run nnU-Net's fingerprint extraction and planning if it lacks them.
 
     Args:
         dataset: ID or name.
-        processes: for the fingerprint.
+        processes: for the checks and the fingerprint.
+        decisions: what to do with files that leave a choice.
 
     Raises:
-        UserError: there is no such dataset, labels are missing, files are not NIfTI volumes, or
-            nnU-Net cannot plan it.
+        UserError: there is no such dataset, labels are missing, files cannot be used as they are,
+            or nnU-Net cannot plan it.
     """
     raw = nnunet_folder("nnUNet_raw")
     preprocessed = nnunet_folder("nnUNet_preprocessed")
     name = dataset_name(dataset)
-    images = labeled_images(raw / name)
+    cases = labeled_cases(raw / name)
+    check_dataset(raw / name, preprocessed / name, cases, processes, decisions)
+    images = {case: files.images[0] for case, files in cases.items()}
     orders = [canonical_axes(path) for path in images.values()]
 
     run_nnunet(name, preprocessed / name, processes)
@@ -133,8 +140,8 @@ def target_spacing(plans: dict, orders: list[list[int]]) -> list[float] | None:
     return [of_the_file[axis] for axis in orders[0]]
 
 
-def labeled_images(folder: Path) -> dict[str, Path]:
-    """The first image file of each training case. Raises UserError if a case has no label."""
+def labeled_cases(folder: Path) -> dict[str, LabeledCase]:
+    """The files of each training case. Raises UserError if a case has no label."""
     if not folder.is_dir():
         raise UserError(f"no dataset {folder.name} in nnUNet_raw={folder.parent}")
 
@@ -158,7 +165,10 @@ def labeled_images(folder: Path) -> dict[str, Path]:
             f"fine-tuning needs labels and {folder} lacks them: {len(unlabeled)} of {len(cases)} "
             f"cases have none in labelsTr ({', '.join(unlabeled[:3])}...)"
         )
-    return {case: Path(files["images"][0]) for case, files in cases.items()}
+    return {
+        case: LabeledCase(tuple(map(Path, files["images"])), Path(files["label"]))
+        for case, files in cases.items()
+    }
 
 
 def canonical_axes(path: Path) -> list[int]:

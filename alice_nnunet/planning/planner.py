@@ -8,6 +8,7 @@ from pathlib import Path
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import write_json_atomically
 from alice_nnunet.finetuning.block import make_block
+from alice_nnunet.finetuning.channels import match_channels
 from alice_nnunet.finetuning.compatibility import (
     check_channels,
     check_compatible,
@@ -18,6 +19,7 @@ from alice_nnunet.finetuning.nnunet_plans import configuration_of
 from alice_nnunet.finetuning.pretrained import load_pretrained
 from alice_nnunet.finetuning.recipes import RECIPES, changed_recipe
 from alice_nnunet.names import CONFIGURATION
+from alice_nnunet.planning.checked_dataset import check_intensities
 from alice_nnunet.planning.choices import choose
 from alice_nnunet.planning.labeled_dataset import open_labeled_dataset
 from alice_nnunet.planning.plans import matched_plans, matched_statistics
@@ -52,15 +54,20 @@ def write_plans(request: PlanRequest) -> None:
         request.settings,
     )
 
-    dataset = open_labeled_dataset(request.dataset, request.processes)
+    dataset = open_labeled_dataset(request.dataset, request.processes, request.decisions)
     target = dataset.preprocessed / f"{request.name}.json"
     check_target(target, encoder.sha256)
 
     schemes = configuration_of(dataset.plans, CONFIGURATION)["normalization_schemes"]
     check_channels(encoder, dataset.plans, schemes)
-    statistics = matched_statistics(
-        encoder, schemes, dataset.plans["foreground_intensity_properties_per_channel"]
-    )
+    found = dataset.plans["foreground_intensity_properties_per_channel"]
+    for channel in match_channels(encoder, schemes):
+        if channel.window is not None:
+            index = channel.index
+            check_intensities(
+                dataset.name, found[str(index)], index, channel.window, request.decisions
+            )
+    statistics = matched_statistics(encoder, schemes, found)
     block = make_block(encoder, schemes, statistics, recipe, flip_axes=[])
 
     memory = partial(training_memory, block, len(schemes), dataset.outputs)

@@ -11,6 +11,9 @@ from alice_nnunet.planning.labeled_dataset import LabeledDataset
 from alice_nnunet.planning.request import CUDA_GB
 from alice_nnunet.text import millimetres, voxels
 
+FOLDS = 5  # of nnU-Net's cross-validation
+SPLITS = "splits_final.json"  # folds that the user made
+
 
 def print_report(
     plans: dict, block: AliceBlock, dataset: LabeledDataset, choices: PlanChoices, target: Path
@@ -69,8 +72,20 @@ def print_report(
     number = dataset.number
     print(f'Wrote {target}. Next, after eval "$(alice-env)", which makes the trainer known:')
     print(f"  nnUNetv2_preprocess -d {number} -plans_name {name} -c {CONFIGURATION}")
-    print(f"  nnUNetv2_train {number} {CONFIGURATION} 0 -tr AliceTrainer -p {name}")
+    fold = "0"
+    if len(dataset.images) < FOLDS and not (dataset.preprocessed / SPLITS).is_file():
+        fold = "all"
+        print_few(len(dataset.images))
+    print(f"  nnUNetv2_train {number} {CONFIGURATION} {fold} -tr AliceTrainer -p {name}")
     print(name, flush=True)
+
+
+def print_few(cases: int) -> None:
+    """Say why the next command trains on all cases."""
+    print(
+        f"  ({cases} cases are too few for the {FOLDS} folds of nnU-Net's cross-validation: fold "
+        f"'all' trains on every case and validates on the same)"
+    )
 
 
 def print_line(title: str, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from alice_nnunet.checks.findings import NO_DECISIONS, Decisions
+
 CUDA_GB = 1.0  # of a GPU's memory, for the CUDA context and cuDNN's workspaces
 
 
@@ -21,7 +23,8 @@ class PlanRequest:
         iterations: of an epoch.
         learning_rate: at the end of the warm-up.
         settings: other entries of the recipe, see recipes.SETTINGS.
-        processes: for nnU-Net's fingerprint.
+        processes: for the checks and nnU-Net's fingerprint.
+        decisions: what to do with files that leave a choice.
     """
 
     dataset: str
@@ -36,3 +39,4 @@ class PlanRequest:
     learning_rate: float | None = None
     settings: dict = field(default_factory=dict)
     processes: int = 1
+    decisions: Decisions = NO_DECISIONS

@@ -81,6 +81,16 @@ def test_says_what_it_chose_and_last_the_name(dataset, capsys):
     assert configuration_in(plans)["batch_size"] == 2
 
 
+def test_fewer_cases_than_folds_train_on_all(nnunet_folders, real_ct, capsys):
+    raw = write_dataset(nnunet_folders / "raw", real_ct, cases=3)
+    write_checkpoint(nnunet_folders / "c.pth")
+    plan_by_hand(raw, nnunet_folders / "preprocessed" / raw.name)
+    plan(nnunet_folders)
+    shown = capsys.readouterr().out
+    assert "nnUNetv2_train 7 3d_fullres all -tr AliceTrainer -p AlicePlans" in shown
+    assert "3 cases are too few for the 5 folds" in shown
+
+
 def test_options(dataset, capsys, monkeypatch):
     monkeypatch.chdir(dataset)
     named = ["-d", "Dataset007_Body", "-weights", "c.pth", "-n", "Short"]
@@ -148,12 +158,13 @@ def test_the_datasets_spacing_is_turned_to_the_canonical_axes(dataset, capsys):
     path.write_text(json.dumps(stock))
 
     files = sorted((raw / "imagesTr").iterdir())
-    for file in files:
+    for file in (*files, *(raw / "labelsTr").iterdir()):
         stored_as(file, "SAL")
     plans = plan(dataset, "-spacing", "dataset")
     assert configuration_in(plans)["spacing"] == [3.0, 3.05, 2.95]
 
-    stored_as(files[0], "LPS")
+    for file in (files[0], raw / "labelsTr" / "case0.nii.gz"):
+        stored_as(file, "LPS")
     text = refused(capsys, "-d", 7, "-weights", dataset / "c.pth", "-spacing", "dataset")
     assert "three numbers instead" in text
 
@@ -260,7 +271,7 @@ def test_sizes_are_those_after_turning_to_ras(dataset, capsys):
     """Files stored along S, A, L have the axes of nnU-Net's SimpleITK arrays reversed."""
     raw = dataset / "raw" / "Dataset007_Body"
     files = sorted((raw / "imagesTr").iterdir())
-    for file in files:
+    for file in (*files, *(raw / "labelsTr").iterdir()):
         stored_as(file, "SAL", spacing=[4.0, 3.0, 2.0])
 
     shapes = [list(nibabel.load(file).shape[::-1]) for file in files]
@@ -365,7 +376,7 @@ def spoil(dataset: Path, what: str) -> None:
     [
         ("labels", "needs labels.*5 of 5 cases"),
         ("file ending", "nrrd.*NIfTI"),
-        ("case", "case0_0000.nii.gz cannot be read"),
+        ("case", "case0_0000.nii.gz: cannot be read"),
         ("fingerprint", "5 cases and imagesTr has 4.*nnUNetv2_extract_fingerprint -d 7 --clean"),
     ],
 )

@@ -12,7 +12,7 @@ from alice_nnunet.finetuning.seeded_loading import VARIABLE
 from alice_nnunet.planning import labeled_dataset
 from alice_nnunet.planning.labeled_dataset import (
     canonical_axes,
-    labeled_images,
+    labeled_cases,
     open_labeled_dataset,
 )
 from tests.helpers.finetuning import plan_by_hand, stock_plans, write_case, write_dataset
@@ -30,15 +30,15 @@ def test_axes_of_a_file(tmp_path, codes, axes):
 
 
 def test_first_channel_of_every_labeled_case(tmp_path, real_ct):
-    images = labeled_images(write_dataset(tmp_path, real_ct, cases=2))
-    assert {case: path.name for case, path in images.items()} == {
+    cases = labeled_cases(write_dataset(tmp_path, real_ct, cases=2))
+    assert {case: files.images[0].name for case, files in cases.items()} == {
         "case0": "case0_0000.nii.gz",
         "case1": "case1_0000.nii.gz",
     }
     with pytest.raises(UserError, match="2 of 2 cases have none in labelsTr"):
-        labeled_images(write_dataset(tmp_path, real_ct, "Dataset008_Bare", cases=2, labels=False))
+        labeled_cases(write_dataset(tmp_path, real_ct, "Dataset008_Bare", cases=2, labels=False))
     with pytest.raises(UserError, match="no dataset Dataset009"):
-        labeled_images(tmp_path / "Dataset009_None")
+        labeled_cases(tmp_path / "Dataset009_None")
 
 
 def test_missing_files_are_nnunets_to_make(nnunet_folders, real_ct, monkeypatch, capsys):
@@ -48,7 +48,7 @@ def test_missing_files_are_nnunets_to_make(nnunet_folders, real_ct, monkeypatch,
 
     def extract(self):
         made.append("fingerprint")
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "dataset_fingerprint.json").write_text(
             json.dumps({"spacings": [[3.0, 2.0, 1.0]] * 2, "shapes_after_crop": [[16, 32, 30]] * 2})
         )
