@@ -37,6 +37,7 @@ from alice_nnunet.ranks import rank, world
 from alice_nnunet.schedules import ema_momentum
 
 COLLAPSED = 0.1  # spread under which a run warns
+EARLY_STEPS = 300  # in which low spreads and ranks are normal
 UNMATCHED = "unmatched.jsonl"  # of the results folder: pairs of crops that do not match
 VALIDATION_PAIRS = 32  # at most, but for whole batches: they stay in memory
 
@@ -138,6 +139,7 @@ class Run:
         validation: Batches of held-out pairs; train() reads them, in process 0 of several.
         feature_ranks: Of the steps since the last report, in process 0 of several.
         warned: Names of the features whose collapse was said and that have not recovered.
+        early_said: Whether it was said that features are still alike at the start.
     """
 
     config: PretrainConfig
@@ -154,6 +156,7 @@ class Run:
     validation: list[PairBatch] = field(default_factory=list)
     feature_ranks: FeatureRanks = field(default_factory=FeatureRanks)
     warned: set[str] = field(default_factory=set)
+    early_said: bool = False
 
     how_to_resume = "Resume it with --c"
 
@@ -315,14 +318,22 @@ class Run:
                     f"for {found.crops} crops)"
                 )
 
-        if low.keys() - self.warned:
+        early = self.state.step <= EARLY_STEPS
+        if low and early:
+            if not self.early_said:
+                log.line(
+                    f"NOTE: features are still alike: {', '.join(low.values())}. This is normal in "
+                    f"the first {EARLY_STEPS} steps; a warning follows if it stays"
+                )
+            self.early_said = True
+        elif low.keys() - self.warned:
             log.line(
                 f"WARNING: possible feature collapse: {', '.join(low.values())}. These features "
                 "are nearly constant, or lie along few directions, so the corresponding loss "
                 "provides little training signal. This is said once until they recover. "
                 "See docs/how-to/troubleshooting.md#collapse"
             )
-        self.warned = set(low)
+        self.warned = set() if early else set(low)
 
     def probe(self, log: RunLog) -> None:
         """Log what the encoder's features say about anatomy."""
@@ -412,9 +423,9 @@ class Run:
         """The step, and what a reconstruction looks like then."""
         step = self.state.step
         iterations = self.config.iterations
-        early = "normal so early: grey or blurred tokens with edges between them"
-        later = "normal: smooth organs and bones in place, no texture"
-        return f"step {step} of {iterations}; {early if step < iterations / 5 else later}"
+        early = "normal in the first hundreds of steps: each hidden token is nearly of one grey"
+        later = "normal: large shapes, blurred; if tokens are of one grey, l_r has not fallen yet"
+        return f"step {step} of {iterations}\n{early if step <= 2 * EARLY_STEPS else later}"
 
     def save(self, path: Path) -> None:
         save_state(path, self.state, self.config, self.data, self.adaptation_plan)

@@ -10,7 +10,7 @@ import torch
 from alice_nnunet.model.losses import second_moments
 from alice_nnunet.pretrain.training.feature_ranks import lowest_rank
 from alice_nnunet.pretrain.training.organ_probe import POINTS, LabeledPerson
-from alice_nnunet.pretrain.training.run import Run
+from alice_nnunet.pretrain.training.run import EARLY_STEPS, Run
 from alice_nnunet.pretrain.training.state import build_state
 from tests.helpers.pretraining import CPU, SPACING, noise, small_config
 
@@ -48,6 +48,7 @@ def run() -> Run:
 @pytest.mark.parametrize("spread, warns", [(0.09, True), (0.11, False)])
 def test_collapse_warns(run, spread, warns):
     log = Log()
+    run.state.step = EARLY_STEPS + 1
     spreads = {"spread cls": 0.5, "spread S": 0.5, "spread T": spread}
     run.report(log, {**dict.fromkeys(NAMES, 1.0), **spreads, "rejected": 1.0, "unmatched": 0.25})
     assert log.values["rejection rate"] == 0.5 and "rejected" not in log.values
@@ -59,6 +60,19 @@ def test_collapse_warns(run, spread, warns):
         means = {**dict.fromkeys(NAMES, 1.0), **spreads, "spread T": value}
         run.report(log, {**means, "rejected": 1.0, "unmatched": 0.25})
     assert sum("WARNING" in line for line in log.lines) == 2 * warns
+
+
+def test_low_spreads_are_normal_at_the_start_and_a_warning_if_they_stay(run):
+    log = Log()
+    spreads = {"spread cls": 0.5, "spread S": 0.01, "spread T": 0.5}
+    for step in (20, 40, EARLY_STEPS, EARLY_STEPS + 20, EARLY_STEPS + 40):
+        run.state.step = step
+        run.report(
+            log, {**dict.fromkeys(NAMES, 1.0), **spreads, "rejected": 1.0, "unmatched": 0.25}
+        )
+
+    said = [line[:7] for line in log.lines if not line.startswith("step")]
+    assert said == ["NOTE: f", "WARNING"]
 
 
 def test_the_rank_is_over_all_steps_since_the_last_report(run):
