@@ -25,6 +25,7 @@ from alice_nnunet.finetuning.checks import (
     find_block,
     starting_weights,
 )
+from alice_nnunet.finetuning.finite_loss import check_loss
 from alice_nnunet.finetuning.network import build_network, load_encoder
 from alice_nnunet.finetuning.nnunet_plans import configuration_of
 from alice_nnunet.finetuning.optimizers import (
@@ -209,6 +210,29 @@ class AliceTrainer(nnUNetTrainer):
                 for line in self.load_weights():
                     self.print_to_log_file(line)
         super().on_train_start()
+
+    def train_step(self, batch: dict) -> dict:
+        """nnU-Net's; ends the training if the loss is not finite."""
+        result = super().train_step(batch)
+        self.check_finite(result, batch, "training step")
+        return result
+
+    def validation_step(self, batch: dict) -> dict:
+        """nnU-Net's; ends the training, before a checkpoint, if the loss is not finite."""
+        result = super().validation_step(batch)
+        self.check_finite(result, batch, "validation step")
+        return result
+
+    def check_finite(self, result: dict, batch: dict, step: str) -> None:
+        """Exit with code 2 and the names of the batch's cases if a loss is not finite."""
+        with exit_on_user_error("nnUNetv2_train"):
+            check_loss(
+                result["loss"],
+                list(batch.get("keys", ())),
+                f"{step} in epoch {self.current_epoch}",
+                Path(self.output_folder),
+                Path(self.preprocessed_dataset_folder),
+            )
 
     def check_new_training(self) -> None:
         """Check that a training may start.
