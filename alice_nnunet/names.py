@@ -6,6 +6,7 @@ PRETRAIN_PLANS = "AlicePretrainPlans"
 ANATOMY = f"{PRETRAIN_PLANS}_anatomy"  # folder of the matcher and its index, beside the volumes
 PARTNERS = "partners.npz"  # in it: which scans show the same places
 COVERAGE = "coverage.json"  # in it: what each scan shows
+COVERAGE_PICTURE = "coverage.png"
 
 LATEST = "checkpoint_latest.pth"  # of a run that goes on
 FINAL = "checkpoint_final.pth"  # of a run that has ended; nnU-Net's name, too

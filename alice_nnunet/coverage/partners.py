@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from alice_nnunet.coverage.body_axis import BodyAxis, Heights, find_body_axis
 from alice_nnunet.coverage.surroundings import (
@@ -20,6 +19,7 @@ from alice_nnunet.coverage.surroundings import (
 )
 from alice_nnunet.data.partners import LEVELS, NO_REGION, Partners
 from alice_nnunet.matcher.learned import opened
+from alice_nnunet.workers import with_progress
 
 ANCHORS = 256  # places that every scan is compared with
 PLACES = 96  # of each scan in the table of partners
@@ -67,7 +67,7 @@ def find_anchors(folder: Path, cases: Sequence[str], anchors: Surroundings) -> S
     """Where each scan shows each anchor, and how certainly."""
     found = [
         best_scores(opened(folder, case), anchors)
-        for case in tqdm(cases, desc="signatures", unit="volume", disable=None)
+        for case, _ in with_progress(((case, None) for case in cases), "comparing", len(cases))
     ]
     scores, positions = zip(*found)
     return Signatures(np.array(scores, np.float32), np.array(positions, np.float32))
@@ -152,8 +152,9 @@ def make_partners(
     scores = np.zeros((count, PLACES, OTHERS), np.uint8)
     found = np.full((count, PLACES, OTHERS), np.nan, np.float32)  # mm, heights
 
-    for number in tqdm(range(count), desc="partners", unit="volume", disable=None):
-        places = random_surroundings(opened(folder, cases[number]), PLACES, rng)
+    numbered = ((case, number) for number, case in enumerate(cases))
+    for case, number in with_progress(numbered, "finding partners of", count):
+        places = random_surroundings(opened(folder, case), PLACES, rng)
         positions[number, : len(places)] = places.positions
 
         chosen = choose_others(number, signatures, contents, threshold, rng)

@@ -16,11 +16,13 @@ from alice_nnunet.coverage.partners import (
     make_partners,
     threshold_of,
 )
+from alice_nnunet.coverage.picture import coverage_figure
 from alice_nnunet.coverage.surroundings import Surroundings
 from alice_nnunet.data.partners import Partners
 from alice_nnunet.data.volumes import Volume, case_properties, open_volume
 from alice_nnunet.files import file_sha256, write_json_atomically
-from alice_nnunet.names import COVERAGE, FINAL, PARTNERS
+from alice_nnunet.names import COVERAGE, COVERAGE_PICTURE, FINAL, PARTNERS
+from alice_nnunet.pictures import save_figure
 
 VERSION = 1  # of what is computed here; a higher one computes it again
 SEED = 0
@@ -65,6 +67,7 @@ def update_coverage(volumes: Path, folder: Path, cases: list[str]) -> None:
     scans = {case: open_volume(volumes, case) for case in cases}
     report = describe(coverage, scans)
     write_json_atomically(folder / COVERAGE, {"made_from": made_from, **report})
+    draw_report(report, scans, folder / COVERAGE_PICTURE)
     print_report(report, folder)
 
 
@@ -170,6 +173,26 @@ def same_content(table: Partners) -> list[list[str]]:
     return [cases for cases in by_content.values() if len(cases) > 1]
 
 
+def draw_report(report: dict, scans: dict[str, Volume], path: Path) -> None:
+    """Draw the scans along the body, with pictures of those at the ends of the largest group."""
+    placed = {case: e for case, e in report["scans"].items() if e["start_mm"] is not None}
+    largest = {case: entry for case, entry in placed.items() if entry["group"] == 0}
+
+    ends = []
+    if largest:
+        lowest = min(largest, key=lambda case: largest[case]["start_mm"])
+        highest = max(largest, key=lambda case: largest[case]["stop_mm"])
+        for case in (lowest, highest):
+            volume = scans[case]
+            start, stop = volume.body.box
+            middle = (start[1] + stop[1]) // 2
+            plane = volume.image[:1, :, middle : middle + 1][0, :, 0]
+            ends.append((case, plane, volume.spacing))
+
+    alone = len(report["scans"]) - len(placed)
+    save_figure(coverage_figure(placed, ends, alone), path)
+
+
 def print_report(report: dict, folder: Path) -> None:
     """Say what people must know of it."""
     scans = report["scans"]
@@ -177,7 +200,7 @@ def print_report(report: dict, folder: Path) -> None:
     print(
         f"{len(scans) - len(alone)} of {len(scans)} scans match another one (score "
         f"{report['threshold']:.2f}, which {report['wanted_false_matches']:.0%} of false matches "
-        f"reach): {folder / COVERAGE}",
+        f"reach): {folder / COVERAGE_PICTURE}",
         flush=True,
     )
 

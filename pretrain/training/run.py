@@ -140,6 +140,7 @@ class Run:
         feature_ranks: Of the steps since the last report, in process 0 of several.
         warned: Names of the features whose collapse was said and that have not recovered.
         early_said: Whether it was said that features are still alike at the start.
+        seen: Query and key of the pairs that this process has had since it started.
     """
 
     config: PretrainConfig
@@ -157,6 +158,7 @@ class Run:
     feature_ranks: FeatureRanks = field(default_factory=FeatureRanks)
     warned: set[str] = field(default_factory=set)
     early_said: bool = False
+    seen: set[tuple[str, str]] = field(default_factory=set)
 
     how_to_resume = "Resume it with --c"
 
@@ -223,6 +225,7 @@ class Run:
 
     def take_step(self, batch: PairBatch) -> StepResult:
         self.note_unmatched(batch)
+        self.seen.update(zip(batch.query_case, batch.key_case))
         result = train_step(self.state, batch, self.config, self.spacing)
         if rank() == 0 and result.finite:
             crops = 2 * len(batch.query) * world()
@@ -378,8 +381,20 @@ class Run:
             f"chance {found.chance:.2f}"
         )
 
+    def log_seen(self, log: RunLog) -> None:
+        """Log how many scans, and how many ordered pairs of them, this process has seen."""
+        scans = {case for pair in self.seen for case in pair}
+        count = len(self.training)
+        possible = count * (count - 1)
+        pairs = sum(query != key for query, key in self.seen)
+        log.line(
+            f"seen since the start of this process | {len(scans)} of {count} scans, {pairs} of "
+            f"{possible} ordered pairs of scans ({pairs / possible:.1%})"
+        )
+
     def validate(self, log: RunLog) -> None:
         """Log the losses on held-out cases, and pictures of their first pair."""
+        self.log_seen(log)
         if not self.validation:
             return
 

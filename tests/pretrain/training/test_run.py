@@ -145,7 +145,9 @@ def test_without_held_out_cases_nothing_is_validated_or_probed(run):
     log = Log()
     run.validate(log)
     run.probe(log)
-    assert not log.lines
+    assert log.lines == [
+        "seen since the start of this process | 0 of 2 scans, 0 of 2 ordered pairs of scans (0.0%)"
+    ]
 
 
 def test_organs_of_labeled_people_are_probed_without_held_out_cases(run):
@@ -158,3 +160,11 @@ def test_organs_of_labeled_people_are_probed_without_held_out_cases(run):
     assert re.fullmatch(r"probe \| organs \d\.\d\d retrieval 1\.00 chance 0\.50", log.lines[0])
     assert len(log.lines) == 1
     assert log.values["probe chance"] == 0.5
+
+
+def test_what_was_seen_is_counted(run):
+    log = Log()
+    run.training = ["q0", "k0", "k1", "other"]
+    run.seen = {("q0", "k0"), ("k0", "q0"), ("k1", "k1")}
+    run.log_seen(log)
+    assert "| 3 of 4 scans, 2 of 12 ordered pairs of scans (16.7%)" in log.lines[0]

@@ -1,0 +1,75 @@
+"""What alice-embed reports of its scans: on real CT, one of them twice and one cut short."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from alice_nnunet.data.partners import Partners
+from alice_nnunet.pretrain.embedding import coverage
+from alice_nnunet.pretrain.embedding.config import embed_config
+from alice_nnunet.pretrain.embedding.job import embed
+
+SETTINGS = ["iterations=4", "batch_size=2", "points=200", "voxel=8", "step=12", "save_every=4"]
+SETTINGS += ["patch_size=16,32,32", "crop_size=20,40,40", "validation_share=0"]
+
+
+@pytest.fixture(scope="module")
+def anatomy(tmp_path_factory, shipped_ct):
+    """The folder of an index of two people, a copy of one, and 20 mm of the other."""
+    root = tmp_path_factory.mktemp("nnunet")
+    images = root / "raw" / "Dataset033_Cover" / "imagesTr"
+    images.mkdir(parents=True)
+    description = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (images.parent / "dataset.json").write_text(json.dumps(description))
+
+    for case, source in (("a", "crlm1004"), ("again", "crlm1004"), ("b", "cptacpda_c3l00189")):
+        (images / f"{case}_0000.nii.gz").symlink_to(shipped_ct[source])
+    whole = nibabel.load(shipped_ct["cptacpda_c3l00189"])
+    height = round(20 / whole.header.get_zooms()[2])
+    nibabel.save(whole.slicer[:, :, :height], images / "slab_0000.nii.gz")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            patch.setenv(f"nnUNet_{name}", str(root / name))
+        embed(embed_config("33", "tiny", SETTINGS), "cpu", 1)
+        yield root / "preprocessed" / "Dataset033_Cover" / "AlicePretrainPlans_anatomy"
+
+
+def test_everything_that_is_promised_is_there(anatomy):
+    report = json.loads((anatomy / "coverage.json").read_text())
+    table = Partners.load(anatomy / "partners.npz")
+    assert list(report["scans"]) == table.cases.tolist() == ["a", "again", "b", "slab"]
+    assert report["same_content"] == [["a", "again"]]
+    assert report["threshold"] == pytest.approx(table.threshold, abs=1e-4)
+    assert (anatomy / "coverage.png").stat().st_size > 10_000
+
+    slab = report["scans"]["slab"]
+    assert slab["body_mm"][0] == pytest.approx(20, abs=5)
+    for case, reason in report["without_partner"].items():
+        assert report["scans"][case]["partners"] == 0
+        assert ("fragment" in reason) == (case == "slab")
+
+
+def test_it_is_made_once_and_again_where_the_index_has_changed(anatomy, monkeypatch):
+    volumes = anatomy.parent / "AlicePretrainPlans_3d_fullres"
+    before = (anatomy / "partners.npz").read_bytes()
+    made = []
+    compute = coverage.compute_coverage
+    monkeypatch.setattr(
+        coverage, "compute_coverage", lambda *words: made.append(words) or compute(*words)
+    )
+
+    coverage.update_coverage(volumes, anatomy, ["a", "again", "b", "slab"])
+    assert not made
+    (anatomy / "partners.npz").unlink()
+    coverage.update_coverage(volumes, anatomy, ["a", "again", "b", "slab"])
+    assert len(made) == 1
+    again = Partners.load(anatomy / "partners.npz")
+    (anatomy / "before.npz").write_bytes(before)
+    for name, value in vars(Partners.load(anatomy / "before.npz")).items():
+        assert np.array_equal(getattr(again, name), value, equal_nan=name == "positions")
+
+    coverage.update_coverage(volumes, anatomy, ["a", "b", "slab"])
+    assert len(made) == 2
