@@ -1,7 +1,7 @@
 """Aligned crops of one body part from two people (Alice, Sec. 4.2 and A.1)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +69,8 @@ class PairBatch:
         score: The matcher's score of each pair, (B,) float64.
         rejected: Pairs that were drawn and rejected before each of these, (B,) int64.
         kind: MATCHED, BELOW or SAME_SCAN for each pair.
+        query_anatomy: The matcher's vectors at the tokens of each Q, (B, N, A), where wanted.
+        key_anatomy: Those of each K.
     """
 
     query: Tensor
@@ -78,6 +80,8 @@ class PairBatch:
     score: Tensor
     rejected: Tensor
     kind: list[str]
+    query_anatomy: Tensor | None = None
+    key_anatomy: Tensor | None = None
 
     @property
     def unmatched(self) -> list[int]:
@@ -86,7 +90,12 @@ class PairBatch:
 
     def pin_memory(self) -> "PairBatch":
         """The batch with its crops in pinned memory; DataLoader calls this where it is to pin."""
-        return replace(self, query=self.query.pin_memory(), key=self.key.pin_memory())
+        pinned = {}
+        for name in ("query", "key", "query_anatomy", "key_anatomy"):
+            values = getattr(self, name)
+            if values is not None:
+                pinned[name] = values.pin_memory()
+        return replace(self, **pinned)
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,8 @@ class AlignedPairs:
         same_volume: The key is the query itself: the baseline without another person.
         partners: Which scans show the same places. None: any pair is drawn and tried, as the paper
             does.
+        anatomy: The matcher's vectors at the tokens of the crop around a point, (N, A), where they
+            are wanted beside the crops.
         by_region: With partners, every region of the body is equally likely in place of every scan.
     """
 
@@ -117,6 +128,7 @@ class AlignedPairs:
     same_volume: bool = False
     partners: Partners | None = None
     by_region: bool = False
+    anatomy: Callable[[Volume, Triple], np.ndarray] | None = None
 
     def __post_init__(self):
         cases = set(self.queries) | set(self.keys)
@@ -150,7 +162,16 @@ class AlignedPairs:
             score=torch.tensor([pair.match.score for pair in drawn], dtype=torch.float64),
             rejected=torch.tensor([pair.rejected for pair in drawn]),
             kind=[pair.kind for pair in drawn],
+            query_anatomy=self.vectors_at([(pair.query, pair.point) for pair in drawn]),
+            key_anatomy=self.vectors_at([(pair.key, pair.match.point) for pair in drawn]),
         )
+
+    def vectors_at(self, places: Sequence[tuple[Volume, Triple]]) -> Tensor | None:
+        """The matcher's vectors of the crops around points, (B, N, A); None if not wanted."""
+        if self.anatomy is None:
+            return None
+        vectors = [self.anatomy(volume, point) for volume, point in places]
+        return torch.from_numpy(np.stack(vectors))
 
     def draw(self, index: int) -> DrawnPair:
         """Draw the pair with this number, without reading its crops.

@@ -78,6 +78,25 @@ class EmbeddingMatcher:
         voxel = np.floor(found / key.spacing)
         return Match(triple(int(i) for i in voxel), score)
 
+    def vectors_of_tokens(
+        self, volume: Volume, point: Triple, size: Triple, grid: Triple
+    ) -> np.ndarray:
+        """The vectors at the middles of the tokens of a crop.
+
+        Args:
+            volume: that the crop is of.
+            point: the crop's middle voxel.
+            size: voxels of the crop.
+            grid: tokens along each axis.
+
+        Returns:
+            (N, C) float32, z slowest; 0 outside the body.
+        """
+        start = np.array(point) - np.array(size) // 2
+        along = [(np.arange(tokens) + 0.5) * n / tokens for n, tokens in zip(size, grid)]
+        middles = np.stack(np.meshgrid(*along, indexing="ij"), -1).reshape(-1, 3)  # voxels
+        return opened(self.folder, volume.name).vectors((start + middles) * volume.spacing)
+
 
 @lru_cache(OPEN_FILES)
 def opened(folder: Path, case: str) -> Embedding:

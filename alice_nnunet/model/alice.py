@@ -5,6 +5,7 @@ projections.
 """
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,20 +14,23 @@ from torch import Tensor, nn
 from alice_nnunet.model.casa import CASA
 from alice_nnunet.model.decoder import Decoder
 from alice_nnunet.model.encoders.base import Encoder
-from alice_nnunet.model.heads import BatchNormMLP, DinoHead, Predictor
+from alice_nnunet.model.heads import AnatomyHead, BatchNormMLP, DinoHead, Predictor
 from alice_nnunet.model.initialisation import xavier_uniform
 from alice_nnunet.model.losses import (
+    anatomy_loss,
     cosine_loss,
     dino_loss,
     info_nce_loss,
     moments,
+    place_info_nce_loss,
     reconstruction_loss,
     second_moments,
     spread,
 )
 from alice_nnunet.model.method import Method
-from alice_nnunet.model.views import Views
-from alice_nnunet.ranks import gather_rows, rank
+from alice_nnunet.model.tokens import put_tokens, take_tokens
+from alice_nnunet.model.views import Views, at_places
+from alice_nnunet.ranks import gather_rows, mean_over_ranks, rank
 
 CENTER_STEP = 0.1  # share of a step's mean in the running means that centering subtracts (DINO)
 RANK_TOKENS = 8  # of each crop, evenly spaced, that the effective rank is measured on
@@ -54,13 +58,16 @@ class Output:
 
     Attributes:
         loss: weighted sum of the losses.
-        losses: l_r, l_dv and l_st of Eqs. 1, 2 and 5.
+        losses: l_r, l_dv and l_st of Eqs. 1, 2 and 5, and l_an.
         moments: (2, C) of the features cls (target; of l_dv), S and T (of l_st), see
             losses.moments.
         vectors: number of vectors that each of the moments is of.
         second_moments: (1 + C, C) of cls, and of RANK_TOKENS tokens of each crop in H (of l_dv or
             l_st), S and T (of l_st) and V, see losses.second_moments.
-        target_means: (C,) mean of Y (dv) and of T (st), which the centers follow.
+        target_means: mean of Y (dv), (C,) or by place (N, C), of T (st), (C,), and of the matcher's
+            vectors (an), see `Alice.anatomy_mean`: what the centers follow.
+        keys: (2 B, N, C) of all processes, what later steps remember of this one if l_dv goes by
+            place.
         crop: (B, C, D, H, W), Q as the online branch had it.
         masked: (B, N), True where a token of this crop was hidden.
         predicted: (B, N, voxels of a token), the reconstruction of this crop.
@@ -72,6 +79,7 @@ class Output:
     vectors: dict[str, int]
     second_moments: dict[str, Tensor]
     target_means: dict[str, Tensor]
+    keys: Tensor | None
     crop: Tensor
     masked: Tensor
     predicted: Tensor
@@ -119,9 +127,13 @@ class Alice(nn.Module):
         self.casa = CASA(width, channels)
 
         self.predictors = nn.ModuleDict()
-        if method.predictor:
-            self.predictors["dv"] = Predictor(channels, method.head_hidden)
-            self.predictors["st"] = Predictor(channels, method.head_hidden)
+        for term in ("dv", "st"):
+            if method.predicts(term):
+                self.predictors[term] = Predictor(channels, method.head_hidden)
+
+        self.anatomy: nn.Module | None = None
+        if method.weight_an:
+            self.anatomy = AnatomyHead(width, method.anatomy_channels)
 
         self.phi.apply(xavier_uniform)
         self.casa.apply(xavier_uniform)
@@ -131,15 +143,24 @@ class Alice(nn.Module):
         self.target_encoder = copy.deepcopy(self.encoder)
         self.psi = copy.deepcopy(self.phi)
         self.target_casa = copy.deepcopy(self.casa) if method.ema_casa else None
+        places = math.prod(encoder.grid)
+        by_place = method.dv_by == "place"
         for term in ("dv", "st"):
             if method.centers(term):
-                self.register_buffer(f"center_{term}", torch.zeros(channels))
+                shape = (places, channels) if term == "dv" and by_place else (channels,)
+                self.register_buffer(f"center_{term}", torch.zeros(shape))
+        if method.weight_an:
+            # The last element is the share of tokens in the body.
+            self.register_buffer("center_an", torch.zeros(method.anatomy_channels + 1))
+        if by_place:
+            # Keys of the last crops of earlier steps, newest first; 0 where there are none yet.
+            self.register_buffer("memory", torch.zeros(method.memory, places, channels))
 
         for module in (*self.targets(), *self.untrained()):
             module.requires_grad_(False)
 
     def forward(self, query: Views, key: Views) -> Output:
-        """The three losses for aligned crops Q and K of different people (Fig. 2)."""
+        """The losses for aligned crops Q and K of different people (Fig. 2)."""
         q = self.branches(query)
         k = self.branches(key)
 
@@ -147,13 +168,18 @@ class Alice(nn.Module):
         losses: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}
         target_means: dict[str, Tensor] = {}
+        keys: Tensor | None = None
 
         # Sec. 3.1: reconstruct what is hidden in both crops
         if method.weight_r:
             losses["l_r"] = self.reconstruction(q, query) + self.reconstruction(k, key)  # Eq. 1
 
         # Sec. 3.2: the same body part in two people looks alike as a whole
-        if method.weight_dv:
+        if method.weight_dv and method.dv_by == "place":
+            losses["l_dv"], targets, keys = self.invariance_by_place(q, k, query, key)
+            features["cls"] = targets.mean(1)
+            target_means["dv"] = torch.cat([q.target, k.target]).float().mean(0)
+        elif method.weight_dv:
             cls_q = self.predict("dv", q.projected.mean(1))
             cls_k = self.predict("dv", k.projected.mean(1))
             y_q = self.center("dv", q.target.mean(1))
@@ -173,13 +199,23 @@ class Alice(nn.Module):
             features["T"] = torch.cat([t_q, t_k])
             target_means["st"] = mean_token(q.teacher, k.teacher)
 
+        # Not in the paper: what the matcher knows of a place, the encoder learns
+        if self.anatomy is not None and query.anatomy is not None:
+            losses["l_an"] = self.naming(q, k, query, key)
+            target_means["an"] = self.anatomy_mean(query, key)
+
         # The effective rank needs more than the spread: all products of two channels.
         ranked = {name: some_tokens(vectors) for name, vectors in features.items()}
-        if method.compares:
+        if method.compares_crops:
             ranked["H"] = some_tokens(torch.cat([q.projected, k.projected]))
         ranked["V"] = some_tokens(torch.cat([q.visible, k.visible]))
 
-        weights = {"l_r": method.weight_r, "l_dv": method.weight_dv, "l_st": method.weight_st}
+        weights = {
+            "l_r": method.weight_r,
+            "l_dv": method.weight_dv,
+            "l_st": method.weight_st,
+            "l_an": method.weight_an,
+        }
         terms = [weights[name] * term for name, term in losses.items()]
 
         return Output(
@@ -189,6 +225,7 @@ class Alice(nn.Module):
             vectors={name: vectors.shape[:-1].numel() for name, vectors in features.items()},
             second_moments={name: second_moments(vectors) for name, vectors in ranked.items()},
             target_means=target_means,
+            keys=keys,
             crop=query.online,
             masked=query.masked,
             predicted=q.predicted.detach(),
@@ -203,7 +240,8 @@ class Alice(nn.Module):
             return branches
 
         assert views.target is not None
-        branches.projected = self.phi(tokens)  # H
+        if self.method.compares_crops:
+            branches.projected = self.phi(tokens)  # H
         with torch.no_grad():
             branches.target = self.psi(self.target_encoder(views.target, views.target_keep))  # Y
 
@@ -218,9 +256,77 @@ class Alice(nn.Module):
         """Reconstruction loss of one of the two crops, a half of Eq. 1."""
         return reconstruction_loss(branches.predicted, views.online, views.masked, self.unit)
 
+    def invariance_by_place(
+        self, q: Branches, k: Branches, query: Views, key: Views
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. 2 for each visible token, which finds its place in the other person, among all crops.
+
+        Q and K are aligned at their middles, so tokens at the same place of both show about the
+        same body part. What the target's augmentation moved is moved back; a place that its view
+        does not show is no key. The student is phi of the encoder's token.
+
+        Returns:
+            loss: of the batch.
+            targets: (2 B, N, C), psi of both crops' target views, centered at each place.
+            keys: (2 B, N, C) of all processes.
+        """
+        targets = self.center("dv", torch.cat([q.target, k.target]))
+        visible = torch.cat([q.visible, k.visible])  # (2 B, V, E)
+        keep = torch.cat([query.keep, key.keep])  # (2 B, V)
+        masked = torch.cat([query.masked, key.masked])  # (2 B, N)
+
+        projected = self.phi(visible).float()  # (2 B, V, C)
+        nothing = projected.new_zeros(()).expand(*masked.shape, projected.shape[-1])
+        students = put_tokens(projected, keep, nothing)  # (2 B, N, C)
+
+        moved = torch.cat([query.moved, key.moved])
+        own_keys, shown = at_places(targets, moved, self.encoder.grid)
+        own_keys = own_keys * shown[..., None]
+
+        # Validation runs in one process. The others would not answer a call to gather.
+        keys = gather_rows(own_keys) if self.training else own_keys
+        first = rank() * len(own_keys) if self.training else 0
+        crops = torch.arange(len(own_keys), device=own_keys.device)
+        partner = crops.roll(len(crops) // 2)
+        losses = place_info_nce_loss(
+            students,
+            torch.cat([keys, self.memory]),
+            match=first + partner,
+            own=first + crops,
+            temperature=self.method.temperature,
+        )  # (2 B, N)
+
+        asked = shown[partner] & ~masked
+        number = asked.sum().float()
+        if self.training:
+            number = mean_over_ranks(number)
+        loss = 2 * torch.where(asked, losses, 0).sum() / number.clamp(min=1)
+        return loss, targets, keys
+
+    def naming(self, q: Branches, k: Branches, query: Views, key: Views) -> Tensor:
+        """l_an: visible tokens name the matcher's vector at their place in the other person.
+
+        Vectors are taken less their mean over the body: without that they are alike everywhere.
+        """
+        assert self.anatomy is not None and query.anatomy is not None and key.anatomy is not None
+        body = self.center_an[:-1] / self.center_an[-1].clamp(min=1e-6)
+
+        loss = q.visible.new_zeros(())
+        for own, seen, other in ((q, query, key), (k, key, query)):
+            in_both = in_body(seen.anatomy) * in_body(other.anatomy)  # (B, N)
+            there = take_tokens(in_both[..., None], seen.keep)[..., 0]  # (B, V)
+            vectors = take_tokens(other.anatomy - body, seen.keep)  # (B, V, A)
+            loss = loss + anatomy_loss(self.anatomy(own.visible), vectors, there)
+        return loss
+
+    def anatomy_mean(self, query: Views, key: Views) -> Tensor:
+        """Mean over all tokens of the matcher's vectors and of being in the body, (A + 1,)."""
+        vectors = torch.cat([query.anatomy, key.anatomy])  # type: ignore[list-item]
+        return torch.cat([vectors, in_body(vectors)[..., None]], -1).mean((0, 1))
+
     def predict(self, term: str, features: Tensor) -> Tensor:
         """Online features of a term (dv or st) after its predictor, if the method has one."""
-        return self.predictors[term](features) if self.method.predictor else features
+        return self.predictors[term](features) if self.method.predicts(term) else features
 
     def center(self, term: str, features: Tensor) -> Tensor:
         """Target features of a term (dv or st), centered if the method centers them.
@@ -268,23 +374,28 @@ class Alice(nn.Module):
         if method.weight_r == 0:
             unused.append(self.decoder.to_voxels)
         if not method.compares:
-            unused += [self.phi, self.decoder.to_tokens]
+            unused.append(self.phi)
+        if not method.compares_crops:
+            unused.append(self.decoder.to_tokens)
         if method.weight_st == 0:
             unused.append(self.casa)
 
-        if method.predictor and method.weight_dv == 0:
+        if method.predicts("dv") and method.weight_dv == 0:
             unused.append(self.predictors["dv"])
-        if method.predictor and method.weight_st == 0:
+        if method.predicts("st") and method.weight_st == 0:
             unused.append(self.predictors["st"])
         return unused
 
     @torch.no_grad()
-    def update_target(self, momentum: float, target_means: dict[str, Tensor]) -> None:
+    def update_target(
+        self, momentum: float, target_means: dict[str, Tensor], keys: Tensor | None = None
+    ) -> None:
         """Move the target branch towards the online branch, and the centers towards their means.
 
         Args:
             momentum: target = momentum * target + (1 - momentum) * online (Sec. 3.1).
             target_means: of `Output`, for the whole batch.
+            keys: of `Output`, which the next steps remember; they push the oldest out.
         """
         targets: list[Tensor] = [p for module in self.targets() for p in module.parameters()]
         online: list[Tensor] = [p for module in self.sources() for p in module.parameters()]
@@ -294,6 +405,10 @@ class Alice(nn.Module):
             if self.method.centers(term):
                 center = getattr(self, f"center_{term}")
                 center.lerp_(mean.float(), CENTER_STEP)
+
+        if keys is not None:
+            remembered = torch.cat([keys.to(self.memory.dtype), self.memory])
+            self.memory.copy_(remembered[: len(self.memory)])
 
 
 def mean_token(query: Tensor, key: Tensor) -> Tensor:
@@ -308,3 +423,8 @@ def some_tokens(features: Tensor) -> Tensor:
     tokens = features.shape[1]
     stride = -(-tokens // RANK_TOKENS)
     return features[:, ::stride].detach()
+
+
+def in_body(vectors: Tensor) -> Tensor:
+    """1 where the matcher has a vector, 0 outside the body, (..., A) -> (...)."""
+    return vectors.any(-1).float()

@@ -61,6 +61,16 @@ class BatchNormMLP(nn.Module):
         return self.leave(F.relu(normed))
 
 
+class AnatomyHead(nn.Sequential):
+    """What a token of the encoder says of its place in the matcher's terms.
+
+    (..., width) -> (..., channels).
+    """
+
+    def __init__(self, width: int, channels: int):
+        super().__init__(nn.Linear(width, width), nn.GELU(), nn.Linear(width, channels))
+
+
 class Predictor(nn.Module):
     """BYOL's predictor for the online side of Eqs. 2 and 5, (..., channels) -> (..., channels).
 

@@ -77,6 +77,57 @@ def info_nce_loss(
     return F.cross_entropy(students @ teachers.T / temperature, own)
 
 
+def place_info_nce_loss(
+    student: Tensor, keys: Tensor, match: Tensor, own: Tensor, temperature: float
+) -> Tensor:
+    """l_s of Eq. 2 token by token: a token finds its place in the matched crop, among all crops.
+
+    Crops are compared at one place at a time. Where in a crop a token lies, which every branch
+    knows, then tells nothing. With vectors of length 1:
+
+        -log( exp(s_bn . k_mn / t) / sum_{j not own} exp(s_bn . k_jn / t) )
+
+    Args:
+        student: (B, N, C).
+        keys: (K, N, C), of K crops; a key that is zero is not there.
+        match: (B,), which of the K crops is matched to each student's.
+        own: (B,), which is the student's own crop: neither right nor wrong.
+        temperature: t, divides the similarities.
+
+    Returns:
+        (B, N), a loss for each token.
+    """
+    students = F.normalize(student.float(), dim=-1).transpose(0, 1)  # (N, B, C)
+    choices = F.normalize(keys.detach().float(), dim=-1).permute(1, 2, 0)  # (N, C, K)
+    logits = (students @ choices / temperature).transpose(0, 1)  # (B, N, K)
+
+    is_own = F.one_hot(own, len(keys)).bool()[:, None]  # (B, 1, K)
+    absent = ~keys.any(-1).T[None]  # (1, N, K)
+    logits = logits.masked_fill(is_own | absent, -1e9)
+
+    right = match[:, None].expand(-1, logits.shape[1])  # (B, N)
+    losses = F.cross_entropy(logits.flatten(0, 1), right.flatten(), reduction="none")
+    return losses.view_as(right)
+
+
+def anatomy_loss(named: Tensor, vectors: Tensor, there: Tensor) -> Tensor:
+    """l_an: 2 - 2 cos between what tokens name and the matcher's vectors, mean over all tokens.
+
+    Outside the body there is nothing to name. The loss is 0 there, which counts in the mean, so
+    that equal parts of a batch average to the batch.
+
+    Args:
+        named: (..., A).
+        vectors: (..., A), of the tokens' places.
+        there: (...), 1 where a place is in the body, else 0.
+
+    Returns:
+        0 (equal directions) to 4 (opposite ones).
+    """
+    cosines = F.cosine_similarity(named.float(), vectors.detach().float(), dim=-1)
+    return ((2 - 2 * cosines) * there).mean()
+
+
 def dino_loss(
     student: Tensor,
     teacher: Tensor,

@@ -11,6 +11,7 @@ SIZES = (
     "decoder_width",
     "decoder_depth",
     "decoder_heads",
+    "anatomy_channels",
 )
 
 
@@ -37,6 +38,11 @@ class Method:
     # With cosine, subtract the running mean from T: a T that is equal everywhere matches nothing.
     center_teacher: bool = True
 
+    # What l_dv compares: crop, means over crops (Eq. 2), or place, each visible token of the
+    # encoder with its place in the other crop by infonce, among the same place of other crops.
+    dv_by: str = "crop"
+    memory: int = 64  # with dv_by place: crops of earlier steps to tell the matched one from
+
     # Networks
     head: str = "dino"  # phi and psi: dino or byol (MLP with batch norm)
     head_hidden: int = 2048  # width of the hidden layers of phi and psi
@@ -51,8 +57,13 @@ class Method:
     weight_r: float = 10.0  # of l_r, reconstruction (Eq. 1)
     weight_dv: float = 1.0  # of l_dv, between two people (Eq. 2)
     weight_st: float = 1.0  # of l_st, token by token (Eq. 5)
+    # Of l_an, not in the paper: visible tokens name the matcher's vector of their place in the
+    # other person.
+    weight_an: float = 0.0
+    anatomy_channels: int = 32  # of the matcher's vectors
 
     online_flips: bool = False  # flip the online views too, not only the target's
+    target_flips: bool = True  # flip the target views: to l_dv a left kidney is then a right one
 
     def __post_init__(self):
         for name in ("mask_ratio", "target_mask_ratio"):
@@ -61,18 +72,31 @@ class Method:
 
         require_one_of(self, "similarity", ("cosine", "infonce", "dino"))
         require_one_of(self, "head", ("dino", "byol"))
+        require_one_of(self, "dv_by", ("crop", "place"))
         require_positive(self, "temperature", *SIZES)
 
-        weights = (self.weight_r, self.weight_dv, self.weight_st)
+        weights = (self.weight_r, self.weight_dv, self.weight_st, self.weight_an)
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError(
-                "weight_r, weight_dv and weight_st must be at least 0, and one of them positive, "
-                f"got {weights}"
+                "weight_r, weight_dv, weight_st and weight_an must be at least 0, and one of them "
+                f"positive, got {weights}"
             )
         if self.weight_r > 0 and self.mask_ratio == 0:
             raise ValueError(
                 "mask_ratio 0 leaves nothing to reconstruct: set weight_r=0 as well, "
                 "or a larger mask_ratio"
+            )
+
+        if self.memory < 0:
+            raise ValueError(f"memory must be at least 0, got {self.memory}")
+        if self.dv_by == "place" and (self.target_mask_ratio or self.online_flips):
+            raise ValueError(
+                "dv_by place needs whole target views and online views that are not flipped: "
+                "set target_mask_ratio=0 and online_flips=false"
+            )
+        if self.weight_an > 0 and self.online_flips:
+            raise ValueError(
+                "weight_an needs online views that are not flipped: set online_flips=false"
             )
 
         if self.decoder_width % self.decoder_heads:
@@ -86,8 +110,24 @@ class Method:
         """Whether a term compares the branches. Without one, nothing needs the target branch."""
         return self.weight_dv > 0 or self.weight_st > 0
 
+    @property
+    def compares_crops(self) -> bool:
+        """Whether a term compares what the online decoder makes of crops, H."""
+        return self.weight_st > 0 or (self.weight_dv > 0 and self.dv_by == "crop")
+
+    def predicts(self, term: str) -> bool:
+        """Whether the online side of a term (dv or st) goes through a predictor.
+
+        InfoNCE by place needs none against collapse.
+        """
+        return self.predictor and not (term == "dv" and self.dv_by == "place")
+
     def centers(self, term: str) -> bool:
-        """Whether the target side of a term (dv or st) has its running mean subtracted."""
+        """Whether the target side of a term (dv, st or an) has its running mean subtracted."""
+        if term == "an":
+            return self.weight_an > 0
+        if term == "dv" and self.dv_by == "place":
+            return True
         if self.similarity == "dino":
             return True
         return self.similarity == "cosine" and self.center_teacher and term == "st"

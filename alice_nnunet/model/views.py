@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alice_nnunet.data.rotation import rotation_matrices
-from alice_nnunet.geometry import Spacing, Triple, grid_of
+from alice_nnunet.geometry import Spacing, Triple, grid_of, triple
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.tokens import masked_from, random_keep
 
@@ -35,6 +35,11 @@ class Views:
     # (B, C, D, H, W): w of Q or v of K, strongly augmented, intact; None if no term needs it
     target: Tensor | None
     target_keep: Tensor | None  # (B, V') indices that the target branch sees, None for all tokens
+    moved: (
+        Tensor  # (B, 3, 3) from coordinates of the target view to those of the crop, see at_places
+    )
+    # (B, N, A): the matcher's vectors at the crop's tokens, 0 outside the body; None if unused
+    anatomy: Tensor | None = None
 
     def rows(self, part: slice) -> "Views":
         """The views of some of the crops."""
@@ -44,6 +49,8 @@ class Views:
             masked=self.masked[part],
             target=None if self.target is None else self.target[part],
             target_keep=None if self.target_keep is None else self.target_keep[part],
+            moved=self.moved[part],
+            anatomy=None if self.anatomy is None else self.anatomy[part],
         )
 
 
@@ -73,21 +80,48 @@ def draw_flips(batch: int, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, (batch, 3), generator=generator, device=generator.device) * 2.0 - 1
 
 
-def draw_augmentation(batch: int, generator: torch.Generator) -> Augmentation:
-    """Draw random resized rotation, flips, intensity scale and shift (Alice, Sec. 4.2)."""
+def draw_augmentation(batch: int, generator: torch.Generator, flips: bool = True) -> Augmentation:
+    """Draw random resized rotation, flips, intensity scale and shift (Alice, Sec. 4.2).
+
+    Without flips, the other numbers stay the same.
+    """
     device = generator.device
     uniform = torch.rand(batch, 6, generator=generator, device=device) * 2 - 1  # in [-1, 1)
 
     largest_angles = torch.tensor(LARGEST_ANGLES, device=device).deg2rad()
     low, high = (math.log(scale) for scale in SCALE_RANGE)
+    drawn_flips = draw_flips(batch, generator)
 
     return Augmentation(
         angles=uniform[:, :3] * largest_angles,
         scale=(low + (high - low) * (uniform[:, 3] + 1) / 2).exp(),
-        flips=draw_flips(batch, generator),
+        flips=drawn_flips if flips else torch.ones_like(drawn_flips),
         factor=1 + INTENSITY_SCALE * uniform[:, 4],
         shift=INTENSITY_SHIFT * uniform[:, 5],
     )
+
+
+def view_to_crop(drawn: Augmentation, size: Triple, spacing: Spacing) -> Tensor:
+    """Where a point of the augmented view comes from in the crop.
+
+    Args:
+        drawn: one row for each crop.
+        size: voxels of a crop (z, y, x).
+        spacing: mm (z, y, x).
+
+    Returns:
+        (B, 3, 3), for coordinates (x, y, z) in half sizes of the crop, -1 to 1.
+    """
+    extent = [voxels * mm for voxels, mm in zip(size, spacing)]  # mm (z, y, x)
+    length = torch.tensor(extent[::-1], device=drawn.angles.device)  # mm (x, y, z)
+
+    # From output to input coordinates: first in mm, then in half sizes of the crop.
+    matrix = (
+        rotation_matrices(drawn.angles)
+        * drawn.flips.flip(1)[:, None, :]
+        / drawn.scale[:, None, None]
+    )
+    return matrix * length[None, None, :] / length[None, :, None]
 
 
 def augment(crops: Tensor, drawn: Augmentation, spacing: Spacing) -> Tensor:
@@ -101,17 +135,7 @@ def augment(crops: Tensor, drawn: Augmentation, spacing: Spacing) -> Tensor:
     Returns:
         (B, C, D, H, W). Where the view reaches beyond the crop it is 0, the window's floor.
     """
-    extent = [voxels * mm for voxels, mm in zip(crops.shape[2:], spacing)]  # mm (z, y, x)
-    size = torch.tensor(extent[::-1], device=crops.device)  # mm (x, y, z)
-
-    # From output to input coordinates: first in mm, then in half sizes of the crop.
-    matrix = (
-        rotation_matrices(drawn.angles)
-        * drawn.flips.flip(1)[:, None, :]
-        / drawn.scale[:, None, None]
-    )
-    matrix = matrix * size[None, None, :] / size[None, :, None]
-
+    matrix = view_to_crop(drawn, triple(crops.shape[2:]), spacing)
     affine = F.pad(matrix, (0, 1))  # no translation
     grid = F.affine_grid(affine, list(crops.shape), align_corners=False).to(crops.dtype)
     moved = F.grid_sample(crops, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -119,6 +143,48 @@ def augment(crops: Tensor, drawn: Augmentation, spacing: Spacing) -> Tensor:
     factor = drawn.factor.to(crops.dtype).view(-1, 1, 1, 1, 1)
     shift = drawn.shift.to(crops.dtype).view(-1, 1, 1, 1, 1)
     return moved * factor + shift
+
+
+def token_middles(grid: Triple) -> Tensor:
+    """Where the middles of a crop's tokens lie, (N, 3) in half sizes, z slowest."""
+    along = [(torch.arange(n) + 0.5) / n * 2 - 1 for n in grid]
+    z, y, x = torch.meshgrid(*along, indexing="ij")
+    return torch.stack([x, y, z], -1).view(-1, 3)
+
+
+def at_places(tokens: Tensor, matrix: Tensor, grid: Triple) -> tuple[Tensor, Tensor]:
+    """What an augmented view's tokens say about the places of the crop's tokens.
+
+    Coordinates are (x, y, z) in half sizes of the crop, from -1 to 1.
+
+    The view's rotation, scale and flips are undone. Between the middles of tokens they are
+    interpolated.
+
+    Args:
+        tokens: (B, N, C) of the view.
+        matrix: (B, 3, 3), takes coordinates of the view to those of the crop.
+        grid: tokens along (z, y, x).
+
+    Returns:
+        read: (B, N, C), one vector for each token of the crop.
+        shown: (B, N), whether the view shows its place.
+    """
+    b, n, c = tokens.shape
+
+    middles = token_middles(grid).to(matrix)
+    gone_to = torch.linalg.solve(matrix, middles.T.expand(b, 3, n)).transpose(1, 2)  # in the view
+    gone_to = gone_to.to(tokens.device, torch.float32, non_blocking=True)  # (B, N, 3)
+
+    volume = tokens.float().transpose(1, 2).reshape(b, c, *grid)
+    read = F.grid_sample(
+        volume,
+        gone_to.view(b, *grid, 3),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    shown = (gone_to.abs() <= 1).all(-1)
+    return read.flatten(2).transpose(1, 2), shown
 
 
 def flip(crops: Tensor, flips: Tensor) -> Tensor:
@@ -137,6 +203,7 @@ def make_views(
     generator: torch.Generator,
     rank: int = 0,
     world: int = 1,
+    anatomy: Tensor | None = None,
 ) -> Views:
     """Make the views u, w of Q or r, v of K.
 
@@ -151,6 +218,7 @@ def make_views(
         generator: source of all random numbers.
         rank: number of this part of the batch.
         world: number of parts.
+        anatomy: (B, N, A), the matcher's vectors at the crops' tokens.
     """
     batch = len(crops) * world
     tokens = math.prod(grid_of(crops.shape[2:], unit))
@@ -161,10 +229,11 @@ def make_views(
     keep = random_keep(batch, tokens, method.mask_ratio, generator)[own]
 
     # Target branch
-    augmentation = draw_augmentation(batch, generator).rows(own)
+    augmentation = draw_augmentation(batch, generator, method.target_flips).rows(own)
     target = augment(crops, augmentation, spacing) if method.compares else None
     target_keep = None
     if method.target_mask_ratio:
         target_keep = random_keep(batch, tokens, method.target_mask_ratio, generator)[own]
 
-    return Views(online, keep, masked_from(keep, tokens), target, target_keep)
+    moved = view_to_crop(augmentation, triple(crops.shape[2:]), spacing)
+    return Views(online, keep, masked_from(keep, tokens), target, target_keep, moved, anatomy)

@@ -162,11 +162,20 @@ class PretrainConfig:
                 f"accumulate must divide batch_size, got {self.accumulate} and {self.batch_size}"
             )
 
-        compares_all_pairs = self.method.similarity == "infonce" or self.method.head == "byol"
+        if self.method.weight_an > 0 and self.matcher != "embedding":
+            raise ValueError(
+                f"weight_an needs the vectors of matcher embedding, got matcher {self.matcher}"
+            )
+
+        compares_all_pairs = (
+            self.method.similarity == "infonce"
+            or self.method.head == "byol"
+            or self.method.dv_by == "place"
+        )
         if self.accumulate > 1 and compares_all_pairs:
             raise ValueError(
-                "accumulate must be 1 with similarity infonce and with head byol, which compare "
-                f"every pair of a batch with all others, got {self.accumulate}"
+                "accumulate must be 1 with similarity infonce, dv_by place and head byol, which "
+                f"compare every pair of a batch with all others, got {self.accumulate}"
             )
 
     def as_dict(self) -> dict:

@@ -14,7 +14,9 @@ from alice_nnunet.datasets.raw_dataset import dataset_name, open_raw_dataset
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256, require_space
+from alice_nnunet.matcher.index import open_embedding
 from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.model.method import Method
 from alice_nnunet.names import ANATOMY, FINAL, PARTNERS
 from alice_nnunet.pretrain.datasets.preprocessed import (
     is_preprocessed,
@@ -231,7 +233,7 @@ def dry_run(request: Request) -> None:
             "The matcher is not trained, or not every volume is indexed. That comes first "
             "(alice-embed); the pair drawn here is matched by the body's box"
         )
-        config = dataclasses.replace(config, matcher="body")
+        config = dataclasses.replace(config, matcher="body", method=Method())  # no weight_an
     config = with_min_score(config, volumes)
 
     first_pair = step * config.batch_size * request.num_gpus
@@ -311,8 +313,18 @@ def check_pairs(job: Job) -> None:
     Raises:
         UserError: (Nearly) nothing matches.
     """
+    pairs = make_training_pairs(job.config, job.volumes, job.training)
+    wanted = job.config.method.anatomy_channels
+    if job.config.method.weight_an:
+        found = open_embedding(job.matcher_folder, job.training[0]).blocks.shape[2]
+        if found != wanted:
+            raise UserError(
+                f"weight_an: the matcher's vectors in {job.matcher_folder} have {found} channels, "
+                f"anatomy_channels is {wanted}. Use --set anatomy_channels={found}"
+            )
+
     try:
-        make_training_pairs(job.config, job.volumes, job.training).check()
+        pairs.check()
     except NoMatch as error:
         raise UserError(str(error)) from None
 

@@ -1,5 +1,6 @@
 """A pretraining as run_steps() drives it: its pairs, and what is logged, validated and saved."""
 
+import functools
 import json
 import math
 from collections.abc import Generator, Iterator
@@ -12,9 +13,10 @@ from alice_nnunet.data.match import Matcher
 from alice_nnunet.data.pairs import MATCHED, AlignedPairs, PairBatch
 from alice_nnunet.data.partners import Partners
 from alice_nnunet.files import replacing
-from alice_nnunet.geometry import Spacing
+from alice_nnunet.geometry import Spacing, grid_of
 from alice_nnunet.matcher.baselines import match_by_body, match_same
 from alice_nnunet.matcher.learned import EmbeddingMatcher
+from alice_nnunet.model.encoders.registry import unit_of
 from alice_nnunet.names import ANATOMY, PARTNERS
 from alice_nnunet.pictures import AIR, pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.runtime.device import PROBE, TRAINING, VALIDATION, peak_memory
@@ -41,7 +43,7 @@ EARLY_STEPS = 300  # in which low spreads and ranks are normal
 UNMATCHED = "unmatched.jsonl"  # of the results folder: pairs of crops that do not match
 VALIDATION_PAIRS = 32  # at most, but for whole batches: they stay in memory
 
-LOSSES = ("l_r", "l_dv", "l_st")  # Eqs. 1, 2 and 5
+LOSSES = ("l_r", "l_dv", "l_st", "l_an")  # Eqs. 1, 2 and 5, and the matcher's vectors
 SPREADS = ("cls", "S", "T")
 RANKS = ("cls", "S", "T", "V")  # in the log line; that of H is in progress.png and TensorBoard
 
@@ -88,17 +90,26 @@ def make_pairs(
     if config.matcher == "embedding" and config.draw == "partners":
         partners = Partners.load(volumes.parent / ANATOMY / PARTNERS)
 
+    size = config.encoder_arguments["crop_size"]
+    matcher = make_matcher(config, volumes)
+    anatomy = None
+    if config.method.weight_an:
+        assert isinstance(matcher, EmbeddingMatcher), "the config asks for it"
+        grid = grid_of(size, unit_of(config.encoder, config.encoder_arguments))
+        anatomy = functools.partial(matcher.vectors_of_tokens, size=size, grid=grid)
+
     return AlignedPairs(
         folder=volumes,
         queries=queries,
         keys=keys,
-        size=config.encoder_arguments["crop_size"],
-        matcher=make_matcher(config, volumes),
+        size=size,
+        matcher=matcher,
         min_score=min_score,
         seed=(config.seed, stream),
         same_volume=config.matcher == "same",
         partners=partners,
         by_region=config.queries == "regions",
+        anatomy=anatomy,
     )
 
 
@@ -288,7 +299,8 @@ class Run:
         log.scalars(state.step, means, state.history)
 
         # Terms of weight 0 are not computed.
-        losses = [f"{name} {number_or_off(means.get(name), 4)}" for name in LOSSES]
+        shown = LOSSES if config.method.weight_an else LOSSES[:-1]
+        losses = [f"{name} {number_or_off(means.get(name), 4)}" for name in shown]
         spreads = [f"{name} {number_or_off(means.get(f'spread {name}'), 3)}" for name in SPREADS]
         ranks = [f"{name} {number_or_off(means.get(f'rank {name}'), 1)}" for name in RANKS]
 

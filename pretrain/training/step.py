@@ -30,7 +30,7 @@ class StepResult:
 
     Attributes:
         loss: The weighted sum of the losses.
-        losses: l_r, l_dv and l_st (Eqs. 1, 2, 5), without those of weight 0.
+        losses: l_r, l_dv and l_st (Eqs. 1, 2, 5) and l_an, without those of weight 0.
         spreads: Spread of cls (of l_dv), S and T (of l_st), without those of weight 0; under 0.1
             the features have collapsed.
         second_moments: Of the features whose effective rank is logged, see Output.
@@ -71,6 +71,7 @@ class BatchMeans:
     spreads: dict[str, Tensor]
     second_moments: dict[str, Tensor]
     target_means: dict[str, Tensor]
+    keys: Tensor | None  # of all processes, not a mean: with keys a batch has one part
 
 
 def train_step(
@@ -100,7 +101,7 @@ def train_step(
     if finite:
         optimizer.step()
         momentum = ema_momentum(step, config.iterations, config.ema)
-        model.update_target(momentum, means.target_means)  # EMA, Sec. 3.1
+        model.update_target(momentum, means.target_means, means.keys)  # EMA, Sec. 3.1
     state.count_step(finite)
 
     return StepResult(
@@ -145,8 +146,12 @@ def views_of(
             generator,
             part,
             parts,
+            None if anatomy is None else anatomy.to(generator.device, non_blocking=True),
         )
-        for crops in (batch.query, batch.key)
+        for crops, anatomy in (
+            (batch.query, batch.query_anatomy),
+            (batch.key, batch.key_anatomy),
+        )
     )
     return query, key
 
@@ -183,7 +188,12 @@ def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConf
         for name, vectors in output.vectors.items()
     }
     return BatchMeans(
-        means["loss"], means["losses"], spreads, means["second_moments"], means["target_means"]
+        means["loss"],
+        means["losses"],
+        spreads,
+        means["second_moments"],
+        means["target_means"],
+        output.keys,
     )
 
 

@@ -269,3 +269,18 @@ def test_without_any_partner_pairs_are_drawn_at_random(folder, table):
     stream = dataclasses.replace(pairs(folder, certain, queries=["case3"]), partners=table)
     drawn = [stream.draw(index) for index in range(20)]
     assert {pair.key.name for pair in drawn} == set(CASES[:3])
+
+
+def test_the_anatomy_is_that_around_both_points(folder):
+    """Vectors that are the volume's number and the point itself."""
+
+    def anatomy(volume, point):
+        return np.array([[float(volume.name[-1]), *point]] * 2, np.float32)
+
+    data = dataclasses.replace(pairs(folder), anatomy=anatomy)
+    batch = data.batch([4, 9])
+    for row, index in enumerate((4, 9)):
+        pair = data.draw(index)
+        assert np.array_equal(batch.query_anatomy[row], anatomy(pair.query, pair.point))
+        assert np.array_equal(batch.key_anatomy[row], anatomy(pair.key, pair.match.point))
+    assert pairs(folder).batch([4]).query_anatomy is None

@@ -208,3 +208,33 @@ def test_a_case_without_embedding_is_named(folder):
         EmbeddingMatcher(folder)(
             (5, 5, 5), volume("query", QUERY_SPACING), volume("nobody", KEY_SPACING)
         )
+
+
+def test_the_vectors_of_tokens_are_those_of_the_nodes_nearest_to_their_middles(query, tmp_path):
+    save_embedding(tmp_path, "person", query, {})
+    volume = Volume("person", np.zeros((1, 40, 60, 60), np.float32), (3.0, 2.0, 2.5), None)
+    point, size, grid = (18, 33, 30), (8, 12, 16), (2, 3, 2)
+    found = EmbeddingMatcher(tmp_path).vectors_of_tokens(volume, point, size, grid)
+    assert found.shape == (12, query.blocks.shape[-1]) and found.dtype == np.float32
+    number = 0
+    for z in range(2):
+        for y in range(3):
+            for x in range(2):
+                corner = np.array(point) - (4, 6, 8)
+                inside = np.array((4 * z + 2, 4 * y + 2, 8 * x + 4))  # tokens of (4, 4, 8) voxels
+                middle = (corner + inside) * np.array(volume.spacing)  # mm
+                assert np.allclose(
+                    found[number], query.vectors(query.position(query.nearest(middle))[None])[0]
+                )
+                number += 1
+    assert len({row.tobytes() for row in found}) == 12
+
+
+def test_outside_the_volume_the_vectors_are_zero(query, tmp_path):
+    save_embedding(tmp_path, "person", query, {})
+    volume = Volume("person", np.zeros((1, 40, 60, 60), np.float32), (3.0, 2.0, 2.5), None)
+    assert (
+        not EmbeddingMatcher(tmp_path)
+        .vectors_of_tokens(volume, (-50, 33, 30), (8, 12, 16), (2, 3, 2))
+        .any()
+    )

@@ -18,7 +18,7 @@ from alice_nnunet.model.losses import (
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.model.tokens import unpatchify
-from alice_nnunet.model.views import make_views
+from alice_nnunet.model.views import at_places, make_views
 
 CROP = (32, 32, 48)
 SPACING = (3.0, 3.0, 3.0)
@@ -40,7 +40,13 @@ def build(**changes) -> Alice:
 def views(model: Alice, seed: int = 0, batch: int = 2):
     generator = torch.Generator().manual_seed(seed)
     crops = torch.rand(2, batch, 1, *CROP, generator=generator)
-    return [make_views(c, model.unit, SPACING, model.method, generator) for c in crops]
+    numbers = torch.Generator().manual_seed(seed)
+    anatomy = torch.randn(2, batch, 12, model.method.anatomy_channels, generator=numbers)
+    anatomy[:, :, ::5] = 0  # outside the body
+    return [
+        make_views(crop, model.unit, SPACING, model.method, generator, anatomy=vectors)
+        for crop, vectors in zip(crops, anatomy)
+    ]
 
 
 OPTIONS = [
@@ -57,6 +63,10 @@ OPTIONS = [
     {"weight_r": 0},
     {"weight_dv": 0},
     {"weight_st": 0},
+    {"dv_by": "place"},
+    {"dv_by": "place", "weight_st": 0, "memory": 0},
+    {"weight_an": 1.0},
+    {"weight_dv": 0, "weight_st": 0, "weight_an": 1.0},
     {"weight_dv": 0, "weight_st": 0, "similarity": "dino"},
     {"weight_r": 0, "weight_dv": 0, "ema_casa": False},
 ]
@@ -292,6 +302,8 @@ def test_the_center_is_the_running_mean_of_the_teachers():
         ({"center_teacher": False}, set()),
         ({"similarity": "infonce"}, set()),
         ({}, {"st"}),
+        ({"dv_by": "place"}, {"dv", "st"}),
+        ({"weight_an": 1.0}, {"st", "an"}),
     ],
 )
 def test_which_targets_are_centered(options, terms):
@@ -314,6 +326,12 @@ def test_which_targets_are_centered(options, terms):
         {"mask_ratio": 0.0},
         {"weight_r": -1.0},
         {"weight_r": 0.0, "weight_dv": 0.0, "weight_st": 0.0},
+        {"dv_by": "organ"},
+        {"memory": -1},
+        {"weight_an": -1.0},
+        {"weight_an": 1.0, "online_flips": True},
+        {"dv_by": "place", "online_flips": True},
+        {"dv_by": "place", "target_mask_ratio": 0.5},
         {"decoder_width": 25},
         {"temperature": 0.0},
         {"channels": 0},
@@ -323,3 +341,99 @@ def test_which_targets_are_centered(options, terms):
 def test_wrong_choices_are_refused(options):
     with pytest.raises(ValueError):
         build(**options)
+
+
+def test_invariance_by_place_is_the_loop_over_visible_tokens():
+    """One crop, one token at a time; the second step knows the crops of the first as well."""
+    model = build(dv_by="place", memory=8, temperature=0.3, target_flips=False).eval()
+    first = model(*views(model, 0))
+    model.update_target(0.9, first.target_means, first.keys)
+    query, key = views(model, 1)
+    output = model(query, key)
+
+    sides = []
+    for view in (query, key):
+        visible = model.phi(model.encoder(view.online, view.keep))
+        sides.append((view, visible, model.psi(model.target_encoder(view.target))))
+    crops = [
+        (view, b, visible[b], target[b] - model.center_dv)
+        for view, visible, target in sides
+        for b in range(2)
+    ]
+    keys = []
+    for view, b, _, target in crops:
+        read, shown = at_places(target[None], view.moved[b : b + 1], model.encoder.grid)
+        keys.append((read[0], shown[0]))
+
+    total = 0.0
+    count = 0
+    for i, (view, b, visible, _) in enumerate(crops):
+        partner = (i + 2) % 4
+        for token, place in zip(visible, view.keep[b].tolist()):
+            if not keys[partner][1][place]:
+                continue
+            there = [keys[j][0][place] for j in range(4) if j != i and keys[j][1][place]]
+            there += [old[place] for old in model.memory if old[place].any()]
+            right = torch.cosine_similarity(token, keys[partner][0][place], dim=0) / 0.3
+            all_of_them = torch.stack([torch.cosine_similarity(token, k, dim=0) for k in there])
+            total = total + (all_of_them / 0.3).logsumexp(0) - right
+            count += 1
+    assert torch.allclose(output.losses["l_dv"], 2 * total / count, atol=1e-5)
+
+
+def test_the_memory_holds_the_last_crops_and_forgets_the_oldest():
+    model = build(dv_by="place", memory=6).eval()
+    outputs = []
+    for seed in range(3):
+        outputs.append(model(*views(model, seed)))
+        model.update_target(1.0, {}, outputs[-1].keys)
+    assert torch.equal(model.memory, torch.cat([outputs[2].keys, outputs[1].keys[:2]]))
+
+
+def test_by_place_the_center_is_that_of_each_place():
+    model = build(dv_by="place").eval()
+    query, key = views(model)
+    output = model(query, key)
+    targets = torch.cat([model.branches(view).target for view in (query, key)])
+    model.update_target(1.0, output.target_means, output.keys)
+    assert model.center_dv.shape == targets.shape[1:]
+    assert torch.allclose(model.center_dv, 0.1 * targets.mean(0), atol=1e-6)
+
+
+def test_naming_is_the_loop_over_visible_tokens_in_both_bodies():
+    model = build(weight_an=2.0, anatomy_channels=6).eval()
+    first = model(*views(model, 0))
+    model.update_target(0.9, first.target_means)
+    query, key = views(model, 1)
+    output = model(query, key)
+
+    total = 0.0
+    body = model.center_an[:6] / model.center_an[6]
+    for seen, other in ((query, key), (key, query)):
+        for b in range(2):
+            named = model.anatomy(model.encoder(seen.online, seen.keep)[b])
+            for row, place in enumerate(seen.keep[b].tolist()):
+                if seen.anatomy[b, place].any() and other.anatomy[b, place].any():
+                    vector = other.anatomy[b, place] - body
+                    total = total + 2 - 2 * torch.cosine_similarity(named[row], vector, dim=0)
+    assert torch.allclose(output.losses["l_an"], total / (2 * query.keep.shape[1]), atol=1e-5)
+    l_r, l_dv, l_st = (output.losses[name] for name in ("l_r", "l_dv", "l_st"))
+    assert torch.allclose(
+        output.loss, 10 * l_r + l_dv + l_st + 2 * output.losses["l_an"], atol=1e-5
+    )
+
+
+def test_the_mean_over_the_body_leaves_out_what_is_outside():
+    model = build(weight_an=1.0, anatomy_channels=6).eval()
+    query, key = views(model)
+    model.update_target(1.0, model(query, key).target_means)
+    vectors = torch.cat([query.anatomy, key.anatomy]).flatten(0, 1)
+    expected = torch.stack([vector for vector in vectors if vector.any()]).mean(0)
+    assert torch.allclose(model.center_an[:6] / model.center_an[6], expected, atol=1e-5)
+
+
+def test_without_the_matchers_vectors_nothing_is_named():
+    model = build(weight_an=1.0).eval()
+    query, key = views(model)
+    query.anatomy = key.anatomy = None
+    assert set(model(query, key).losses) == {"l_r", "l_dv", "l_st"}

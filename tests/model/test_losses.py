@@ -1,15 +1,19 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from alice_nnunet.model.losses import (
+    anatomy_loss,
     cosine_loss,
     dino_loss,
     effective_rank,
     info_nce_loss,
     moments,
     normalised_tokens,
+    place_info_nce_loss,
     reconstruction_loss,
     second_moments,
     spread,
@@ -175,3 +179,57 @@ def test_the_effective_rank_is_at_most_the_number_of_vectors_less_one():
     torch.manual_seed(0)
     rank = effective_rank(second_moments(torch.randn(5, 64))).item()
     assert 3 < rank < 4.001
+
+
+def test_info_nce_by_place_is_the_loop():
+    torch.manual_seed(0)
+    student, keys = torch.randn(2, 3, 5), torch.randn(6, 3, 5)
+    keys[4, 1] = 0  # not there
+    match = [1, 0]
+    own = [0, 1]
+    losses = place_info_nce_loss(student, keys, torch.tensor(match), torch.tensor(own), 0.2)
+    for b in range(2):
+        for n in range(3):
+            others = [j for j in range(6) if j != own[b] and keys[j, n].any()]
+            total = sum(math.exp(cosine(student[b, n], keys[j, n]) / 0.2) for j in others)
+            expected = -math.log(math.exp(cosine(student[b, n], keys[match[b], n]) / 0.2) / total)
+            assert losses[b, n].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_info_nce_by_place_has_finite_gradients_where_no_key_is_there_and_none_for_keys():
+    student, keys = torch.randn(2, 3, 5, requires_grad=True), torch.randn(4, 3, 5)
+    keys[:, 2] = 0
+    keys.requires_grad_(True)
+    losses = place_info_nce_loss(student, keys, torch.tensor([1, 0]), torch.tensor([0, 1]), 0.2)
+    torch.where(torch.tensor([True, True, False]), losses, 0).sum().backward()
+    assert torch.isfinite(student.grad).all() and student.grad[:, :2].any() and keys.grad is None
+
+
+def test_a_place_that_is_the_same_everywhere_costs_the_logarithm_of_the_choices():
+    """What tells tokens apart by their position alone must not lower the loss."""
+    position = torch.randn(1, 7, 16)
+    losses = place_info_nce_loss(
+        position.expand(4, -1, -1),
+        position.expand(12, -1, -1),
+        torch.tensor([2, 3, 0, 1]),
+        torch.arange(4),
+        0.1,
+    )
+    assert torch.allclose(losses, torch.full((4, 7), math.log(11)), atol=1e-5)
+
+
+def test_the_anatomy_loss_is_the_loop_over_places_in_the_body():
+    torch.manual_seed(0)
+    named, vectors, there = (
+        torch.randn(2, 4, 5, requires_grad=True),
+        torch.randn(2, 4, 5),
+        torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0]]),
+    )
+    total = 0.0
+    for b, n in ((0, 0), (0, 2), (0, 3), (1, 2)):
+        a, v = named[b, n].detach(), vectors[b, n]
+        total += 2 - 2 * (a @ v / (a.norm() * v.norm())).item()
+    loss = anatomy_loss(named, vectors, there)
+    assert loss.item() == pytest.approx(total / 8, abs=1e-5)
+    loss.backward()
+    assert named.grad[0, 2].any() and not named.grad[0, 1].any()

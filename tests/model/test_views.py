@@ -103,7 +103,7 @@ def test_views_are_the_same_however_a_batch_is_divided():
 
     whole = views_of(crops, method)
     parts = [views_of(crops[:2], method, 0, 2), views_of(crops[2:], method, 1, 2)]
-    for name in ("online", "keep", "masked", "target", "target_keep"):
+    for name in ("online", "keep", "masked", "target", "target_keep", "moved"):
         together = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(getattr(whole, name), together), name
 
@@ -119,3 +119,18 @@ def test_views_hide_the_online_view_and_augment_the_target():
     flipped = views_of(crops, Method(online_flips=True, target_mask_ratio=0.5))
     assert flipped.target_keep.shape == (3, 4) and not torch.equal(flipped.online, crops)
     assert torch.allclose(flipped.online.sum((2, 3, 4)), crops.sum((2, 3, 4)), rtol=1e-4)
+
+
+def test_target_flips_are_an_option_that_changes_no_other_number():
+    crops = torch.rand(16, 1, 32, 32, 32)
+
+    def made(**options):
+        generator = torch.Generator().manual_seed(0)
+        return make_views(crops, (16, 16, 16), (3.0, 3.0, 3.0), Method(**options), generator)
+
+    flipped = made()
+    upright = made(target_flips=False)
+    assert torch.equal(flipped.keep, upright.keep)
+    assert torch.equal(flipped.moved.abs(), upright.moved.abs())
+    assert (torch.linalg.det(flipped.moved) < 0).any()
+    assert (upright.moved.diagonal(dim1=1, dim2=2) > 0).all()

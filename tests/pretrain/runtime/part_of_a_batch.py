@@ -7,6 +7,7 @@ METHODS is a JSON list of lists of name=value, one for each method; process 0 wr
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,7 +30,11 @@ def part(step: int) -> PairBatch:
         for number in own_share(step, PAIRS // world())
     ]
     query, key = torch.stack(pairs, 1)
-    return pair_batch(query, key)
+    batch = pair_batch(query, key)
+    anatomy = [
+        crops[:, 0, :12, 0, :32] * (crops[:, 0, :12, 1, :1] > 0.3) for crops in (query, key)
+    ]  # some tokens are outside the body
+    return replace(batch, query_anatomy=anatomy[0], key_anatomy=anatomy[1])
 
 
 def two_steps(method: list[str]) -> dict:

@@ -153,12 +153,13 @@ def test_windows_are_settings_and_survive_a_checkpoint(encoder, preset):
         ("workers=-2", "workers must be 0 or more, got -2"),
         ("max_return=-1", "max_return must be 0 or more, got -1.0"),
         ("accumulate=3", "accumulate must divide batch_size"),
+        ("weight_an=1 matcher=body", "weight_an needs the vectors of matcher embedding"),
         ("max_nonfinite=0", "must be positive"),
     ],
 )
 def test_wrong_settings_are_refused(assignment, message):
     with pytest.raises(UserError, match=message):
-        config(assignment, preset="tiny")
+        config(*assignment.split(), preset="tiny")
 
 
 def test_an_unreadable_file_is_refused(tmp_path):
