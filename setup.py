@@ -47,6 +47,7 @@ TEST_DEPENDENCIES = [
 # alice-NAME -> module of its main().
 COMMANDS = {
     "alice-env": "alice_nnunet.commands.env",
+    "alice-check": "alice_nnunet.commands.check",
     "alice-preprocess": "alice_nnunet.pretrain.commands.preprocess",
     "alice-embed": "alice_nnunet.pretrain.commands.embed",
     "alice-pretrain": "alice_nnunet.pretrain.commands.pretrain",

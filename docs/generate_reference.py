@@ -28,6 +28,7 @@ NOTE = "Generated from the source by `python docs/generate_reference.py`. Do not
 
 COMMANDS = (  # in the order of their use
     "alice-env",
+    "alice-check",
     "alice-preprocess",
     "alice-embed",
     "alice-pretrain",

@@ -13,6 +13,7 @@ SLOW = ("torch", "monai", "nnunetv2", "matplotlib", "scipy", "nibabel", "SimpleI
 
 WRONG = {
     "alice-env": ["--nonsense"],
+    "alice-check": ["-d", "1", "-np", "0"],
     "alice-preprocess": ["-d", "1", "-np", "0"],
     "alice-embed": ["-d", "1", "-preset", "huge"],
     "alice-pretrain": ["-d", "1", "-encoder", "resnet"],

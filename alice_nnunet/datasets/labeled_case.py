@@ -13,7 +13,7 @@ from alice_nnunet.checks.findings import NO_DECISIONS, Decisions, Finding, settl
 from alice_nnunet.checks.formats import UnreadableError, first_line, open_image
 from alice_nnunet.checks.header import Geometry
 from alice_nnunet.checks.labels import check_label_geometry, check_label_values
-from alice_nnunet.checks.voxels import AIR, Window, check_channel
+from alice_nnunet.checks.voxels import AIR, SHORTEST_BODY, Window, check_channel
 from alice_nnunet.datasets.raw_image import check_header, check_headers
 
 CT_WINDOW: Window = (-125.0, 255.0)  # HU; Alice, Sec. 4.1
@@ -57,7 +57,11 @@ def check_case(
     geometries, findings = check_headers(list(case.images), decisions)
     for path, window in zip(case.images, windows):
         if path.name in geometries:
-            findings += check_image(path, window, decisions)
+            is_fragment = geometries[path.name].extent.min() < SHORTEST_BODY
+            of_image = check_image(path, window, decisions, is_fragment)
+            if case.label is None:  # only nnU-Net's reader for labeled data minds
+                of_image = [finding for finding in of_image if finding.kind != "last-axis"]
+            findings += of_image
 
     if case.label is not None:
         image = geometries.get(case.images[0].name)
@@ -65,13 +69,16 @@ def check_case(
     return settled(findings, decisions)
 
 
-def check_image(path: Path, window: Window | None, decisions: Decisions) -> list[Finding]:
-    """Check the voxels of an image whose header is good."""
+def check_image(
+    path: Path, window: Window | None, decisions: Decisions, is_fragment: bool
+) -> list[Finding]:
+    """Check the voxels of an image that has a geometry."""
     try:
         voxels, findings = read_voxels(path, decisions)
     except UnreadableError as error:
         return [Finding("unreadable", path.name, str(error), remedy="Copy the file again")]
-    return findings + check_channel(voxels.astype(np.float32), window, path.name, decisions)
+    voxels = voxels.astype(np.float32)
+    return findings + check_channel(voxels, window, path.name, decisions, is_fragment)
 
 
 def check_label(
