@@ -64,6 +64,8 @@ class PretrainConfig:
         lr: peak learning rate of AdamW.
         betas: of AdamW.
         weight_decay: of AdamW.
+        decay_positions: whether it also applies to learned positions and mask tokens, as in runs
+            of version 0.1.
         warmup_iterations: steps of linear warm-up. Default: 2.8 % of the iterations.
         clip_grad: largest norm of all gradients together.
         ema: momentum of the target at the start of a run; it ends at 1.
@@ -109,6 +111,7 @@ class PretrainConfig:
     lr: float = 5e-5
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
+    decay_positions: bool = False
     # None is replaced by a number of steps as soon as the config is made.
     warmup_iterations: int = None  # type: ignore[assignment]
     clip_grad: float = 3.0
@@ -323,6 +326,7 @@ def config_from_dict(saved: dict) -> PretrainConfig:
     return PretrainConfig(
         **{
             "draw": "random",  # as earlier versions did, whose runs go on with their pairs
+            "decay_positions": True,  # so did they, and their optimizer has these groups
             **none_where_not_set(saved),
             "method": Method(**saved["method"]),
             "encoder_arguments": arguments,

@@ -15,6 +15,8 @@ from alice_nnunet.pretrain.runtime.steps import TrainingState
 from alice_nnunet.pretrain.training.config import PretrainConfig
 from alice_nnunet.ranks import world
 
+NOT_DECAYED = (".positions", ".mask_token")  # ends of names
+
 
 @dataclass(kw_only=True)
 class State(TrainingState):
@@ -55,7 +57,8 @@ def build_state(config: PretrainConfig, device: torch.device) -> State:
 def build_optimizer(model: Alice, config: PretrainConfig) -> torch.optim.AdamW:
     """AdamW for what is trained, fused into one kernel.
 
-    As in MAE and Swin, biases (window attention's tables too) and norms do not decay.
+    As in MAE and Swin, biases (window attention's tables too), norms, positions and mask tokens do
+    not decay. The order of the parameters is part of a checkpoint.
     """
     decayed: list[Tensor] = []
     others: list[Tensor] = []
@@ -63,6 +66,8 @@ def build_optimizer(model: Alice, config: PretrainConfig) -> torch.optim.AdamW:
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and not name.endswith(".bias")
+        if name.endswith(NOT_DECAYED) and not config.decay_positions:
+            decays = False
         (decayed if decays else others).append(parameter)
 
     groups = [

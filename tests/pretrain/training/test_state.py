@@ -1,6 +1,15 @@
+import dataclasses
+
 import torch
 
-from alice_nnunet.pretrain.training.state import State, build_state, load_state, save_state
+from alice_nnunet.pretrain.training.config import config_from_dict
+from alice_nnunet.pretrain.training.state import (
+    State,
+    build_optimizer,
+    build_state,
+    load_state,
+    save_state,
+)
 from alice_nnunet.pretrain.training.step import train_step
 from tests.helpers.pretraining import CPU, SPACING, noise, small_config
 
@@ -37,3 +46,37 @@ def test_weights_depend_on_the_seed_alone():
     second = build_state(small_config(), CPU)
     assert same_weights(first, second)
     assert not same_weights(first, build_state(small_config("seed=1"), CPU))
+
+
+def test_positions_and_mask_tokens_do_not_decay_but_in_earlier_runs():
+    config = small_config()
+    model = build_state(config, CPU).model
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def decayed(config) -> list[str]:
+        return [names[id(p)] for p in build_optimizer(model, config).param_groups[0]["params"]]
+
+    earlier = config.as_dict()
+    del earlier["decay_positions"]
+    fixed = ["encoder.positions", "decoder.mask_token", "decoder.positions"]
+    assert [name for name in decayed(config_from_dict(earlier)) if name not in fixed] == decayed(
+        config
+    )
+    assert set(fixed) <= set(decayed(config_from_dict(earlier)))
+    assert "encoder.blocks.0.attention.qkv.weight" in decayed(config)
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_its_optimizer(tmp_path):
+    config = dataclasses.replace(small_config(), decay_positions=True)
+    whole = build_state(config, CPU)
+    train_step(whole, noise(0), config, SPACING)
+    save_state(tmp_path / "c.pth", whole, config, {}, {})
+
+    saved = torch.load(tmp_path / "c.pth", weights_only=True)
+    del saved["config"]["decay_positions"]  # as an earlier version wrote it
+    earlier = config_from_dict(saved["config"])
+    assert earlier == config
+    resumed = load_state(tmp_path / "c.pth", earlier, CPU)
+    for state in (whole, resumed):
+        train_step(state, noise(1), config, SPACING)
+    assert same_weights(whole, resumed)

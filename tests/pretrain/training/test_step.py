@@ -40,9 +40,13 @@ def test_a_step_is_the_textbook_step():
     key = make_views(batch.key, model.unit, SPACING, config.method, generator)
     output = model(query, key)
     output.loss.backward()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = []
+    for name, parameter in model.named_parameters():
+        fixed = parameter.ndim < 2 or name.split(".")[-1] in ("positions", "mask_token")
+        if parameter.requires_grad:
+            groups.append({"params": [parameter], "weight_decay": 0.0 if fixed else 0.05})
     optimizer = torch.optim.AdamW(
-        [{"params": [p], "weight_decay": 0.05 if p.ndim > 1 else 0.0} for p in trained],
+        groups,
         lr=warmup_cosine(0, 10, 0, 3e-4),
         betas=(0.9, 0.95),
     )
