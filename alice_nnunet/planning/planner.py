@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from alice_nnunet.datasets.raw_dataset import dataset_name
+from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import write_json_atomically
+from alice_nnunet.files import locked, write_json_atomically
 from alice_nnunet.finetuning.block import make_block
 from alice_nnunet.finetuning.channels import match_channels
 from alice_nnunet.finetuning.compatibility import (
@@ -29,6 +33,21 @@ from alice_nnunet.planning.step_memory import training_memory
 
 # Entries of a configuration that preprocessed cases depend on
 OF_THE_DATA = ("spacing", "normalization_schemes", "use_mask_for_norm")
+
+
+@contextmanager
+def planning_in(dataset: str) -> Iterator[None]:
+    """Keep other processes from planning a dataset, by nnU-Net's fingerprint or ours."""
+    name = dataset_name(dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / name
+
+    if not (nnunet_folder("nnUNet_raw") / name).is_dir():
+        yield  # whoever opens the dataset says that it is missing
+        return
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "alice-plan.lock"):
+        yield
 
 
 def write_plans(request: PlanRequest) -> None:
@@ -54,34 +73,35 @@ def write_plans(request: PlanRequest) -> None:
         request.settings,
     )
 
-    dataset = open_labeled_dataset(request.dataset, request.processes, request.decisions)
-    target = dataset.preprocessed / f"{request.name}.json"
-    check_target(target, encoder.sha256)
+    with planning_in(request.dataset):
+        dataset = open_labeled_dataset(request.dataset, request.processes, request.decisions)
+        target = dataset.preprocessed / f"{request.name}.json"
+        check_target(target, encoder.sha256)
 
-    schemes = configuration_of(dataset.plans, CONFIGURATION)["normalization_schemes"]
-    check_channels(encoder, dataset.plans, schemes)
-    found = dataset.plans["foreground_intensity_properties_per_channel"]
-    for channel in match_channels(encoder, schemes):
-        if channel.window is not None:
-            index = channel.index
-            check_intensities(
-                dataset.name, found[str(index)], index, channel.window, request.decisions
-            )
-    statistics = matched_statistics(encoder, schemes, found)
-    block = make_block(encoder, schemes, statistics, recipe, flip_axes=[])
+        schemes = configuration_of(dataset.plans, CONFIGURATION)["normalization_schemes"]
+        check_channels(encoder, dataset.plans, schemes)
+        found = dataset.plans["foreground_intensity_properties_per_channel"]
+        for channel in match_channels(encoder, schemes):
+            if channel.window is not None:
+                index = channel.index
+                check_intensities(
+                    dataset.name, found[str(index)], index, channel.window, request.decisions
+                )
+        statistics = matched_statistics(encoder, schemes, found)
+        block = make_block(encoder, schemes, statistics, recipe, flip_axes=[])
 
-    memory = partial(training_memory, block, len(schemes), dataset.outputs)
-    choices = choose(request, encoder, dataset, memory)
-    spacing = choices.spacing.value
-    if spacing_differs(spacing, encoder.data["spacing"]):
-        block = dataclasses.replace(block, accepted_spacing=tuple(spacing))
+        memory = partial(training_memory, block, len(schemes), dataset.outputs)
+        choices = choose(request, encoder, dataset, memory)
+        spacing = choices.spacing.value
+        if spacing_differs(spacing, encoder.data["spacing"]):
+            block = dataclasses.replace(block, accepted_spacing=tuple(spacing))
 
-    plans = matched_plans(dataset, request.name, block, statistics, choices)
-    check_compatible(encoder, plans, plans["configurations"][CONFIGURATION])
-    check_cases(target, plans)
+        plans = matched_plans(dataset, request.name, block, statistics, choices)
+        check_compatible(encoder, plans, plans["configurations"][CONFIGURATION])
+        check_cases(target, plans)
 
-    write_json_atomically(target, plans)
-    print_report(plans, block, dataset, choices, target)
+        write_json_atomically(target, plans)
+        print_report(plans, block, dataset, choices, target)
 
 
 def check_target(target: Path, sha256: str) -> None:
