@@ -1,6 +1,7 @@
 """The work of alice-check: every file of a raw dataset, on screen, in JSON and as thumbnails."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -11,7 +12,7 @@ from alice_nnunet.checks.channels import channels_text, check_channel_names
 from alice_nnunet.checks.findings import Decisions, Finding, settled
 from alice_nnunet.checks.formats import open_image
 from alice_nnunet.checks.labels import label_values
-from alice_nnunet.checks.voxels import Window, check_extent, content_digest, same_content
+from alice_nnunet.checks.voxels import AIR, Window, check_extent, content_digest, same_content
 from alice_nnunet.data.body import find_body
 from alice_nnunet.datasets.labeled_case import LabeledCase, channel_windows, check_case
 from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset, passed_over_text
@@ -28,6 +29,7 @@ COARSE_MM = 4.0  # distance of the voxels in which the body is sought
 BODY_HU = -200.0
 SHOWN = 60  # cases on the page, those with findings first
 COLUMNS = 6
+SHOWN_HU = (-160.0, 240.0)  # black and white
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class CheckedCase:
     Attributes:
         findings: errors and warnings.
         digest: content_digest of the first channel; "" if it cannot be read.
-        slice: the middle axial slice of the first channel, (Y, X); None if it cannot be read.
+        slice: the middle axial slice of the first channel, (Y, X), 0 to 1; None if unreadable.
         spacing: mm, (z, y, x).
     """
 
@@ -116,29 +118,43 @@ def check_one(
         findings = check_case(case, windows, values, decisions)
         labeled = case.label is not None
 
-    if any(finding.file == case.images[0].name and finding.is_error for finding in findings):
+    try:
+        voxels, spacing = canonical_voxels(case.images[0])
+    except Exception:  # the findings say why
         return CheckedCase(findings)
 
-    image = open_image(case.images[0])
-    if image.ndim > 3:
-        image = nibabel.Nifti1Image(
-            np.asarray(image.dataobj).reshape(image.shape[:3]), image.affine
-        )
-    turned = nibabel.as_closest_canonical(image)
-    voxels = np.asarray(turned.dataobj, np.float32).T
-    spacing = tuple(float(s) for s in turned.header.get_zooms()[2::-1])
-
-    if not labeled:
-        name = case.images[0].name
+    name = case.images[0].name
+    if not labeled and not any(f.is_error and f.file == name for f in findings):
         findings += settled(size_findings(voxels, spacing, windows[0], name), decisions)
+
     middle = voxels[len(voxels) // 2]
     step = max(1, max(middle.shape) // 128)
     return CheckedCase(
         findings,
         content_digest(voxels[None], spacing),
-        middle[::step, ::step],
+        as_grey(middle[::step, ::step], windows[0]),
         (spacing[0], spacing[1] * step, spacing[2] * step),
     )
+
+
+def canonical_voxels(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The voxels (Z, Y, X) of a file, turned to RAS, and the spacing in mm."""
+    image = open_image(path)
+    if image.ndim > 3:
+        voxels = np.asarray(image.dataobj).reshape(image.shape[:3])
+        image = nibabel.Nifti1Image(voxels, image.affine)
+    turned = nibabel.as_closest_canonical(image)
+    spacing = tuple(float(s) for s in turned.header.get_zooms()[2::-1])
+    return np.asarray(turned.dataobj, np.float32).T, spacing
+
+
+def as_grey(plane: np.ndarray, window: Window | None) -> np.ndarray:
+    """A slice as 0..1: the window of CT that looks like HU, else from the least to the largest."""
+    finite = np.nan_to_num(plane, nan=AIR, posinf=AIR, neginf=AIR)
+    low, high = (finite.min(), finite.max()) if window is None else SHOWN_HU
+    if finite.min() >= 0 or finite.max() <= low:  # not HU
+        low, high = finite.min(), finite.max()
+    return np.clip((finite - low) / max(high - low, 1e-6), 0, 1)
 
 
 def size_findings(

@@ -167,14 +167,57 @@ def whole_numbers(path: Path, voxels: np.ndarray) -> np.ndarray:
     return voxels.astype(np.uint16)
 
 
+def ras_affine(grid: Grid) -> np.ndarray:
+    """The affine (4, 4) from voxels to mm in RAS."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(grid.direction, (3, 3)) * grid.spacing
+    affine[:3, 3] = grid.origin
+    return np.diag((-1, -1, 1, 1)) @ affine
+
+
+def turn_between(grid: Grid, like: Grid) -> np.ndarray | None:
+    """nibabel's transform of axes from one grid to the orientation of another; None if equal."""
+    orientations = [nibabel.io_orientation(ras_affine(g)) for g in (grid, like)]
+    if np.isnan(orientations).any() or np.array_equal(*orientations):
+        return None
+    return nibabel.orientations.ornt_transform(*orientations)
+
+
+def turned_grid(grid: Grid, like: Grid) -> Grid:
+    """The same grid with axes in the order and direction of another one's."""
+    turn = turn_between(grid, like)
+    if turn is None:
+        return grid
+
+    affine = ras_affine(grid) @ nibabel.orientations.inv_ornt_aff(turn, grid.size)
+    affine = np.diag((-1, -1, 1, 1)) @ affine
+    spacing = nibabel.affines.voxel_sizes(affine)
+    size = tuple(grid.size[axis] for axis in np.argsort(turn[:, 0]))
+    cosines = affine[:3, :3] / spacing
+    return Grid(
+        size,
+        tuple(spacing.tolist()),
+        tuple(affine[:3, 3].tolist()),
+        tuple(cosines.ravel().tolist()),
+    )
+
+
+def turned_labels(image: LabelImage, like: LabelImage) -> np.ndarray:
+    """The labels (Z, Y, X) of an image with axes in the order and direction of another one's."""
+    turn = turn_between(image.grid, like.grid)
+    if turn is None:
+        return image.labels
+    return np.ascontiguousarray(nibabel.orientations.apply_orientation(image.labels.T, turn).T)
+
+
 def check_same_grid(predicted: Path, reference: Path) -> None:
-    """Compare the grids of two files.
+    """Compare the grids of two files, turned to one orientation.
 
     Raises:
         UserError: they differ; the message says in what and by how much.
     """
-    ours = read_grid(predicted)
     theirs = read_grid(reference)
+    ours = turned_grid(read_grid(predicted), theirs)
     if ours.size != theirs.size:
         raise UserError(
             f"{predicted} has {size_text(ours.size)} voxels (x, y, z) and {reference} has "

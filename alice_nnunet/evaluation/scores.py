@@ -10,7 +10,7 @@ from monai.metrics import compute_surface_dice
 from scipy.ndimage import find_objects
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.evaluation.label_image import check_same_grid, read_labels
+from alice_nnunet.evaluation.label_image import check_same_grid, read_labels, turned_labels
 from alice_nnunet.evaluation.organs import Organ, OrganSet
 from alice_nnunet.geometry import Spacing, triple
 
@@ -52,8 +52,9 @@ def score_case(predicted_file: Path, reference_file: Path, organ_set: OrganSet) 
     check_labels(predicted_file, predicted.labels, organ_set.labels, organ_set.name)
     check_labels(reference_file, reference.labels, in_reference, organ_set.name)
 
+    labels = turned_labels(predicted, reference)
     return score_organs(
-        predicted.labels, reference.labels, reference.spacing, reference.grid.axial_axis, organ_set
+        labels, reference.labels, reference.spacing, reference.grid.axial_axis, organ_set
     )
 
 
