@@ -111,8 +111,9 @@ def read_person(case: LabeledCase, plans: dict) -> LabeledPerson:
     manager = PlansManager(plans)
     reader = manager.image_reader_writer_class()
     try:
-        raw_image, properties = read_case(case.images, reader)
-        raw_labels, _ = reader.read_seg(str(case.labels))
+        raw_image, properties, _ = read_case(case.images, reader)
+        labels_read, _, _ = read_case([case.labels], reader)
+        raw_labels = np.rint(labels_read).astype(np.int16)
         if raw_labels.shape[1:] != raw_image.shape[1:]:
             raise ValueError(f"labels {raw_labels.shape[1:]}, image {raw_image.shape[1:]} voxels")
     except Exception as error:
