@@ -1,7 +1,9 @@
 import dataclasses
 
+import pytest
 import torch
 
+from alice_nnunet.data.pairs import PairBatch
 from alice_nnunet.pretrain.training.config import config_from_dict
 from alice_nnunet.pretrain.training.state import (
     State,
@@ -19,15 +21,22 @@ def same_weights(ours: State, theirs: State) -> bool:
     return all(torch.equal(value, others[name]) for name, value in ours.model.state_dict().items())
 
 
-def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been(tmp_path):
-    config = small_config()
+def batch(step: int) -> PairBatch:
+    """Noise, with vectors of a matcher for its 8 tokens."""
+    query, key = torch.randn(2, 2, 8, 32, generator=torch.Generator().manual_seed(step))
+    return dataclasses.replace(noise(step), query_anatomy=query, key_anatomy=key)
+
+
+@pytest.mark.parametrize("settings", [[], ["dv_by=place", "memory=6", "weight_an=2"]], ids=str)
+def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been(tmp_path, settings):
+    config = small_config(*settings)
     whole = build_state(config, CPU)
     for step in range(4):
-        train_step(whole, noise(step), config, SPACING)
+        train_step(whole, batch(step), config, SPACING)
 
     first = build_state(config, CPU)
     for step in range(2):
-        train_step(first, noise(step), config, SPACING)
+        train_step(first, batch(step), config, SPACING)
     first.nonfinite = 3
     save_state(tmp_path / "c.pth", first, config, {}, {})
 
@@ -35,7 +44,7 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been(tmp_path):
     second = load_state(tmp_path / "c.pth", config, CPU)
     assert (second.step, second.nonfinite) == (2, 3)
     for step in range(2, 4):
-        train_step(second, noise(step), config, SPACING)
+        train_step(second, batch(step), config, SPACING)
     assert second.step == 4 and same_weights(whole, second)
 
 
