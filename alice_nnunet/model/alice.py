@@ -254,6 +254,8 @@ class Alice(nn.Module):
 
     def reconstruction(self, branches: Branches, views: Views) -> Tensor:
         """Reconstruction loss of one of the two crops, a half of Eq. 1."""
+        if views.keep.shape[1] == views.masked.shape[1]:
+            raise ValueError("Eq. 1 needs at least one hidden token, got none")
         return reconstruction_loss(branches.predicted, views.online, views.masked, self.unit)
 
     def invariance_by_place(

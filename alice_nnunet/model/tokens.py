@@ -40,6 +40,7 @@ def masked_from(keep: Tensor, tokens: int) -> Tensor:
 
 def take_tokens(tokens: Tensor, keep: Tensor) -> Tensor:
     """Take the tokens listed in `keep`, (B, N, E) and (B, V) -> (B, V, E)."""
+    keep = keep.to(tokens.device, non_blocking=True)
     return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
@@ -54,6 +55,7 @@ def put_tokens(visible: Tensor, keep: Tensor, background: Tensor) -> Tensor:
     Returns:
         (B, N, E).
     """
+    keep = keep.to(background.device, non_blocking=True)
     return background.scatter(1, keep.unsqueeze(-1).expand_as(visible), visible)
 
 

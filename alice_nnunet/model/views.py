@@ -4,7 +4,8 @@ augmented for the target.
 Shapes: B crops, C channels, D H W voxels in (z, y, x) order, N tokens, V visible tokens.
 
 All random numbers are drawn here, from the generator that is passed in. What was drawn is then
-applied to the whole batch on the crops' device.
+applied to the whole batch on the crops' device. With a generator of the CPU the numbers are the
+same for every device, and sizes that depend on them are known without waiting for it.
 """
 
 import math
@@ -30,7 +31,7 @@ class Views:
     """One crop of each pair, Q or K, as the two branches see it."""
 
     online: Tensor  # (B, C, D, H, W): u of Q or r of K; the branch sees only the tokens in keep
-    keep: Tensor  # (B, V) indices of the visible tokens
+    keep: Tensor  # (B, V) indices of the visible tokens, on the generator's device
     masked: Tensor  # (B, N), True where hidden: the complement of keep
     # (B, C, D, H, W): w of Q or v of K, strongly augmented, intact; None if no term needs it
     target: Tensor | None
@@ -136,12 +137,12 @@ def augment(crops: Tensor, drawn: Augmentation, spacing: Spacing) -> Tensor:
         (B, C, D, H, W). Where the view reaches beyond the crop it is 0, the window's floor.
     """
     matrix = view_to_crop(drawn, triple(crops.shape[2:]), spacing)
-    affine = F.pad(matrix, (0, 1))  # no translation
+    affine = F.pad(matrix, (0, 1)).to(crops.device, non_blocking=True)  # no translation
     grid = F.affine_grid(affine, list(crops.shape), align_corners=False).to(crops.dtype)
     moved = F.grid_sample(crops, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
-    factor = drawn.factor.to(crops.dtype).view(-1, 1, 1, 1, 1)
-    shift = drawn.shift.to(crops.dtype).view(-1, 1, 1, 1, 1)
+    factor = drawn.factor.to(crops, non_blocking=True).view(-1, 1, 1, 1, 1)
+    shift = drawn.shift.to(crops, non_blocking=True).view(-1, 1, 1, 1, 1)
     return moved * factor + shift
 
 
@@ -190,7 +191,7 @@ def at_places(tokens: Tensor, matrix: Tensor, grid: Triple) -> tuple[Tensor, Ten
 def flip(crops: Tensor, flips: Tensor) -> Tensor:
     """Mirror each crop along the axes where `flips`, (B, 3), is -1."""
     for axis in range(3):
-        mirrored = (flips[:, axis] < 0).view(-1, 1, 1, 1, 1)
+        mirrored = (flips[:, axis] < 0).view(-1, 1, 1, 1, 1).to(crops.device, non_blocking=True)
         crops = torch.where(mirrored, crops.flip(axis + 2), crops)
     return crops
 
@@ -211,7 +212,7 @@ def make_views(
     so a crop's views do not depend on how the batch is divided.
 
     Args:
-        crops: (B, C, D, H, W) on the generator's device.
+        crops: (B, C, D, H, W).
         unit: voxels hidden or shown together (z, y, x).
         spacing: mm (z, y, x).
         method: says what to hide and whether to flip.
@@ -236,4 +237,5 @@ def make_views(
         target_keep = random_keep(batch, tokens, method.target_mask_ratio, generator)[own]
 
     moved = view_to_crop(augmentation, triple(crops.shape[2:]), spacing)
-    return Views(online, keep, masked_from(keep, tokens), target, target_keep, moved, anatomy)
+    masked = masked_from(keep, tokens).to(crops.device, non_blocking=True)
+    return Views(online, keep, masked, target, target_keep, moved, anatomy)

@@ -178,7 +178,7 @@ def bytes_of_pairs(state: State, config: PretrainConfig, pairs: int) -> tuple[in
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
-        generator = torch.Generator(state.device).manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         batch = noise_pairs(pairs, crop_shape(config), state.device)
         views = views_of(batch, model, generator, NOISE_SPACING)
         with (

@@ -23,6 +23,8 @@ from alice_nnunet.pretrain.training.state import State
 from alice_nnunet.ranks import mean_over_ranks, rank, world
 from alice_nnunet.schedules import ema_momentum, warmup_cosine
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -90,7 +92,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
 
-    generator = generator_at(config.seed, TRAINING, step, state.device)
+    generator = generator_at(config.seed, TRAINING, step, CPU)
     views = views_of(batch, model, generator, spacing, rank(), world())
 
     optimizer.zero_grad(set_to_none=True)
@@ -128,8 +130,8 @@ def views_of(
 
     Args:
         batch: Pairs, on any device.
-        model: Decides the size of a token and the method.
-        generator: The views are made on its device.
+        model: Decides the size of a token, the method, and the device of the views.
+        generator: Of the CPU, so that the views do not depend on the device.
         spacing: mm of a voxel (z, y, x).
         part: Number of this batch among the equal parts of a step's batch.
         parts: Number of these parts.
@@ -137,16 +139,17 @@ def views_of(
     Returns:
         The views of the queries and those of the keys.
     """
+    device = model.decoder.mask_token.device
     query, key = (  # in this order: both draw from the generator
         make_views(
-            crops.to(generator.device, non_blocking=True),
+            crops.to(device, non_blocking=True),
             model.unit,
             spacing,
             model.method,
             generator,
             part,
             parts,
-            None if anatomy is None else anatomy.to(generator.device, non_blocking=True),
+            None if anatomy is None else anatomy.to(device, non_blocking=True),
         )
         for crops, anatomy in (
             (batch.query, batch.query_anatomy),
@@ -233,7 +236,7 @@ def encoder_gradients(
     """
     state.model.eval()
     rows = slice(len(batch.query) // config.accumulate)
-    generator = generator_at(config.seed, VALIDATION, 0, state.device)
+    generator = generator_at(config.seed, VALIDATION, 0, CPU)
     query, key = views_of(batch, state.model, generator, spacing)
     with autocast(state.device, config.precision):
         output = state.model(query.rows(rows), key.rows(rows))
@@ -262,7 +265,7 @@ def validate(
 
     outputs = []
     for index, batch in enumerate(batches):
-        generator = generator_at(config.seed, VALIDATION, index, state.device)
+        generator = generator_at(config.seed, VALIDATION, index, CPU)
         views = views_of(batch, state.model, generator, spacing)
         with autocast(state.device, config.precision):
             outputs.append(state.model(*views))

@@ -24,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from alice_nnunet.model.encoders.windows import pack_grid
+
 CUDA = torch.device("cuda", 0)
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -281,8 +283,10 @@ def pretended_cuda(monkeypatch) -> Iterator[Operations]:
             return run_backward(*arguments, **keywords)
 
     monkeypatch.setattr(torch.autograd, "_engine_run_backward", run_backward_inside)
+    pack_grid.cache_clear()
     try:
         with calls, operations:
             yield operations
     finally:
+        pack_grid.cache_clear()
         torch.__future__.set_overwrite_module_params_on_conversion(overwrite)

@@ -229,6 +229,12 @@ def test_a_term_of_weight_zero_is_not_reported_and_leaves_the_others_alone(off):
         assert torch.equal(spread_of, expected.spreads[name])
 
 
+def test_eq_1_refuses_nothing_hidden():
+    model = build(mask_ratio=0.01)  # of 12 tokens
+    with pytest.raises(ValueError, match="at least one hidden"):
+        model(*views(model))
+
+
 @pytest.mark.parametrize("term", ["r", "dv", "st"])
 def test_a_weight_of_zero_switches_a_term_off(term):
     weights = {f"weight_{t}": float(t == term) for t in ("r", "dv", "st")}

@@ -58,13 +58,6 @@ def test_eq_1_ignores_visible_tokens_and_air_is_no_noise():
     assert not normalised_tokens(torch.full((1, 1, 2, 2, 2), 0.3), UNIT).any()
 
 
-def test_eq_1_refuses_nothing_hidden():
-    with pytest.raises(ValueError, match="at least one hidden"):
-        reconstruction_loss(
-            torch.zeros(1, 8, 8), torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 8).bool(), UNIT
-        )
-
-
 def test_cosine_loss_is_two_minus_two_cos():
     torch.manual_seed(0)
     a = torch.randn(3, 4, 5)

@@ -59,11 +59,17 @@ class BiasTable:
         Returns:
             (...).
         """
+        z, y, x = positions.unbind(-1)
+
         if self.indexing == "monai":
-            number = (positions * positions.new_tensor((size[1] * size[2], size[2], 1))).sum(-1)
-            _, y, x = self.window
-            positions = torch.stack([number // (y * x), number // x % y, number % x], -1)
-        return (positions * positions.new_tensor(self.strides)).sum(-1)
+            number = (z * size[1] + y) * size[2] + x
+            _, window_y, window_x = self.window
+            z = number // (window_y * window_x)
+            y = number // window_x % window_y
+            x = number % window_x
+
+        stride_z, stride_y, stride_x = self.strides
+        return z * stride_z + y * stride_y + x * stride_x
 
     def pair_rows(self, codes: Tensor) -> Tensor:
         """Row of each pair of tokens, codes (..., T) -> (..., T, T)."""

@@ -165,7 +165,11 @@ class NnFormer(Encoder):
         """
         units = grid_of(crop.shape[2:], self.unit)
         corners = None if keep is None else unit_corners(keep, units)
-        sides = None if corners is None else neighbours(corners, units)
+        sides = (
+            None
+            if corners is None
+            else neighbours(corners, units).to(crop.device, non_blocking=True)
+        )
 
         outputs = []
         x = self.patch_embed(cut_blocks(crop, keep, self.unit), sides)

@@ -4,6 +4,7 @@ Shapes: B crops, V blocks of z y x tokens, C channels, R = B * V * z * y * x row
 windows.py.
 """
 
+import torch
 from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple, triple
@@ -33,7 +34,8 @@ class Stage(nn.Module):
 
         Args:
             blocks: (B, V, z, y, x, C).
-            corners: (B, V, 3) positions of the blocks in the grid of units, None for intact crops.
+            corners: (B, V, 3) positions of the blocks in the grid of units, on the CPU; None for
+                intact crops.
             units: size of this grid.
 
         Raises:
@@ -99,7 +101,8 @@ def pack(
 
     grid = triple(u * n for u, n in zip(units, block))
     windows = fit_windows(table.window, grid, shifted)
-    return pack_blocks(corners * corners.new_tensor(block), block, grid, windows, table)
+    first_tokens = corners * torch.tensor(block, device=corners.device)
+    return pack_blocks(first_tokens, block, grid, windows, table, blocks.device)
 
 
 def check_stages(depths: tuple, heads: tuple, windows: tuple) -> None:

@@ -24,8 +24,10 @@ def unit_corners(keep: Tensor, units: Triple) -> Tensor:
         units: size of the grid.
 
     Returns:
-        (B, V, 3).
+        (B, V, 3), on the CPU: what is computed from them decides sizes of tensors, and a GPU would
+        have to be waited for.
     """
+    keep = keep.cpu()
     _, y, x = units
     return torch.stack([keep // (y * x), keep // x % y, keep % x], -1)
 

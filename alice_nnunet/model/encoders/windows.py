@@ -12,6 +12,7 @@ Shapes: B crops, V blocks, R = B * V * z * y * x rows (one for each token), S sl
 G groups of T slots. Sizes and positions are (z, y, x), in tokens of the stage.
 """
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import Tensor
 from alice_nnunet.geometry import Triple, ceil_to, triple
 from alice_nnunet.model.encoders.bias_table import BiasTable, box_positions
 
+CPU = torch.device("cpu")
 SMALLEST_GROUP = 32  # slots; windows with fewer visible tokens share a group
 
 
@@ -110,10 +112,14 @@ def axis_segments(length: int, size: int, offset: int) -> list[AxisSegment]:
     return [segment for segment in segments if segment.windows and segment.size]
 
 
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a later training uses it, too
 def pack_grid(
     batch: int, grid: Triple, windows: Windows, table: BiasTable, device: torch.device
 ) -> Packing:
     """Pack every token of intact crops. Windows of one shape form a batch and share one bias.
+
+    The packing of a grid is kept: each stage of each step asks for the same few.
 
     Published networks fill incomplete windows with padding and attend to it. Tables with their
     indexing do the same here.
@@ -128,11 +134,13 @@ def pack_grid(
     count = batch * grid[0] * grid[1] * grid[2]
     padded = grid if table.indexing == "exact" else ceil_to(grid, windows.size)
 
-    # Number the tokens first, then the padding.
-    rows = torch.full((batch, *padded), -1, device=device)
-    rows[:, : grid[0], : grid[1], : grid[2]] = torch.arange(count, device=device).view(batch, *grid)
-    padding = rows.numel() - count
-    rows[rows < 0] = torch.arange(count, count + padding, device=device)
+    # Number the tokens first, then the padding. All of it on the CPU, for it is small.
+    inside = torch.zeros(batch, *padded, dtype=torch.bool, device=CPU)
+    inside[:, : grid[0], : grid[1], : grid[2]] = True
+    padding = inside.numel() - count
+    rows = torch.empty(batch, *padded, dtype=torch.int64, device=CPU)
+    rows[inside] = torch.arange(count, device=CPU)
+    rows[~inside] = torch.arange(count, count + padding, device=CPU)
 
     # Each combination of segments along z, y and x has windows of one shape.
     row_parts = []
@@ -145,15 +153,16 @@ def pack_grid(
         row_parts.append(part.flatten())
 
         size = (z.size, y.size, x.size)
-        offset = torch.tensor((z.offset, y.offset, x.offset), device=device)
-        codes = table.codes(box_positions(size, device) + offset, windows.size)
+        offset = torch.tensor((z.offset, y.offset, x.offset), device=CPU)
+        codes = table.codes(box_positions(size, CPU) + offset, windows.size)
         groups = batch * z.windows * y.windows * x.windows
-        batches.append(GroupBatch(groups, math.prod(size), table.pair_rows(codes)[None]))
+        bias_rows = table.pair_rows(codes)[None].to(device)
+        batches.append(GroupBatch(groups, math.prod(size), bias_rows))
 
     row_of_slot = torch.cat(row_parts)
-    slots = torch.arange(len(row_of_slot), device=device)
+    slots = torch.arange(len(row_of_slot), device=CPU)
     slot_of_row = torch.empty_like(row_of_slot).scatter_(0, row_of_slot, slots)
-    return Packing(row_of_slot, slot_of_row, None, batches, padding)
+    return Packing(row_of_slot.to(device), slot_of_row.to(device), None, batches, padding)
 
 
 def pack_blocks(
@@ -162,6 +171,7 @@ def pack_blocks(
     grid: Triple,
     windows: Windows,
     table: BiasTable,
+    device: torch.device = CPU,
     smallest: int = SMALLEST_GROUP,
 ) -> Packing:
     """Pack the tokens of visible units: tokens attend within their own window (GreenMIM).
@@ -169,29 +179,34 @@ def pack_blocks(
     A group has `smallest` slots and holds several windows, or it holds one window and has
     `smallest` * 2, 4, ... slots, at most those of a whole window.
 
+    How many tokens a window has decides the sizes of tensors, so that is computed on the CPU, and
+    what is computed for each token on the device. Nothing here waits for the device.
+
     Args:
-        corners: (B, V, 3), first token of each unit.
+        corners: (B, V, 3), first token of each unit, on the CPU.
         block: tokens of a unit.
         grid: size of the whole crop's grid.
         windows: the windows on this grid.
         table: bias table of the stage.
+        device: where the packing is needed.
         smallest: slots of the shortest groups.
     """
-    window, positions = tokens_in_windows(corners, block, grid, windows)  # (R,), (R, 3)
-    codes = table.codes(positions, windows.size)
+    lengths = window_lengths(corners, block, grid, windows)
+    starts = lengths.cumsum(0) - lengths  # where each window lies in the order of windows
 
-    # Order the rows by window. lengths and starts, one value for each window that has tokens,
-    # say where it lies in this order.
+    on_device = corners.to(device, non_blocking=True)
+    window, positions = tokens_in_windows(on_device, block, grid, windows)  # (R,), (R, 3)
+    codes = table.codes(positions, windows.size)
     by_window = window.argsort(stable=True)
-    _, lengths = window[by_window].unique_consecutive(return_counts=True)
-    starts = lengths.cumsum(0) - lengths
 
     row_parts = []
     spare_parts = []
     batches = []
     for slots, chosen in windows_by_length(lengths, smallest, windows.size):
         share = max(1, smallest // slots)
-        places, owner, spare = fill_groups(starts[chosen], lengths[chosen], slots, share)  # (G, T)
+        own_starts = starts[chosen].to(device, non_blocking=True)
+        own_lengths = lengths[chosen].to(device, non_blocking=True)
+        places, owner, spare = fill_groups(own_starts, own_lengths, slots, share)  # (G, T)
         rows = by_window[places]
 
         allowed = (owner.unsqueeze(-1) == owner.unsqueeze(-2)) & ~spare.unsqueeze(-2)
@@ -202,9 +217,42 @@ def pack_blocks(
 
     row_of_slot = torch.cat(row_parts)
     spare = torch.cat(spare_parts)
-    filled = spare.logical_not().nonzero().flatten()
-    slot_of_row = torch.empty_like(window).scatter_(0, row_of_slot[filled], filled)
-    return Packing(row_of_slot, slot_of_row, spare, batches, padding=0)
+
+    # Spare slots repeat rows. Let them write behind the last row, where nothing is read.
+    rows = len(window)
+    slots_of = torch.arange(len(row_of_slot), device=device)
+    slot_of_row = window.new_empty(rows + 1)
+    slot_of_row.scatter_(0, row_of_slot.masked_fill(spare, rows), slots_of)
+    return Packing(row_of_slot, slot_of_row[:rows], spare, batches, padding=0)
+
+
+def window_lengths(corners: Tensor, block: Triple, grid: Triple, windows: Windows) -> Tensor:
+    """The number of visible tokens of each window, in the order of tokens_in_windows.
+
+    A window has a box of tokens of each unit, and the box's edge along one axis depends on the
+    unit's place along this axis alone.
+
+    Args: see `pack_blocks`.
+
+    Returns:
+        (windows of all crops,).
+    """
+    edges = []
+    for axis in range(3):
+        first = corners[..., axis, None] + windows.offset[axis]  # (B, V, 1)
+        of_token = (first + torch.arange(block[axis], device=CPU)) // windows.size[
+            axis
+        ]  # (B, V, block)
+        count = windows_along(grid[axis], windows, axis)
+        edges.append((of_token.unsqueeze(-1) == torch.arange(count, device=CPU)).sum(2).double())
+
+    # Not in float32, which autocast would round.
+    return torch.einsum("bvz,bvy,bvx->bzyx", *edges).round().long().flatten()
+
+
+def windows_along(length: int, windows: Windows, axis: int) -> int:
+    """The number of windows along an axis of so many tokens."""
+    return (length + windows.offset[axis] - 1) // windows.size[axis] + 1
 
 
 def tokens_in_windows(
@@ -218,18 +266,16 @@ def tokens_in_windows(
         Number of the window, counted through all crops, (R,), and position there, (R, 3).
     """
     device = corners.device
-    size = torch.tensor(windows.size, device=device)
-    offset = torch.tensor(windows.offset, device=device)
+    tokens = corners.unsqueeze(-2) + box_positions(block, device)  # (B, V, block, 3)
 
-    tokens = corners.unsqueeze(-2) + box_positions(block, device) + offset  # (B, V, block, 3)
-    z, y, x = (tokens // size).unbind(-1)  # window along each axis, (B, V, block)
+    number = torch.arange(len(corners), device=device).view(-1, 1, 1)  # of the crop
+    positions = []
+    for axis in range(3):
+        token = tokens[..., axis] + windows.offset[axis]
+        number = number * windows_along(grid[axis], windows, axis) + token // windows.size[axis]
+        positions.append(token % windows.size[axis])
 
-    lengths = zip(grid, windows.offset, windows.size)
-    windows_z, windows_y, windows_x = ((g + o - 1) // w + 1 for g, o, w in lengths)
-    crop = torch.arange(len(corners), device=device).view(-1, 1, 1)
-    number = ((crop * windows_z + z) * windows_y + y) * windows_x + x
-
-    return number.flatten(), (tokens % size).view(-1, 3)
+    return number.flatten(), torch.stack(positions, -1).view(-1, 3)
 
 
 def windows_by_length(lengths: Tensor, smallest: int, size: Triple) -> list[tuple[int, Tensor]]:

@@ -51,7 +51,7 @@ def test_groups_are_bounded_and_hold_every_token_once(smallest, shifted):
     window = (4, 5, 4)
     corners = torch.tensor([[(0, 4, 8), (4, 4, 4), (4, 8, 8)], [(0, 0, 0), (4, 0, 0), (0, 8, 4)]])
     windows = fit_windows(window, grid, shifted)
-    packing = pack_blocks(corners, (4, 4, 4), grid, windows, BiasTable(window), smallest)
+    packing = pack_blocks(corners, (4, 4, 4), grid, windows, BiasTable(window), smallest=smallest)
 
     rows = 2 * 3 * 64
     assert sorted(packing.row_of_slot[~packing.spare].tolist()) == list(range(rows))
