@@ -90,6 +90,7 @@ def test_a_step_is_that_of_the_cpu(encoder, monkeypatch):
         ("weight_dv=0", "weight_st=0"),
         ("weight_r=0", "ema_casa=false"),
         ("accumulate=2",),
+        ("dv_by=place",),
     ],
     ids=str,
 )
