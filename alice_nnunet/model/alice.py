@@ -102,6 +102,9 @@ class Alice(nn.Module):
         method: the settings.
     """
 
+    center_an: Tensor
+    memory: Tensor
+
     def __init__(self, encoder: Encoder, in_channels: int, method: Method):
         super().__init__()
         self.method = method
@@ -313,11 +316,11 @@ class Alice(nn.Module):
         assert self.anatomy is not None and query.anatomy is not None and key.anatomy is not None
         body = self.center_an[:-1] / self.center_an[-1].clamp(min=1e-6)
 
+        in_both = in_body(query.anatomy) * in_body(key.anatomy)  # (B, N)
         loss = q.visible.new_zeros(())
-        for own, seen, other in ((q, query, key), (k, key, query)):
-            in_both = in_body(seen.anatomy) * in_body(other.anatomy)  # (B, N)
-            there = take_tokens(in_both[..., None], seen.keep)[..., 0]  # (B, V)
-            vectors = take_tokens(other.anatomy - body, seen.keep)  # (B, V, A)
+        for own, keep, other in ((q, query.keep, key.anatomy), (k, key.keep, query.anatomy)):
+            there = take_tokens(in_both[..., None], keep)[..., 0]  # (B, V)
+            vectors = take_tokens(other - body, keep)  # (B, V, A)
             loss = loss + anatomy_loss(self.anatomy(own.visible), vectors, there)
         return loss
 
