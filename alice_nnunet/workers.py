@@ -18,15 +18,13 @@ from alice_nnunet.text import duration
 
 SECONDS_BETWEEN_LINES = 20.0  # of progress that goes to a file
 
-Result = TypeVar("Result")
-
 Name = TypeVar("Name")
 Result = TypeVar("Result")
 
 
 def with_progress(
-    results: Iterable[tuple[Any, Result]], verb: str, total: int
-) -> Iterator[tuple[Any, Result]]:
+    results: Iterable[tuple[Name, Result]], verb: str, total: int
+) -> Iterator[tuple[Name, Result]]:
     """Yield results and show how many there were, the last one's name and the time left.
 
     On a terminal that is a bar. Elsewhere, such as in a file, it is a line after the first result,
