@@ -14,6 +14,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.optim import Optimizer
 
+from alice_nnunet.datasets.checked_reader import TRAINING, check_what_is_read
 from alice_nnunet.errors import UserError, exit_on_user_error
 from alice_nnunet.finetuning.augmentation import with_probabilities
 from alice_nnunet.finetuning.block import block_of_plans
@@ -70,6 +71,7 @@ class AliceTrainer(nnUNetTrainer):
         if not self.planned:
             plans["alice"] = self.block.as_entries()
         super().__init__(plans, configuration, fold, dataset_json, device)
+        setattr(self.plans_manager, TRAINING, True)
 
         recipe = self.recipe = self.block.recipe
         self.initial_lr = recipe.learning_rate
@@ -93,7 +95,11 @@ class AliceTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = False,
     ) -> nn.Module:
-        """The network of the alice block with random weights, for training and prediction."""
+        """The network of the alice block with random weights, for training and prediction.
+
+        In prediction, the plans get a reader that checks scans before they are segmented.
+        """
+        check_what_is_read(plans_manager)
         with exit_on_user_error("AliceTrainer"):
             return build_network(
                 block_of_plans(plans_manager.plans),
