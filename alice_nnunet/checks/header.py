@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 
 from alice_nnunet.checks.findings import Decisions, Finding
-from alice_nnunet.geometry import Triple
+from alice_nnunet.geometry import Triple, triple
 from alice_nnunet.text import millimetres, voxels
 
 SMALLEST_SPACING = 0.05  # mm
@@ -88,13 +88,13 @@ def check_image_header(
     if problem:
         return None, [*findings, problem]
 
-    geometry = Geometry(shape, affine)
+    geometry = Geometry(triple(shape), affine)
     findings += unit_findings(image, name)
     findings += axis_findings(geometry, name)
     return geometry, findings
 
 
-def shape_of(image, name: str) -> tuple[Triple, Finding | None]:
+def shape_of(image, name: str) -> tuple[tuple[int, ...], Finding | None]:
     """The shape without last axes of one, and what is wrong with it."""
     shape = tuple(image.shape)
     while len(shape) > 3 and shape[-1] == 1:
@@ -110,8 +110,9 @@ def shape_of(image, name: str) -> tuple[Triple, Finding | None]:
     elif image.get_data_dtype().kind not in "iufb":
         found = f"not one number in a voxel: its data type is {image.get_data_dtype()}"
 
-    problem = found and Finding("shape", name, found, "a 3D volume of several slices")
-    return shape, problem
+    if found is None:
+        return shape, None
+    return shape, Finding("shape", name, found, "a 3D volume of several slices")
 
 
 def chosen_affine(image, name: str, decisions: Decisions) -> tuple[np.ndarray, list[Finding]]:

@@ -1,6 +1,7 @@
 """Voxels of images: whether there is something to see, and whether CT is in HU."""
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -140,7 +141,7 @@ def hounsfield_problem(image: np.ndarray, low: float, high: float) -> tuple[str,
     )
 
 
-def check_extent(extent: tuple[float, ...], what: str, name: str) -> list[Finding]:
+def check_extent(extent: Iterable[float], what: str, name: str) -> list[Finding]:
     """A finding if a volume or the body in it is too short along an axis.
 
     Args:
@@ -170,7 +171,7 @@ def content_digest(image: np.ndarray, spacing: Spacing) -> str:
         spacing: mm, (z, y, x).
     """
     sample = np.ascontiguousarray(image[:, ::STEP, ::STEP, ::STEP])
-    digest = hashlib.sha256(sample)
+    digest = hashlib.sha256(sample.tobytes())
     digest.update(repr((image.shape, [round(float(s), 3) for s in spacing])).encode())
     return digest.hexdigest()[:32]
 

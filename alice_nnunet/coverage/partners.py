@@ -165,12 +165,12 @@ def make_partners(
             scores[number, : len(places), column] = levels
             found[number, : len(places), column] = where[:, 0]
 
-    query, place, column = np.nonzero(scores >= max(1.0, threshold * LEVELS))
+    queries, places_of, columns = np.nonzero(scores >= max(1.0, threshold * LEVELS))
     heights = Heights(
-        query,
-        others[query, column],
-        positions[query, place, 0],
-        found[query, place, column],
+        queries,
+        others[queries, columns],
+        positions[queries, places_of, 0],
+        found[queries, places_of, columns],
     )
     axis = find_body_axis(count, heights)
 

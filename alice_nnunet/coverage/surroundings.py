@@ -30,7 +30,7 @@ class Surroundings:
     @cached_property
     def asked(self) -> np.ndarray:
         """(P, 53) float32: 1 where a vector is wanted."""
-        return self.vectors.any(2).astype(np.float32)
+        return np.asarray(self.vectors.any(2), np.float32)
 
 
 def random_surroundings(

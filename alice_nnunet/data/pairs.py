@@ -254,7 +254,7 @@ class AlignedPairs:
         """A voxel of the body up to AROUND_PLACE from a place of the table, else that place."""
         shift = rng.uniform(-AROUND_PLACE, AROUND_PLACE, 3)
         voxel = np.floor((eligible.table.positions[row, place] + shift) / query.spacing)
-        near = tuple(int(i) for i in voxel)
+        near = triple(int(i) for i in voxel)
         return near if query.body.contains(near) else voxel_of(eligible, row, place, query)
 
     def same_scan(
@@ -330,7 +330,7 @@ def voxel_of(eligible: EligiblePartners, row: int, place: int, query: Volume) ->
     """The voxel of a volume in which a place of the table lies."""
     voxel = np.floor(eligible.table.positions[row, place] / query.spacing)
     last = np.array(query.body.size) - 1
-    return tuple(int(i) for i in np.clip(voxel, 0, last))
+    return triple(int(i) for i in np.clip(voxel, 0, last))
 
 
 def empty_tensor(shape: tuple[int, ...]) -> Tensor:

@@ -19,6 +19,7 @@ from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset, pass
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import write_json_atomically
+from alice_nnunet.geometry import Spacing, triple
 from alice_nnunet.pictures import save_figure, show_axial
 from alice_nnunet.workers import run_each
 
@@ -46,7 +47,7 @@ class CheckedCase:
     findings: list[Finding] = field(default_factory=list)
     digest: str = ""
     slice: np.ndarray | None = None
-    spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
+    spacing: Spacing = (1.0, 1.0, 1.0)
 
 
 def check_all(dataset: str, processes: int, decisions: Decisions) -> None:
@@ -137,14 +138,14 @@ def check_one(
     )
 
 
-def canonical_voxels(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
+def canonical_voxels(path: Path) -> tuple[np.ndarray, Spacing]:
     """The voxels (Z, Y, X) of a file, turned to RAS, and the spacing in mm."""
     image = open_image(path)
     if image.ndim > 3:
         voxels = np.asarray(image.dataobj).reshape(image.shape[:3])
         image = nibabel.Nifti1Image(voxels, image.affine)
     turned = nibabel.as_closest_canonical(image)
-    spacing = tuple(float(s) for s in turned.header.get_zooms()[2::-1])
+    spacing = triple(float(s) for s in turned.header.get_zooms()[2::-1])
     return np.asarray(turned.dataobj, np.float32).T, spacing
 
 
@@ -158,7 +159,7 @@ def as_grey(plane: np.ndarray, window: Window | None) -> np.ndarray:
 
 
 def size_findings(
-    image: np.ndarray, spacing: tuple[float, ...], window: Window | None, name: str
+    image: np.ndarray, spacing: Spacing, window: Window | None, name: str
 ) -> list[Finding]:
     """A finding if an unlabeled volume, or the body in CT, is a fragment. image: (Z, Y, X)."""
     extent = tuple(n * s for n, s in zip(image.shape, spacing))
@@ -168,7 +169,7 @@ def size_findings(
 
     steps = [max(1, round(COARSE_MM / s)) for s in spacing]
     coarse = image[tuple(slice(None, None, step) for step in steps)] > BODY_HU
-    edges = tuple(step * s for step, s in zip(steps, spacing))
+    edges = triple(step * s for step, s in zip(steps, spacing))
     try:
         body = find_body(coarse, edges)
     except ValueError as error:

@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.geometry import Spacing, Triple
+from alice_nnunet.geometry import Spacing, Triple, triple
 from alice_nnunet.text import voxels as size_text
 
 # Differences between two headers that rounding explains.
@@ -192,7 +192,7 @@ def turned_grid(grid: Grid, like: Grid) -> Grid:
     affine = ras_affine(grid) @ nibabel.orientations.inv_ornt_aff(turn, grid.size)
     affine = np.diag((-1, -1, 1, 1)) @ affine
     spacing = nibabel.affines.voxel_sizes(affine)
-    size = tuple(grid.size[axis] for axis in np.argsort(turn[:, 0]))
+    size = triple(grid.size[axis] for axis in np.argsort(turn[:, 0]))
     cosines = affine[:3, :3] / spacing
     return Grid(
         size,

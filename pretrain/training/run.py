@@ -221,12 +221,14 @@ class Run:
         def pairs_over(min_score: float) -> AlignedPairs:
             return make_pairs(self.config, self.volumes, self.held_out, keys, stream, min_score)
 
-        pairs = pairs_over(self.config.min_score)
+        min_score = self.config.min_score
+        assert min_score is not None, "the job sets it before it draws"
+        pairs = pairs_over(min_score)
         kinds = {pairs.draw(index).kind for index in range(len(shares) * size)}
         if kinds != {MATCHED}:
             log.line(
                 f"WARNING: held-out pairs do not reach the minimum match score "
-                f"({self.config.min_score}); the held-out cases are {', '.join(self.held_out)}. "
+                f"({min_score}); the held-out cases are {', '.join(self.held_out)}. "
                 "Validation and the retrieval probe use lower-scoring pairs and are less reliable. "
                 "Training is not affected."
             )

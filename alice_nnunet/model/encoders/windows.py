@@ -219,11 +219,11 @@ def pack_blocks(
     spare = torch.cat(spare_parts)
 
     # Spare slots repeat rows. Let them write behind the last row, where nothing is read.
-    rows = len(window)
+    count = len(window)
     slots_of = torch.arange(len(row_of_slot), device=device)
-    slot_of_row = window.new_empty(rows + 1)
-    slot_of_row.scatter_(0, row_of_slot.masked_fill(spare, rows), slots_of)
-    return Packing(row_of_slot, slot_of_row[:rows], spare, batches, padding=0)
+    slot_of_row = window.new_empty(count + 1)
+    slot_of_row.scatter_(0, row_of_slot.masked_fill(spare, count), slots_of)
+    return Packing(row_of_slot, slot_of_row[:count], spare, batches, padding=0)
 
 
 def window_lengths(corners: Tensor, block: Triple, grid: Triple, windows: Windows) -> Tensor:
