@@ -1,5 +1,8 @@
 """Open images of every format that can be input, as nibabel's images in mm and RAS."""
 
+import locale
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel
@@ -47,6 +50,22 @@ def read_itk(path: Path) -> sitk.Image:
     if not path.is_dir():
         return sitk.ReadImage(str(path))
 
+    with same_locale():
+        return read_series(path)
+
+
+@contextmanager
+def same_locale() -> Iterator[None]:
+    """Put the locale of text back: GDCM sets it to C, and Python then reads files as ASCII."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+
+
+def read_series(path: Path) -> sitk.Image:
+    """Read the one DICOM series of a folder. Raises UnreadableError if there is another number."""
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
     if len(series) != 1:
         found = "no DICOM series" if not series else f"{len(series)} DICOM series"

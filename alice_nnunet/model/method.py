@@ -38,9 +38,9 @@ class Method:
     # With cosine, subtract the running mean from T: a T that is equal everywhere matches nothing.
     center_teacher: bool = True
 
-    # What l_dv compares: crop, means over crops (Eq. 2), or place, each visible token of the
-    # encoder with its place in the other crop by infonce, among the same place of other crops.
-    dv_by: str = "crop"
+    # What l_dv compares. crop: means over crops (Eq. 2). place: each visible token of the encoder
+    # with its place in the other crop, by infonce among the same place of other crops.
+    dv_by: str = "crop"  # what l_dv compares: crop (Eq. 2) or place, token by token
     memory: int = 64  # with dv_by place: crops of earlier steps to tell the matched one from
 
     # Networks

@@ -1,4 +1,5 @@
 import gzip
+import locale
 
 import nibabel
 import numpy as np
@@ -7,6 +8,7 @@ import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
 from alice_nnunet.checks.findings import Decisions
+from alice_nnunet.checks.formats import same_locale
 from alice_nnunet.datasets.raw_image import check_voxels, read_case, read_geometry
 
 CT = [(-125.0, 255.0)]
@@ -188,13 +190,16 @@ def write_dicom(folder, voxels, skip=()) -> None:
         for tag, value in tags.items():
             piece.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{z:03d}.dcm"))
-        writer.Execute(piece)
+        with same_locale():  # GDCM changes it
+            writer.Execute(piece)
 
 
 def test_a_dicom_series_is_one_image(tmp_path):
     voxels = ramp(10, 12, 14)
     write_dicom(tmp_path / "a_0000", voxels)
+    before = locale.setlocale(locale.LC_CTYPE)
     image, properties, _ = read_case([tmp_path / "a_0000"], NibabelIOWithReorient())
+    assert locale.setlocale(locale.LC_CTYPE) == before
     np.testing.assert_array_equal(image[0], voxels[::-1, ::-1].T)  # LPS to RAS, as (z, y, x)
     assert properties["spacing"] == pytest.approx([5, 4, 3])
 

@@ -6,7 +6,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from alice_nnunet.checks.findings import Decisions
 from alice_nnunet.data.partners import Partners
+from alice_nnunet.model.presets import CROPS
+from alice_nnunet.pretrain.datasets.preprocessing import preprocess_dataset
 from alice_nnunet.pretrain.embedding import coverage
 from alice_nnunet.pretrain.embedding.config import embed_config
 from alice_nnunet.pretrain.embedding.job import embed
@@ -33,6 +36,14 @@ def anatomy(tmp_path_factory, shipped_ct):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("raw", "preprocessed", "results"):
             patch.setenv(f"nnUNet_{name}", str(root / name))
+        crops = CROPS["tiny"]
+        preprocess_dataset(
+            33,
+            1,
+            spacing=crops.spacing,
+            patch_size=crops.size,
+            decisions=Decisions(accept=frozenset({"fragment"})),
+        )
         embed(embed_config("33", "tiny", SETTINGS), "cpu", 1)
         yield root / "preprocessed" / "Dataset033_Cover" / "AlicePretrainPlans_anatomy"
 
