@@ -76,6 +76,36 @@ def overlap(centre: Triple, size: Triple, image_size: Sequence[int]) -> Overlap:
     return Overlap(triple(in_image), triple(in_crop), shared)
 
 
+def shift_inside(
+    centres: tuple[Triple, Triple], image_sizes: Sequence[Sequence[int]], size: Triple
+) -> Triple:
+    """The smallest common shift that brings crops of two images inside them, where one does.
+
+    Where none does, as little as possible of the two crops lies outside, along each axis. A crop
+    that is longer than its image holds all of it.
+
+    Args:
+        centres: of the crops, voxels of the two images.
+        image_sizes: of the two images in voxels.
+        size: of both crops in voxels.
+
+    Returns:
+        voxels to add to both centres.
+    """
+    shift = []
+    for axis, edge in enumerate(size):
+        ends = []  # of the ranges of shifts that suit each image
+        for centre, image_size in zip(centres, image_sizes):
+            start = centre[axis] - edge // 2
+            ends += [-start, image_size[axis] - edge - start]
+
+        # The inner two of the four ends are what both ranges share or, where they share nothing,
+        # the gap between them: a step in it brings one crop as far in as the other out.
+        _, low, high, _ = sorted(ends)
+        shift.append(min(max(0, low), high))
+    return triple(shift)
+
+
 def crop_around(image: np.ndarray, centre: Triple, size: Triple) -> np.ndarray:
     """A crop of exactly size voxels whose voxel number size // 2 is centre; 0 outside the image.
 

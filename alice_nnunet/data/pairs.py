@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 from alice_nnunet.data.match import Match, Matcher
 from alice_nnunet.data.partners import EligiblePartners, Partners
 from alice_nnunet.data.volumes import Volume, open_volume
-from alice_nnunet.geometry import Triple, triple
+from alice_nnunet.geometry import Triple, shift_inside, triple
 
 DRAWS = 100  # pairs tried for one sample before it takes what there is
 NEAR_MISS = 0.9  # share of the minimum score from which the best of these is taken
@@ -43,10 +43,11 @@ class DrawnPair:
     Attributes:
         query: Volume of the crop Q.
         key: Volume of the crop K.
-        point: Middle voxel (z, y, x) of Q in query.
-        match: Middle voxel of K in key, and the matcher's score.
+        point: Voxel (z, y, x) of query that was drawn.
+        match: The same place in key, and the matcher's score.
         rejected: Pairs that were drawn before this one and rejected.
         kind: MATCHED, or what was taken where nothing matched: BELOW or SAME_SCAN.
+        shift: Voxels from these two places to the middles of the crops.
     """
 
     query: Volume
@@ -55,6 +56,25 @@ class DrawnPair:
     match: Match
     rejected: int
     kind: str = MATCHED
+    shift: Triple = (0, 0, 0)
+
+    @property
+    def query_middle(self) -> Triple:
+        """Middle voxel of Q in query."""
+        return triple(p + s for p, s in zip(self.point, self.shift))
+
+    @property
+    def key_middle(self) -> Triple:
+        """Middle voxel of K in key."""
+        return triple(p + s for p, s in zip(self.match.point, self.shift))
+
+    def moved_inside(self, size: Triple) -> "DrawnPair":
+        """The pair with crops of size voxels inside their scans, where one shift of both does it.
+
+        Both crops move by the same distance, so their places still belong together.
+        """
+        sizes = (self.query.body.size, self.key.body.size)
+        return replace(self, shift=shift_inside((self.point, self.match.point), sizes, size))
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,8 @@ class AlignedPairs:
         anatomy: The matcher's vectors at the tokens of the crop around a point, (N, A), where they
             are wanted beside the crops.
         by_region: With partners, every region of the body is equally likely in place of every scan.
+        inside: Both crops are shifted alike, so that they lie in their scans where they can;
+            otherwise their middles are the two places.
     """
 
     folder: Path
@@ -128,6 +150,7 @@ class AlignedPairs:
     same_volume: bool = False
     partners: Partners | None = None
     by_region: bool = False
+    inside: bool = False
     anatomy: Callable[[Volume, Triple], np.ndarray] | None = None
 
     def __post_init__(self):
@@ -151,8 +174,8 @@ class AlignedPairs:
         query = empty_tensor(shape)
         key = empty_tensor(shape)
         for row, pair in enumerate(drawn):
-            pair.query.read_crop(pair.point, self.size, out=query[row].numpy())
-            pair.key.read_crop(pair.match.point, self.size, out=key[row].numpy())
+            pair.query.read_crop(pair.query_middle, self.size, out=query[row].numpy())
+            pair.key.read_crop(pair.key_middle, self.size, out=key[row].numpy())
 
         return PairBatch(
             query,
@@ -162,8 +185,8 @@ class AlignedPairs:
             score=torch.tensor([pair.match.score for pair in drawn], dtype=torch.float64),
             rejected=torch.tensor([pair.rejected for pair in drawn]),
             kind=[pair.kind for pair in drawn],
-            query_anatomy=self.vectors_at([(pair.query, pair.point) for pair in drawn]),
-            key_anatomy=self.vectors_at([(pair.key, pair.match.point) for pair in drawn]),
+            query_anatomy=self.vectors_at([(pair.query, pair.query_middle) for pair in drawn]),
+            key_anatomy=self.vectors_at([(pair.key, pair.key_middle) for pair in drawn]),
         )
 
     def vectors_at(self, places: Sequence[tuple[Volume, Triple]]) -> Tensor | None:
@@ -174,12 +197,16 @@ class AlignedPairs:
         return torch.from_numpy(np.stack(vectors))
 
     def draw(self, index: int) -> DrawnPair:
-        """Draw the pair with this number, without reading its crops.
+        """Draw the pair with this number, without reading its crops."""
+        pair = self.draw_places(np.random.default_rng((*self.seed, index)))
+        return pair.moved_inside(self.size) if self.inside else pair
+
+    def draw_places(self, rng: np.random.Generator) -> DrawnPair:
+        """Draw two volumes and a place that both show.
 
         A draw always ends. Where all pairs that it tries score too low, the best of them is taken,
         or two crops of one scan where that is no near miss.
         """
-        rng = np.random.default_rng((*self.seed, index))
         has_partners = self.eligible is not None and len(self.eligible.rows) > 0
         candidates = self.likely_pairs(rng) if has_partners else self.random_pairs(rng)
         best: DrawnPair | None = None

@@ -20,6 +20,7 @@ from alice_nnunet.model.losses import (
     anatomy_loss,
     cosine_loss,
     dino_loss,
+    has_content,
     info_nce_loss,
     moments,
     place_info_nce_loss,
@@ -66,6 +67,8 @@ class Output:
             l_st), S and T (of l_st) and V, see losses.second_moments.
         target_means: mean of Y (dv), (C,) or by place (N, C), of T (st), (C,), and of the matcher's
             vectors (an), see `Alice.anatomy_mean`: what the centers follow.
+        content: share of the tokens of both crops that have more than one value, see
+            losses.has_content.
         keys: (2 B, N, C) of all processes, what later steps remember of this one if l_dv goes by
             place.
         crop: (B, C, D, H, W), Q as the online branch had it.
@@ -79,6 +82,7 @@ class Output:
     vectors: dict[str, int]
     second_moments: dict[str, Tensor]
     target_means: dict[str, Tensor]
+    content: Tensor
     keys: Tensor | None
     crop: Tensor
     masked: Tensor
@@ -174,8 +178,11 @@ class Alice(nn.Module):
         keys: Tensor | None = None
 
         # Sec. 3.1: reconstruct what is hidden in both crops
+        content_q = has_content(query.online, self.unit)
+        content_k = has_content(key.online, self.unit)
         if method.weight_r:
-            losses["l_r"] = self.reconstruction(q, query) + self.reconstruction(k, key)  # Eq. 1
+            losses["l_r"] = self.reconstruction(q, query, content_q)  # Eq. 1
+            losses["l_r"] = losses["l_r"] + self.reconstruction(k, key, content_k)
 
         # Sec. 3.2: the same body part in two people looks alike as a whole
         if method.weight_dv and method.dv_by == "place":
@@ -228,6 +235,7 @@ class Alice(nn.Module):
             vectors={name: vectors.shape[:-1].numel() for name, vectors in features.items()},
             second_moments={name: second_moments(vectors) for name, vectors in ranked.items()},
             target_means=target_means,
+            content=torch.cat([content_q, content_k]).float().mean(),
             keys=keys,
             crop=query.online,
             masked=query.masked,
@@ -255,11 +263,20 @@ class Alice(nn.Module):
                 branches.teacher = target_casa(visible, branches.target)  # T, Eqs. 3 and 4
         return branches
 
-    def reconstruction(self, branches: Branches, views: Views) -> Tensor:
-        """Reconstruction loss of one of the two crops, a half of Eq. 1."""
+    def reconstruction(self, branches: Branches, views: Views, content: Tensor) -> Tensor:
+        """Reconstruction loss of one of the two crops, a half of Eq. 1.
+
+        Args:
+            branches: of the crop.
+            views: of the crop.
+            content: (B, N), whether a token has more than one value. Others say nothing: their
+                target is zeros, which the decoder finds from the visible air around them.
+        """
         if views.keep.shape[1] == views.masked.shape[1]:
             raise ValueError("Eq. 1 needs at least one hidden token, got none")
-        return reconstruction_loss(branches.predicted, views.online, views.masked, self.unit)
+        only_content = self.method.reconstruct == "content"
+        counted = views.masked & content if only_content else views.masked
+        return reconstruction_loss(branches.predicted, views.online, counted, self.unit)
 
     def invariance_by_place(
         self, q: Branches, k: Branches, query: Views, key: Views

@@ -26,20 +26,39 @@ def normalised_tokens(crop: Tensor, unit: Triple, eps: float = 1e-6) -> Tensor:
     return (tokens - mean) / (variance + eps).sqrt()
 
 
-def reconstruction_loss(predicted: Tensor, crop: Tensor, masked: Tensor, unit: Triple) -> Tensor:
+def has_content(crop: Tensor, unit: Triple) -> Tensor:
+    """Whether a token has more than one value: in air, and outside the scan, it has one.
+
+    Args:
+        crop: (B, C, D, H, W).
+        unit: voxels of a token (z, y, x).
+
+    Returns:
+        (B, N) bool.
+    """
+    tokens = patchify(crop, unit)
+    return tokens.amax(-1) > tokens.amin(-1)
+
+
+def reconstruction_loss(predicted: Tensor, crop: Tensor, counted: Tensor, unit: Triple) -> Tensor:
     """Mean squared error over the voxels of hidden tokens: Eq. 1 for one of the two crops.
+
+    It is the mean over crops of the mean over a crop's tokens that count, so that equal parts of a
+    batch average to the batch. With equal numbers of them it is the mean over all tokens.
 
     Args:
         predicted: (B, N, C * unit voxels).
         crop: (B, C, D, H, W).
-        masked: (B, N), True where hidden.
+        counted: (B, N), True where a token counts: where it is hidden and, as
+            Method.reconstruct says, has content.
         unit: voxels of a token (z, y, x).
 
     Returns:
-        (); not a number if nothing is hidden. Asking first would wait for a GPU.
+        (). A crop without a token that counts adds 0. Leaving it out would wait for a GPU.
     """
     per_token = (predicted.float() - normalised_tokens(crop, unit)).square().mean(-1)  # (B, N)
-    return (per_token * masked).sum() / masked.sum()
+    number = counted.sum(-1).clamp(min=1)
+    return ((per_token * counted).sum(-1) / number).mean()
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:

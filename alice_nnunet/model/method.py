@@ -30,6 +30,9 @@ class Method:
     mask_ratio: float = 0.75  # hidden share of the online views u, r
     target_mask_ratio: float = 0.0  # hidden share of the target views w, v (Table 10)
 
+    # Tokens that count in l_r (Eq. 1): content (those of more than one value) or all
+    reconstruct: str = "content"
+
     # Similarity l_s of Eqs. 2 and 5
     similarity: str = "cosine"  # cosine, infonce (Table 7) or dino (with centering)
     temperature: float = 0.2  # of infonce
@@ -70,6 +73,7 @@ class Method:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
+        require_one_of(self, "reconstruct", ("content", "all"))
         require_one_of(self, "similarity", ("cosine", "infonce", "dino"))
         require_one_of(self, "head", ("dino", "byol"))
         require_one_of(self, "dv_by", ("crop", "place"))

@@ -28,6 +28,7 @@ GROUPS = {
     "ema": "optimizer/ema",
     "rejection rate": "pairs/rejected",
     "unmatched rate": "pairs/unmatched",
+    "content share": "pairs/content",
     "memory": "memory/GB",
     "step time": "time/step",
     "data time": "time/data",

@@ -38,6 +38,7 @@ from alice_nnunet.settings.reading import OptionalValue, given_settings
 MATCHERS = ("embedding", "body", "same")
 DRAWS = ("partners", "random")
 QUERIES = ("scans", "regions")
+CROP_PLACES = ("inside", "centred")
 WARMUP_SHARE = 0.028  # of the iterations: 100 epochs of 1800 volumes in batches of 64, as the paper
 
 # Decided by the command's own options and by the data, not by --set.
@@ -75,6 +76,9 @@ class PretrainConfig:
             the same place) or random (any two scans, as in the paper).
         queries: with draw partners, what is equally likely as query: scans, or regions (slabs of
             the body, 100 mm along its axis).
+        crops: where the two crops of a pair lie: inside (both are shifted alike, so that they lie
+            in their scans where they can) or centred on the two places that match, as in runs of
+            version 0.1.
         min_score: pairs of crops that match with a lower score are rejected. Default: with matcher
             embedding, the score that 2 % of false matches reach; 0.7 with others.
         max_return: mm; with matcher embedding, pairs whose match leads back to a point further
@@ -119,6 +123,7 @@ class PretrainConfig:
     matcher: str = "embedding"
     draw: str = "partners"
     queries: str = "scans"
+    crops: str = "inside"
     min_score: float | None = None
     max_return: float | None = None
     validation_share: float = 0.1
@@ -151,6 +156,7 @@ class PretrainConfig:
         require_one_of(self, "matcher", MATCHERS)
         require_one_of(self, "draw", DRAWS)
         require_one_of(self, "queries", QUERIES)
+        require_one_of(self, "crops", CROP_PLACES)
         require_one_of(self, "precision", ("auto", "fp32", "bf16"))
         require_one_of(self, "compile", ("auto", "on", "off"))
 
@@ -326,9 +332,10 @@ def config_from_dict(saved: dict) -> PretrainConfig:
     return PretrainConfig(
         **{
             "draw": "random",  # as earlier versions did, whose runs go on with their pairs
+            "crops": "centred",
             "decay_positions": True,  # so did they, and their optimizer has these groups
             **none_where_not_set(saved),
-            "method": Method(**saved["method"]),
+            "method": Method(**{"reconstruct": "all", **saved["method"]}),
             "encoder_arguments": arguments,
             "betas": tuple(saved["betas"]),
         }

@@ -215,8 +215,8 @@ def draw_first_pair(
     pair = pairs.draw(number)
 
     figure = pair_figure(
-        pair.query.read_crop(pair.point, pairs.size),
-        pair.key.read_crop(pair.match.point, pairs.size),
+        pair.query.read_crop(pair.query_middle, pairs.size),
+        pair.key.read_crop(pair.key_middle, pairs.size),
         spacing,
         (f"query {pair.query.name}", f"key {pair.key.name}, score {pair.match.score:.2f}"),
     )

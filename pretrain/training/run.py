@@ -109,6 +109,7 @@ def make_pairs(
         same_volume=config.matcher == "same",
         partners=partners,
         by_region=config.queries == "regions",
+        inside=config.crops == "inside",
         anatomy=anatomy,
     )
 
@@ -293,6 +294,7 @@ class Run:
         rejected = means.pop("rejected")  # for each pair that was not
         means["rejection rate"] = rejected / (1 + rejected)
         means["unmatched rate"] = means.pop("unmatched")
+        means["content share"] = means.pop("content")
         means["lr"] = state.optimizer.param_groups[0]["lr"]
         means["ema"] = ema_momentum(state.step - 1, config.iterations, config.ema)
         means["memory"] = peak_memory(state.device)
@@ -311,7 +313,8 @@ class Run:
             f"step {state.step}/{config.iterations} | loss {means['loss']:.4f} "
             f"{' '.join(losses)} | spread {' '.join(spreads)} | rank {' '.join(ranks)} | "
             f"rejected {means['rejection rate']:.0%} "
-            f"unmatched {means['unmatched rate']:.0%} | "
+            f"unmatched {means['unmatched rate']:.0%} "
+            f"content {means['content share']:.0%} | "
             f"lr {means['lr']:.2e} ema {means['ema']:.5f} | grad {means['gradient norm']:.2f} | "
             f"data {means['data time']:.3f} s, step {means['step time']:.3f} s | "
             f"memory {means['memory']:.2f} GB | left {left}"

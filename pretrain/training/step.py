@@ -39,6 +39,7 @@ class StepResult:
         gradient_norm: Of all gradients together, before they are clipped.
         rejected: Pairs that were rejected for each pair of the batch, of this process alone.
         unmatched: Share of the batch's pairs that do not match, of this process alone.
+        content: Share of the crops' tokens that have more than one value.
         finite: Whether loss and gradient were finite; otherwise the step was skipped.
     """
 
@@ -49,6 +50,7 @@ class StepResult:
     gradient_norm: Tensor
     rejected: Tensor
     unmatched: float
+    content: Tensor
     finite: bool
 
     def scalars(self) -> dict[str, Tensor]:
@@ -61,6 +63,7 @@ class StepResult:
             "gradient norm": self.gradient_norm,
             "rejected": self.rejected,
             "unmatched": torch.tensor(self.unmatched),
+            "content": self.content,
         }
 
 
@@ -73,6 +76,7 @@ class BatchMeans:
     spreads: dict[str, Tensor]
     second_moments: dict[str, Tensor]
     target_means: dict[str, Tensor]
+    content: Tensor
     keys: Tensor | None  # of all processes, not a mean: with keys a batch has one part
 
 
@@ -114,6 +118,7 @@ def train_step(
         gradient_norm,
         batch.rejected.float().mean(),
         len(batch.unmatched) / len(batch.kind),
+        means.content,
         finite,
     )
 
@@ -181,6 +186,7 @@ def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConf
                 "moments": output.moments,
                 "second_moments": output.second_moments,
                 "target_means": output.target_means,
+                "content": output.content,
             }
         )
 
@@ -196,6 +202,7 @@ def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConf
         spreads,
         means["second_moments"],
         means["target_means"],
+        means["content"],
         output.keys,
     )
 

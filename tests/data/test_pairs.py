@@ -251,6 +251,30 @@ def test_a_pair_with_partners_depends_on_seed_and_index_alone(folder, table):
             assert torch.equal(ours.query, theirs.query) and torch.equal(ours.key, theirs.key)
 
 
+def test_crops_inside_are_the_same_places_and_inside_where_they_can_be(folder, table):
+    centred = dataclasses.replace(pairs(folder), partners=table)
+    stream = dataclasses.replace(centred, inside=True)
+    shifts = []
+    for index in range(30):
+        pair = stream.draw(index)
+        before = centred.draw(index)
+        assert (pair.query.name, pair.key.name) == (before.query.name, before.key.name)
+        assert (pair.point, pair.match) == (before.point, before.match)
+        shifts.append(np.subtract(pair.query_middle, before.query_middle))
+        assert np.array_equal(shifts[-1], np.subtract(pair.key_middle, before.key_middle))
+
+        # Each volume is larger than a crop, and the body's boxes are alike: one shift suits both.
+        batch = stream.batch([index])
+        for crop, case in ((batch.query, pair.query.name), (batch.key, pair.key.name)):
+            assert crop.min() >= int(case[-1]) and (crop > 0).float().mean() > 0.999
+    assert np.abs(shifts).max() > 0
+
+    again = stream.batch([7])
+    for workers in (0, 2):
+        (loaded,) = list(batches(stream, [[7]], workers))
+        assert torch.equal(loaded.query, again.query) and torch.equal(loaded.key, again.key)
+
+
 def test_what_the_table_promises_and_the_matcher_denies_is_rejected(folder, table):
     asked = []
 

@@ -17,8 +17,8 @@ from alice_nnunet.model.losses import (
 )
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.presets import PRESETS
-from alice_nnunet.model.tokens import unpatchify
-from alice_nnunet.model.views import at_places, make_views
+from alice_nnunet.model.tokens import patchify, unpatchify
+from alice_nnunet.model.views import Views, at_places, make_views
 
 CROP = (32, 32, 48)
 SPACING = (3.0, 3.0, 3.0)
@@ -110,6 +110,42 @@ def test_forward_is_the_three_equations():
     spread_s = spread(moments(torch.cat([s_q, s_k])), 2 * s_q[..., 0].numel())
     assert torch.allclose(output.spreads["S"], spread_s)
     assert torch.allclose(output.spreads["cls"], spread(moments(torch.cat([y_q, y_k])), 4))
+
+
+def with_air(model: Alice, seed: int = 0) -> tuple[Views, Views]:
+    """Views, with two thirds of the queries air."""
+    query, key = views(model, seed)
+    query.online[..., CROP[2] // 3 :] = 0
+    return query, key
+
+
+def test_air_does_not_count_in_eq_1():
+    model = build().eval()
+    query, key = with_air(model)
+    air = patchify(query.online, model.unit).eq(0).all(-1)
+    assert 0 < air.float().mean() < 1
+
+    def l_r(model) -> torch.Tensor:
+        return model(query, key).losses["l_r"]
+
+    changed = copy.deepcopy(model)
+    changed.decoder.to_voxels.bias.data += 1
+    both = []
+    for one in (model, changed):
+        halves = []
+        for view in (query, key):
+            predicted, _ = one.decoder(one.encoder(view.online, view.keep), view.keep)
+            counted = view.masked & ~patchify(view.online, model.unit).eq(0).all(-1)
+            halves.append(reconstruction_loss(predicted, view.online, counted, model.unit))
+        both.append(sum(halves))
+        assert torch.allclose(l_r(one), both[-1], atol=1e-6)
+
+    output = model(query, key)
+    assert output.content.item() == pytest.approx(1 - air.float().mean().item() / 2)
+
+    everything = build(reconstruct="all").eval()
+    everything.load_state_dict(model.state_dict())
+    assert abs(l_r(everything) - l_r(model)) > 1e-3
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

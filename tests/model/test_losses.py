@@ -10,6 +10,7 @@ from alice_nnunet.model.losses import (
     cosine_loss,
     dino_loss,
     effective_rank,
+    has_content,
     info_nce_loss,
     moments,
     normalised_tokens,
@@ -32,16 +33,43 @@ def test_eq_1_is_the_loop():
     predicted = torch.randn(2, 4, 8)
     masked = torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0]]).bool()
 
-    losses = []
+    by_crop = []
     for b in range(2):
+        losses = []
         for n, (z, y) in enumerate(((0, 0), (0, 2), (2, 0), (2, 2))):
             if masked[b, n]:
                 voxels = crop[b, 0, z : z + 2, y : y + 2, :].reshape(-1)
                 normalised = (voxels - voxels.mean()) / (voxels.var() + 1e-6).sqrt()
                 losses.append(((predicted[b, n] - normalised) ** 2).mean())
 
-    expected = torch.stack(losses).mean()
+        by_crop.append(torch.stack(losses).mean())
+
+    expected = torch.stack(by_crop).mean()
     assert torch.allclose(reconstruction_loss(predicted, crop, masked, UNIT), expected)
+
+
+def test_eq_1_weighs_crops_alike_and_adds_nothing_where_nothing_counts():
+    torch.manual_seed(0)
+    crop = torch.rand(3, 1, 4, 4, 2)
+    predicted = torch.randn(3, 4, 8)
+    counted = torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    squares = (predicted - normalised_tokens(crop, UNIT)).square().mean(-1)
+
+    expected = (squares[0, [0, 2, 3]].mean() + squares[1, 2]) / 3
+    assert torch.allclose(reconstruction_loss(predicted, crop, counted, UNIT), expected)
+
+    parts = [
+        reconstruction_loss(predicted[i : i + 1], crop[i : i + 1], counted[i : i + 1], UNIT)
+        for i in range(3)
+    ]
+    assert torch.allclose(torch.stack(parts).mean(), expected)
+
+
+def test_content_is_more_than_one_value():
+    crop = torch.zeros(1, 2, 4, 4, 2)
+    crop[0, 1, 0, 2, 0] = 0.1  # in the second channel of the second token
+    crop[0, :, 2:, :2] = 0.7  # the third: one value, not 0
+    assert has_content(crop, UNIT).tolist() == [[False, True, False, False]]
 
 
 def test_eq_1_ignores_visible_tokens_and_air_is_no_noise():

@@ -14,7 +14,7 @@ from alice_nnunet.pretrain.training.run import EARLY_STEPS, Run
 from alice_nnunet.pretrain.training.state import build_state
 from tests.helpers.pretraining import CPU, SPACING, noise, small_config
 
-NAMES = ("loss", "l_r", "l_dv", "l_st", "gradient norm", "data time", "step time")
+NAMES = ("loss", "l_r", "l_dv", "l_st", "gradient norm", "content", "data time", "step time")
 
 
 class Log:
@@ -52,7 +52,7 @@ def test_collapse_warns(run, spread, warns):
     spreads = {"spread cls": 0.5, "spread S": 0.5, "spread T": spread}
     run.report(log, {**dict.fromkeys(NAMES, 1.0), **spreads, "rejected": 1.0, "unmatched": 0.25})
     assert log.values["rejection rate"] == 0.5 and "rejected" not in log.values
-    assert any("| rejected 50% unmatched 25% |" in line for line in log.lines)
+    assert any("| rejected 50% unmatched 25% content 100% |" in line for line in log.lines)
     assert any("collapse: spread(T) = 0.09" in line for line in log.lines) == warns
 
     # It is said once for each fall.

@@ -75,6 +75,14 @@ def test_positions_and_mask_tokens_do_not_decay_but_in_earlier_runs():
     assert "encoder.blocks.0.attention.qkv.weight" in decayed(config)
 
 
+def test_a_run_of_an_earlier_version_keeps_its_crops_and_tokens():
+    earlier = small_config().as_dict()
+    del earlier["crops"], earlier["method"]["reconstruct"]
+    config = config_from_dict(earlier)
+    assert (config.crops, config.method.reconstruct) == ("centred", "all")
+    assert (small_config().crops, small_config().method.reconstruct) == ("inside", "content")
+
+
 def test_a_run_of_an_earlier_version_goes_on_with_its_optimizer(tmp_path):
     config = dataclasses.replace(small_config(), decay_positions=True)
     whole = build_state(config, CPU)
