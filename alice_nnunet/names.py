@@ -7,6 +7,7 @@ ANATOMY = f"{PRETRAIN_PLANS}_anatomy"  # folder of the matcher and its index, be
 PARTNERS = "partners.npz"  # in it: which scans show the same places
 COVERAGE = "coverage.json"  # in it: what each scan shows
 COVERAGE_PICTURE = "coverage.png"
+EMBED_CONFIG = "config.json"  # in it: the settings of the matcher's training
 
 LATEST = "checkpoint_latest.pth"  # of a run that goes on
 FINAL = "checkpoint_final.pth"  # of a run that has ended; nnU-Net's name, too

@@ -1,6 +1,7 @@
 """The index of a dataset: a folder with the embeddings of all its volumes.
 
-CASE.npy holds the vectors and is memory-mapped. CASE.json describes them and is written last.
+CASE.npy holds the vectors and is memory-mapped. CASE.json describes them and is written last. Other
+files of the folder have names of their own (see stem_of).
 """
 
 import json
@@ -12,6 +13,18 @@ from isal.isal_zlib import crc32
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import replacing, write_json_atomically
 from alice_nnunet.matcher.embedding import NODES, Embedding
+from alice_nnunet.names import COVERAGE, COVERAGE_PICTURE, EMBED_CONFIG, PARTNERS
+
+TAKEN = {Path(name).stem for name in (COVERAGE, COVERAGE_PICTURE, EMBED_CONFIG, PARTNERS)}
+CASE_ENDING = ".case"  # of the files of a case that is named like one of these
+
+
+def stem_of(case: str) -> str:
+    """The name of a case's files, which no other file of the folder and no other case has."""
+    root = case
+    while root.endswith(CASE_ENDING):
+        root = root.removesuffix(CASE_ENDING)
+    return f"{case}{CASE_ENDING}" if root.lower() in TAKEN else case
 
 
 def save_embedding(folder: Path, case: str, embedding: Embedding, made_from: dict) -> None:
@@ -28,8 +41,9 @@ def save_embedding(folder: Path, case: str, embedding: Embedding, made_from: dic
     values = np.ascontiguousarray(values)  # a body of one block comes in another memory layout
 
     # Without its .json the old embedding does not count.
-    (folder / f"{case}.json").unlink(missing_ok=True)
-    with replacing(folder / f"{case}.npy") as partial, partial.open("wb") as file:
+    stem = stem_of(case)
+    (folder / f"{stem}.json").unlink(missing_ok=True)
+    with replacing(folder / f"{stem}.npy") as partial, partial.open("wb") as file:
         np.save(file, values)
 
     description = {
@@ -40,7 +54,7 @@ def save_embedding(folder: Path, case: str, embedding: Embedding, made_from: dic
         "crc32": crc32(values),
         "made_from": made_from,
     }
-    write_json_atomically(folder / f"{case}.json", description)
+    write_json_atomically(folder / f"{stem}.json", description)
 
 
 def open_embedding(folder: Path, case: str) -> Embedding:
@@ -89,6 +103,7 @@ def is_whole(folder: Path, case: str, made_from: dict, read_all: bool = True) ->
 
 def open_files(folder: Path, case: str) -> tuple[dict, np.ndarray]:
     """The description of an embedding, and its vectors (28 A, C): middles, then whole blocks."""
-    description = json.loads((folder / f"{case}.json").read_text())
-    values = np.load(folder / f"{case}.npy", mmap_mode="r")
+    stem = stem_of(case)
+    description = json.loads((folder / f"{stem}.json").read_text())
+    values = np.load(folder / f"{stem}.npy", mmap_mode="r")
     return description, values

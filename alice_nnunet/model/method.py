@@ -29,9 +29,7 @@ class Method:
     # Views
     mask_ratio: float = 0.75  # hidden share of the online views u, r
     target_mask_ratio: float = 0.0  # hidden share of the target views w, v (Table 10)
-
-    # Tokens that count in l_r (Eq. 1): content (those of more than one value) or all
-    reconstruct: str = "content"
+    reconstruct: str = "content"  # tokens of l_r (Eq. 1): content (of more than one value) or all
 
     # Similarity l_s of Eqs. 2 and 5
     similarity: str = "cosine"  # cosine, infonce (Table 7) or dino (with centering)

@@ -15,7 +15,7 @@ from alice_nnunet.files import locked, write_json_atomically
 from alice_nnunet.matcher.presets import PRESETS
 from alice_nnunet.matcher.released import from_released
 from alice_nnunet.model.presets import CROPS
-from alice_nnunet.names import ANATOMY, FINAL, LATEST
+from alice_nnunet.names import ANATOMY, EMBED_CONFIG, FINAL, LATEST
 from alice_nnunet.pretrain.datasets.preprocessed import (
     existing_volumes,
     is_preprocessed,
@@ -305,7 +305,7 @@ def make_run(job: EmbedJob) -> EmbedRun:
     else:
         state = build_state(config, job.device)
 
-    write_json_atomically(folder / "config.json", config.as_dict())
+    write_json_atomically(folder / EMBED_CONFIG, config.as_dict())
     print(
         f"matcher {config.preset} on {job.device}: {len(training)} training and "
         f"{len(held_out)} held-out volumes of {millimetres(data['spacing'])}, "

@@ -14,10 +14,10 @@ from alice_nnunet.datasets.raw_dataset import dataset_name, open_raw_dataset
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256, require_space
-from alice_nnunet.matcher.index import open_embedding
+from alice_nnunet.matcher.index import open_embedding, stem_of
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.method import Method
-from alice_nnunet.names import ANATOMY, FINAL, PARTNERS
+from alice_nnunet.names import ANATOMY, COVERAGE_PICTURE, FINAL, PARTNERS
 from alice_nnunet.pretrain.datasets.preprocessed import (
     is_preprocessed,
     preprocessed_volumes,
@@ -41,7 +41,11 @@ from alice_nnunet.pretrain.training.folders import (
     results_of,
 )
 from alice_nnunet.pretrain.training.organ_probe import labeled_cases, read_people
-from alice_nnunet.pretrain.training.resume import prepare_folder, resumed_config
+from alice_nnunet.pretrain.training.resume import (
+    check_partners,
+    prepare_folder,
+    resumed_config,
+)
 from alice_nnunet.pretrain.training.run import Run, make_training_pairs, train, with_min_score
 from alice_nnunet.pretrain.training.state import build_state, load_state
 from alice_nnunet.ranks import rank, world
@@ -172,6 +176,8 @@ def pretrain_in(run: RunFolder, request: Request, processes: Team) -> int:
             prepare_matcher(job, request, processes.device)
         processes.wait()
         job.data["embedding_sha256"] = file_sha256(job.matcher_folder / FINAL)
+        if job.config.draw == "partners":
+            note_partners(job)
 
     job = dataclasses.replace(job, config=with_min_score(job.config, job.volumes))
     if rank() == 0:
@@ -307,6 +313,18 @@ def prepare_matcher(job: Job, request: Request, device: torch.device) -> None:
         raise SystemExit(exit_code(stopped_by))
 
 
+def note_partners(job: Job) -> None:
+    """Put the checksum of the table that pairs are drawn from into the description of the data.
+
+    Raises:
+        UserError: The run that is there was started with another table.
+    """
+    table = job.matcher_folder / PARTNERS
+    if job.run.checkpoint:
+        check_partners(job.run.checkpoint, table)
+    job.data["partners_sha256"] = file_sha256(table)
+
+
 def check_pairs(job: Job) -> None:
     """Draw the first pairs, before any step.
 
@@ -326,12 +344,14 @@ def check_pairs(job: Job) -> None:
     try:
         pairs.check()
     except NoMatch as error:
-        raise UserError(str(error)) from None
+        picture = job.matcher_folder / COVERAGE_PICTURE
+        shown = f". What each scan shows: {picture}" if job.config.matcher == "embedding" else ""
+        raise UserError(f"{error}{shown}") from None
 
 
 def is_indexed(job: Job) -> bool:
     """Whether the files of a trained matcher and of an index of every volume are there."""
-    files = [FINAL, PARTNERS, *(f"{case}.npy" for case in (*job.training, *job.held_out))]
+    files = [FINAL, PARTNERS, *(f"{stem_of(case)}.npy" for case in (*job.training, *job.held_out))]
     return all((job.matcher_folder / file).is_file() for file in files)
 
 

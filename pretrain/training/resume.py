@@ -91,6 +91,26 @@ def resumed_config(
     return config
 
 
+def check_partners(checkpoint: Path, table: Path) -> None:
+    """Compare the table that pairs are drawn from with that of the run in a checkpoint.
+
+    Args:
+        checkpoint: To resume from.
+        table: PARTNERS of the index, as alice-embed leaves it now.
+
+    Raises:
+        UserError: It is another one: the pairs would not be those of the run.
+    """
+    # Runs that drew at random, and those of earlier versions, have none.
+    wanted = load_checkpoint(checkpoint)["data"].get("partners_sha256")
+    if wanted is not None and file_sha256(table) != wanted:
+        raise UserError(
+            f"Cannot resume: {table} is not the one that the saved run was started with, and pairs "
+            "are drawn from it. Put that file back, or omit --c to start a new run (this one is "
+            "kept)"
+        )
+
+
 def prepare_folder(run: RunFolder, config: PretrainConfig, step: int, resume: bool) -> None:
     """Say whether a run starts or goes on, and write its config.json into its folder.
 

@@ -8,7 +8,7 @@ import pytest
 from alice_nnunet.errors import UserError
 from alice_nnunet.matcher import index
 from alice_nnunet.matcher.embedding import Embedding, pack
-from alice_nnunet.matcher.index import is_whole, open_embedding, save_embedding
+from alice_nnunet.matcher.index import is_whole, open_embedding, save_embedding, stem_of
 
 MADE_FROM = {"weights": "0123abcd", "volume": 4711}
 
@@ -168,3 +168,18 @@ def test_an_interrupted_save_leaves_nothing_that_counts(folder, embedding, monke
     monkeypatch.undo()
     save_embedding(folder, "case", embedding, MADE_FROM)
     assert is_whole(folder, "case", MADE_FROM) and len(list(folder.iterdir())) == 2
+
+
+def test_a_case_has_the_name_of_no_other_file_and_of_no_other_case(folder, embedding):
+    taken = ["coverage.json", "coverage.png", "partners.npz", "config.json"]
+    for name in taken:
+        (folder / name).write_text("{}")
+    cases = ["coverage", "Coverage", "coverage.case", "coverage.case.case", "partners", "config"]
+    assert len({stem_of(case) for case in (*cases, "case")}) == len(cases) + 1
+
+    for case in cases:
+        save_embedding(folder, case, embedding, MADE_FROM)
+    assert all((folder / name).read_text() == "{}" for name in taken)
+    for case in cases:
+        assert is_whole(folder, case, MADE_FROM)
+        assert np.array_equal(open_embedding(folder, case).blocks, embedding.blocks)

@@ -16,6 +16,7 @@ import torch
 
 from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.data.match import Match
+from alice_nnunet.data.pairs import MATCHED
 from alice_nnunet.errors import UserError
 from alice_nnunet.matcher.context import ContextNet
 from alice_nnunet.matcher.index import open_embedding
@@ -215,6 +216,7 @@ def test_pretraining_on_its_matches(folders, embedded, capsys):
     error = capsys.readouterr().err
     assert left.value.code == 2 and error.count("\n") == 1
     assert "0 of the first 32 pairs of crops reach the match score 1.0" in error
+    assert str(anatomy(folders) / "coverage.png") in error
 
     # The earlier run is untouched, and goes on with another threshold.
     output = run(folders, pretrain, *words, "--set=min_score=0.1", "--c")
@@ -238,6 +240,50 @@ def test_pretraining_on_its_matches(folders, embedded, capsys):
     output = run(folders, pretrain, *words, "--c")
     assert "resuming from step 2" in output and "(alice-embed)" not in output
     weights.write_bytes(before)
+
+
+def test_a_run_that_goes_on_draws_the_pairs_of_one_that_was_never_stopped(
+    folders, embedded, monkeypatch, capsys
+):
+    words = [*PRETRAIN, "--set=validation_share=0", "--set=probe_every=0", "--set=min_score=0.1"]
+    words += ["--set=iterations=4", "--set=save_every=2", "-n", "stopped"]
+    taken: list[tuple] = []
+    stop_before: list[int] = []
+    take_step = pretraining.Run.take_step
+
+    def noted(run, batch):
+        if run.state.step in stop_before:
+            raise UserError("stopped")
+        pixels = (batch.query.sum().item(), batch.key.sum().item())
+        taken.append((run.state.step, *batch.query_case, *batch.key_case, *pixels))
+        assert set(batch.kind) == {MATCHED}
+        return take_step(run, batch)
+
+    monkeypatch.setattr(pretraining.Run, "take_step", noted)
+    run(folders, pretrain, *words)
+    whole = taken.copy()
+    assert [step for step, *_ in whole] == [0, 1, 2, 3] and len(set(whole)) == 4
+
+    taken.clear()
+    stop_before.append(3)
+    with pytest.raises(SystemExit):
+        run(folders, pretrain, *words[:-1], "stopped2")
+    assert taken == whole[:3]
+    taken.clear()
+    stop_before.clear()
+
+    # Another table of partners, as of an index that was made again, would give other pairs.
+    table = anatomy(folders) / "partners.npz"
+    before = table.read_bytes()
+    table.write_bytes(before + b" ")
+    with pytest.raises(SystemExit):
+        run(folders, pretrain, *words[:-1], "stopped2", "--c")
+    error = capsys.readouterr().err
+    assert "partners.npz is not the one that the saved run was started with" in error
+    table.write_bytes(before)
+
+    run(folders, pretrain, *words[:-1], "stopped2", "--c")
+    assert taken == whole[2:]
 
 
 @pytest.mark.parametrize(

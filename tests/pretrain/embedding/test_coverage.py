@@ -20,14 +20,21 @@ SETTINGS += ["patch_size=16,32,32", "crop_size=20,40,40", "validation_share=0"]
 
 @pytest.fixture(scope="module")
 def anatomy(tmp_path_factory, shipped_ct):
-    """The folder of an index of two people, a copy of one, and 20 mm of the other."""
+    """The folder of an index of two people, a copy of one, and 20 mm of the other.
+
+    One case has the name of another file in the folder.
+    """
     root = tmp_path_factory.mktemp("nnunet")
     images = root / "raw" / "Dataset033_Cover" / "imagesTr"
     images.mkdir(parents=True)
     description = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
     (images.parent / "dataset.json").write_text(json.dumps(description))
 
-    for case, source in (("a", "crlm1004"), ("again", "crlm1004"), ("b", "cptacpda_c3l00189")):
+    for case, source in (
+        ("a", "crlm1004"),
+        ("again", "crlm1004"),
+        ("coverage", "cptacpda_c3l00189"),
+    ):
         (images / f"{case}_0000.nii.gz").symlink_to(shipped_ct[source])
     whole = nibabel.load(shipped_ct["cptacpda_c3l00189"])
     height = round(20 / whole.header.get_zooms()[2])
@@ -51,7 +58,7 @@ def anatomy(tmp_path_factory, shipped_ct):
 def test_everything_that_is_promised_is_there(anatomy):
     report = json.loads((anatomy / "coverage.json").read_text())
     table = Partners.load(anatomy / "partners.npz")
-    assert list(report["scans"]) == table.cases.tolist() == ["a", "again", "b", "slab"]
+    assert list(report["scans"]) == table.cases.tolist() == ["a", "again", "coverage", "slab"]
     assert report["same_content"] == [["a", "again"]]
     assert report["threshold"] == pytest.approx(table.threshold, abs=1e-4)
     assert (anatomy / "coverage.png").stat().st_size > 10_000
@@ -72,15 +79,15 @@ def test_it_is_made_once_and_again_where_the_index_has_changed(anatomy, monkeypa
         coverage, "compute_coverage", lambda *words: made.append(words) or compute(*words)
     )
 
-    coverage.update_coverage(volumes, anatomy, ["a", "again", "b", "slab"])
+    coverage.update_coverage(volumes, anatomy, ["a", "again", "coverage", "slab"])
     assert not made
     (anatomy / "partners.npz").unlink()
-    coverage.update_coverage(volumes, anatomy, ["a", "again", "b", "slab"])
+    coverage.update_coverage(volumes, anatomy, ["a", "again", "coverage", "slab"])
     assert len(made) == 1
     again = Partners.load(anatomy / "partners.npz")
     (anatomy / "before.npz").write_bytes(before)
     for name, value in vars(Partners.load(anatomy / "before.npz")).items():
         assert np.array_equal(getattr(again, name), value, equal_nan=name == "positions")
 
-    coverage.update_coverage(volumes, anatomy, ["a", "b", "slab"])
+    coverage.update_coverage(volumes, anatomy, ["a", "coverage", "slab"])
     assert len(made) == 2
