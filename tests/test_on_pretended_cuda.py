@@ -49,8 +49,10 @@ def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.inner if isinstance(tensor, OnCuda) else tensor
 
 
-@pytest.mark.parametrize("encoder", ["vit", "swin", "nnformer"])
-def test_a_step_is_that_of_the_cpu(encoder, monkeypatch):
+@pytest.mark.parametrize(
+    "encoder, launches", [("vit", 1_500), ("swin", 3_500), ("nnformer", 3_800)]
+)
+def test_a_step_is_that_of_the_cpu(encoder, launches, monkeypatch):
     config = tiny_config(encoder, "precision=fp32")
     batch = noise_pairs(2, (1, *config.encoder_arguments["crop_size"]))
     state = build_state(config, CPU)
@@ -59,9 +61,9 @@ def test_a_step_is_that_of_the_cpu(encoder, monkeypatch):
     with pretended_cuda(monkeypatch) as operations:
         state_on_cuda = build_state(config, CUDA)
         result = train_step(state_on_cuda, batch, config, SPACING)
-        with_bf16 = replace(config, precision="bf16", checkpoint_blocks=True)
+        with_bf16 = replace(config, precision="bf16")
         state_in_bf16 = build_state(with_bf16, CUDA)
-        operations.waits.clear()  # of the first step, which packs the grids
+        operations.reset()  # after the first step, which packs the grids
         in_bf16 = train_step(state_in_bf16, batch, with_bf16, SPACING)
 
     for name, value in result.losses.items():
@@ -75,6 +77,7 @@ def test_a_step_is_that_of_the_cpu(encoder, monkeypatch):
             )
 
     assert len(operations.waits) <= WAITS_IN_A_STEP, operations.waits
+    assert operations.launches <= launches
     assert in_bf16.finite
     loss = on_cpu(in_bf16.loss).item()
     assert loss != expected.loss.item() and loss == pytest.approx(expected.loss.item(), rel=0.02)
@@ -91,19 +94,28 @@ def test_a_step_is_that_of_the_cpu(encoder, monkeypatch):
         ("weight_r=0", "ema_casa=false"),
         ("accumulate=2",),
         ("dv_by=place",),
+        ("weight_an=1", "weight_dv=0", "weight_st=0"),
+        ("checkpoint_blocks=true",),
     ],
     ids=str,
 )
 def test_every_option_of_the_method(options, cuda):
     config = small_config("compile=off", "precision=bf16", *options)
+    batch = noise()
+    if config.method.weight_an:
+        query, key = torch.randn(2, 2, 8, config.method.anatomy_channels)
+        batch = replace(batch, query_anatomy=query, key_anatomy=key)
+
     state = build_state(config, CUDA)
-    result = train_step(state, noise(), config, SPACING)
-    means, _ = validate(state, [noise()], config, SPACING)
+    cuda.reset()
+    result = train_step(state, batch, config, SPACING)
+    assert len(cuda.waits) <= WAITS_IN_A_STEP, cuda.waits
+    means, _ = validate(state, [batch], config, SPACING)
     assert result.finite and all(value == value for value in means.values())
 
 
-@pytest.mark.parametrize("features", ["sam", "context"])
-def test_the_matchers_training(features, cuda):
+@pytest.mark.parametrize("features, waits", [("sam", 2), ("context", 9)])
+def test_the_matchers_training(features, waits, cuda):
     config = embed_config(
         "Dataset001_X",
         "tiny",
@@ -120,7 +132,10 @@ def test_the_matchers_training(features, cuda):
         "number": torch.arange(2),
     }
     state = embedding_state.build_state(config, CUDA)
+    cuda.reset()
     result = embedding_step.train_step(state, batch, config)
+    # How many points both patches show, and whether the step is finite; context solves equations
+    assert len(cuda.waits) <= waits, cuda.waits
     assert result.finite and result.loss.item() > 0
 
 

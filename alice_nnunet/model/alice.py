@@ -6,7 +6,7 @@ projections.
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from alice_nnunet.model.losses import (
 )
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.tokens import put_tokens, take_tokens
-from alice_nnunet.model.views import Views, at_places
+from alice_nnunet.model.views import Views, at_places, joined
 from alice_nnunet.ranks import gather_rows, mean_over_ranks, rank
 
 CENTER_STEP = 0.1  # share of a step's mean in the running means that centering subtracts (DINO)
@@ -39,7 +39,7 @@ RANK_TOKENS = 8  # of each crop, evenly spaced, that the effective rank is measu
 
 @dataclass
 class Branches:
-    """One crop of each pair, Q or K, after both branches."""
+    """Crops after both branches."""
 
     visible: Tensor  # V: (B, V, E), online encoder
     predicted: Tensor  # (B, N, voxels of a token), online decoder
@@ -48,6 +48,15 @@ class Branches:
     target: Tensor = None  # type: ignore[assignment]  # Y: (B, N, C), psi, target; no gradient
     student: Tensor = None  # type: ignore[assignment]  # S: (B, V, C), CASA of V and H
     teacher: Tensor = None  # type: ignore[assignment]  # T: (B, V, C), CASA of V, Y; no gradient
+
+    def halves(self) -> "tuple[Branches, Branches]":
+        """Those of the first half of the crops, and of the second."""
+        halves: tuple[list, list] = ([], [])
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            for half, part in zip(halves, (None, None) if tensor is None else tensor.chunk(2)):
+                half.append(part)
+        return Branches(*halves[0]), Branches(*halves[1])
 
 
 @dataclass
@@ -104,10 +113,15 @@ class Alice(nn.Module):
         encoder: with random weights.
         in_channels: image channels.
         method: the settings.
+
+    Attributes:
+        separately: whether Q and K go through the networks one after the other: what a network
+            needs for a moment is then that of half as many crops. The result is the same.
     """
 
     center_an: Tensor
     memory: Tensor
+    separately: bool = False
 
     def __init__(self, encoder: Encoder, in_channels: int, method: Method):
         super().__init__()
@@ -168,8 +182,7 @@ class Alice(nn.Module):
 
     def forward(self, query: Views, key: Views) -> Output:
         """The losses for aligned crops Q and K of different people (Fig. 2)."""
-        q = self.branches(query)
-        k = self.branches(key)
+        q, k = self.branches_of_both(query, key)
 
         method = self.method
         losses: dict[str, Tensor] = {}
@@ -242,8 +255,19 @@ class Alice(nn.Module):
             predicted=q.predicted.detach(),
         )
 
-    def branches(self, views: Views) -> Branches:
-        """Both branches for one crop of each pair (Secs. 3.1 to 3.3), as far as terms need them."""
+    def branches_of_both(self, query: Views, key: Views) -> tuple[Branches, Branches]:
+        """Both branches for Q and for K, which go through the networks together."""
+        if self.separately:
+            return self.branches(query), self.branches(key)
+        return self.branches(joined(query, key), kinds=2).halves()
+
+    def branches(self, views: Views, kinds: int = 1) -> Branches:
+        """Both branches (Secs. 3.1 to 3.3), as far as terms need them.
+
+        Args:
+            views: of crops.
+            kinds: 2 if they are Q and, after those, K; 1 if they are one of both.
+        """
         visible = self.encoder(views.online, views.keep)  # V
         predicted, tokens = self.decoder(visible, views.keep)
         branches = Branches(visible, predicted)
@@ -252,9 +276,10 @@ class Alice(nn.Module):
 
         assert views.target is not None
         if self.method.compares_crops:
-            branches.projected = self.phi(tokens)  # H
+            branches.projected = self.project(self.phi, tokens, kinds)  # H
         with torch.no_grad():
-            branches.target = self.psi(self.target_encoder(views.target, views.target_keep))  # Y
+            encoded = self.target_encoder(views.target, views.target_keep)
+            branches.target = self.project(self.psi, encoded, kinds)  # Y
 
         if self.method.weight_st:
             branches.student = self.casa(visible, branches.projected)  # S, Eqs. 3 and 4
@@ -262,6 +287,15 @@ class Alice(nn.Module):
                 target_casa = self.casa if self.target_casa is None else self.target_casa
                 branches.teacher = target_casa(visible, branches.target)  # T, Eqs. 3 and 4
         return branches
+
+    def project(self, head: nn.Module, tokens: Tensor, kinds: int) -> Tensor:
+        """phi or psi of tokens, (B, N, E) -> (B, N, C).
+
+        The batch norm of BYOL's head is over crops of one kind, Q or K.
+        """
+        if self.method.head == "byol":
+            return torch.cat([head(part) for part in tokens.chunk(kinds)])
+        return head(tokens)
 
     def reconstruction(self, branches: Branches, views: Views, content: Tensor) -> Tensor:
         """Reconstruction loss of one of the two crops, a half of Eq. 1.

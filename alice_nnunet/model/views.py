@@ -55,6 +55,23 @@ class Views:
         )
 
 
+def joined(query: Views, key: Views) -> Views:
+    """The views of both crops of each pair as those of twice as many crops, queries first."""
+
+    def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+        return None if first is None or second is None else torch.cat([first, second])
+
+    return Views(
+        online=torch.cat([query.online, key.online]),
+        keep=torch.cat([query.keep, key.keep]),
+        masked=torch.cat([query.masked, key.masked]),
+        target=both(query.target, key.target),
+        target_keep=both(query.target_keep, key.target_keep),
+        moved=torch.cat([query.moved, key.moved]),
+        anatomy=both(query.anatomy, key.anatomy),
+    )
+
+
 @dataclass
 class Augmentation:
     """Drawn parameters of the strong augmentation, one row for each crop."""

@@ -131,8 +131,8 @@ def compare_patches(
         vectors_first,
         vectors_second,
         inside,
-        points + batch["middle"].to(device)[:, None],  # mm in the volume
-        batch["number"].to(device),
+        points + batch["middle"].to(device, non_blocking=True)[:, None],  # mm in the volume
+        batch["number"].to(device, non_blocking=True),
         (config.ignore_fine, config.ignore_coarse),
         config.hardest,
         config.temperature,
@@ -158,7 +158,8 @@ def share_found(
     similarity = fine + coarse
     best = similarity.masked_fill(~inside[:, None], -torch.inf).argmax(2, keepdim=True)
     distance = (points.gather(1, best.expand(-1, -1, 3)) - points).norm(dim=2)
-    return (distance < radius)[inside].float().mean()
+    found = (distance < radius) & inside
+    return found.sum() / inside.sum()
 
 
 def observe(network: ContextNet, patches: PatchPair) -> Tensor:
@@ -172,7 +173,7 @@ def observe(network: ContextNet, patches: PatchPair) -> Tensor:
         interpolated(contexts(part.image), places)[patches.inside]
         for part, places in zip((patches.first, patches.second), patches.places)
     )
-    if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
+    if not (torch.isfinite(first).all() & torch.isfinite(second).all()):
         return torch.tensor(torch.nan)
 
     before = torch.cat([parameter.flatten() for parameter in network.parameters()])

@@ -41,6 +41,7 @@ def build_state(config: PretrainConfig, device: torch.device) -> State:
     if config.checkpoint_blocks:
         recompute_blocks(model.encoder)
         recompute_blocks(model.decoder)
+        model.separately = True  # less memory, too
 
     compiles = device.type == "cuda" and config.encoder == "vit"  # where it pays
     if config.compile == "on" or (config.compile == "auto" and compiles):

@@ -45,6 +45,8 @@ TO_FLOAT32 = {
     *(F.cosine_similarity, F.mse_loss, torch.norm, torch.sum, Tensor.__pow__),
 }
 
+WITHOUT_CONTENT = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty}
+
 # The host waits for the result of these, or for its size.
 WAITS = {
     aten._local_scalar_dense,
@@ -109,13 +111,25 @@ class Operations(TorchDispatchMode):
 
     Attributes:
         counts: how often each operation ran on the device.
+        launches: how many of them compute or move something, where a GPU starts a kernel: all but
+            views of a tensor, and new tensors without content.
+        attentions: calls of F.scaled_dot_product_attention.
         waits: where the host waited for the device, "file:line operation".
     """
 
     def __init__(self):
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.launches = 0
+        self.attentions = 0
         self.waits: list[str] = []
+
+    def reset(self) -> None:
+        """Count from 0 again."""
+        self.counts.clear()
+        self.launches = 0
+        self.attentions = 0
+        self.waits.clear()
 
     def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
         keywords = dict(keywords or {})
@@ -130,6 +144,7 @@ class Operations(TorchDispatchMode):
 
         packet = operation.overloadpacket
         self.counts[str(packet)] += 1
+        self.launches += not (is_view(operation) or packet in WITHOUT_CONTENT)
         self.check_devices(operation, packet, arguments, ours, others)
         self.note_wait(operation, packet, arguments, keywords, bool(ours), on_device)
 
@@ -181,12 +196,22 @@ class Operations(TorchDispatchMode):
 
 
 class Calls(TorchFunctionMode):
-    """Turn cuda into the meta device in arguments, and emulate CUDA's autocast."""
+    """Turn cuda into the meta device in arguments, and emulate CUDA's autocast.
+
+    Args:
+        operations: where calls of attention are counted.
+    """
+
+    def __init__(self, operations: Operations):
+        super().__init__()
+        self.operations = operations
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         keywords = dict(keywords or {})
 
         check_generator(function, arguments, keywords)
+        if function is F.scaled_dot_product_attention:
+            self.operations.attentions += 1
         if function in (torch.tensor, torch.as_tensor) and is_cuda(keywords.get("device")):
             keywords["device"] = CPU
             made = function(*arguments, **keywords)
@@ -224,6 +249,12 @@ def check_generator(function, arguments, keywords) -> None:
         raise RuntimeError(
             f"Expected a generator of the tensor's own device, got {generator.device} in {function}"
         )
+
+
+def is_view(operation) -> bool:
+    """Whether the result of an operation is another view of the same memory."""
+    aliases = (argument.alias_info for argument in operation._schema.arguments)
+    return any(alias is not None and not alias.is_write for alias in aliases)
 
 
 def unwrapped(leaf):
@@ -275,7 +306,7 @@ def pretended_cuda(monkeypatch) -> Iterator[Operations]:
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     operations = Operations()
-    calls = Calls()
+    calls = Calls(operations)
     run_backward = torch.autograd._engine_run_backward
 
     def run_backward_inside(*arguments, **keywords):

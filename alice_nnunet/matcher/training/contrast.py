@@ -79,9 +79,10 @@ def contrastive_losses(
     Returns:
         "fine" and "coarse", () each.
     """
-    # P points that both patches show, of all patches.
-    owner = volume[inside.nonzero()[:, 0]]
-    place = points[inside]  # (P, 3)
+    # P points that both patches show, of all patches. Their number is asked of the device once.
+    shown = inside.flatten().nonzero()[:, 0]
+    owner = volume.repeat_interleave(inside.shape[1])[shown]
+    place = points.flatten(0, 1)[shown]  # (P, 3)
     same_volume = owner[:, None] == owner[None]  # (P, P)
     distance = torch.cdist(place, place)
     allowed_fine = same_volume & (distance > ignore[0])
@@ -89,8 +90,8 @@ def contrastive_losses(
 
     losses: dict[str, Tensor] = {}
     for anchor_vectors, other_vectors in ((first, second), (second, first)):
-        fine, coarse = (v[inside] for v in anchor_vectors)
-        fine_other, coarse_other = (v[inside] for v in other_vectors)
+        fine, coarse = (v.flatten(0, 1)[shown] for v in anchor_vectors)
+        fine_other, coarse_other = (v.flatten(0, 1)[shown] for v in other_vectors)
         with torch.no_grad():
             hardness = fine @ fine_other.T + coarse @ coarse_other.T
 

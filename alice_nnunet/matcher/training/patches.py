@@ -5,6 +5,7 @@ the middle of a crop, (z, y, x).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,8 @@ class Patches:
             (B, K, 3); -1 and 1 are the edges of the patch.
         """
         moved = points - self.centre[:, None]
-        bent = torch.linalg.solve(self.matrix, moved.mT).mT  # p + bent(p)
+        # solve_ex, for solve waits for the device; a rotation that is scaled has an inverse.
+        bent = torch.linalg.solve_ex(self.matrix, moved.mT).result.mT  # p + bent(p)
 
         place = bent
         for _ in range(ROUNDS):
@@ -80,13 +82,13 @@ def draw_patches(
     """
     batch = len(crops)
     device = crops.device
-    step = torch.tensor(spacing, device=device)
-    crop_size = torch.tensor(crops.shape[2:], device=device) * step  # mm
-    patch_size = torch.tensor(size, device=device) * step  # mm
+    step = on_device(spacing, device)
+    crop_size = on_device(crops.shape[2:], device) * step  # mm
+    patch_size = on_device(size, device) * step  # mm
 
     # Where the patch lies in the crop.
     uniform = torch.rand(batch, 9, generator=generator, device=device) * 2 - 1
-    largest_angles = torch.tensor(LARGEST_ANGLES, device=device).deg2rad()
+    largest_angles = on_device(LARGEST_ANGLES, device).deg2rad()
     rotation = rotation_matrices(uniform[:, :3] * largest_angles).flip(1, 2)  # to (z, y, x)
     low, high = (math.log(scale) for scale in SCALE_RANGE)
     scale = (low + (high - low) * (uniform[:, 3:6] + 1) / 2).exp()
@@ -94,7 +96,7 @@ def draw_patches(
     centre = uniform[:, 6:] * (crop_size - patch_size) / 2
 
     # How it is bent.
-    deviation = BENDING * patch_size / torch.tensor(NODES, device=device)
+    deviation = BENDING * patch_size / on_device(NODES, device)
     bending = torch.randn(batch, 3, *NODES, generator=generator, device=device)
     bending = bending * deviation.view(3, 1, 1, 1)
 
@@ -108,6 +110,11 @@ def draw_patches(
     image = F.grid_sample(crops, grid.view(batch, *size, 3), align_corners=False)
 
     return Patches(change_intensities(image, generator), matrix, centre, bending, patch_size)
+
+
+def on_device(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """A few numbers on a device, which is not waited for."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def change_intensities(image: Tensor, generator: torch.Generator) -> Tensor:

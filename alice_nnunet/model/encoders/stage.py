@@ -97,7 +97,8 @@ def pack(
 
     if corners is None:
         windows = fit_windows(table.window, block, shifted)
-        return pack_grid(len(blocks), block, windows, table, blocks.device)
+        joined = blocks.device.type != "cpu"
+        return pack_grid(len(blocks), block, windows, table, blocks.device, joined)
 
     grid = triple(u * n for u, n in zip(units, block))
     windows = fit_windows(table.window, grid, shifted)

@@ -15,6 +15,9 @@ from alice_nnunet.model.transformer import Recomputable, check_heads, mlp
 # Scores that a CPU computes at a time: 4 MB stay in its cache from the product to the softmax and
 # back.
 CPU_SCORES = 2**20
+# Groups that CUDA's kernels of attention take in one call: batch and heads are the axes y and z of
+# the grid of thread blocks (pytorch/pytorch, issues 142228 and 146704).
+CUDA_GROUPS = 65_535
 
 
 class Rearrange(torch.autograd.Function):
@@ -44,6 +47,49 @@ class Rearrange(torch.autograd.Function):
         if spare is not None:
             grad.masked_fill_(spare.unsqueeze(-1), 0)
         return grad, None, None, None
+
+
+class BiasOfPairs(torch.autograd.Function):
+    """The bias of each pair of slots, table[:, rows], with a gradient that is summed in float32.
+
+    Many pairs share a row. In bf16 their sum would be off by 7 % at 16,000 pairs of a row, and
+    there are 147,000 at the paper's size.
+    """
+
+    @staticmethod
+    def forward(ctx, table: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Look up biases.
+
+        Args:
+            ctx: autograd's context.
+            table: (heads, rows + 1), float32 or float64.
+            rows: (G or 1, T, T), rows of the table.
+            dtype: of the result.
+
+        Returns:
+            (G or 1, heads, T, T).
+        """
+        ctx.save_for_backward(rows)
+        ctx.table_shape = table.shape
+        ctx.table_dtype = table.dtype
+        index = rows.view(1, -1).long().expand(len(table), -1)
+        bias = table.to(dtype).gather(1, index)
+        return bias.view(len(table), *rows.shape).transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        (rows,) = ctx.saved_tensors
+        heads = ctx.table_shape[0]
+        index = rows.view(1, -1).long().expand(heads, -1)
+        grad = grad.transpose(0, 1).reshape(heads, -1).to(ctx.table_dtype)
+        return grad.new_zeros(ctx.table_shape).scatter_add_(1, index, grad), None, None
+
+
+def groups_at_a_time(device: torch.device, heads: int, slots: int) -> int:
+    """Groups of so many slots that one call of attention should take."""
+    if device.type == "cpu":
+        return max(1, CPU_SCORES // (heads * slots**2))
+    return CUDA_GROUPS
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -91,10 +137,10 @@ class WindowAttention(nn.Module):
 
         # One more row for pairs that must not attend.
         forbidden = self.bias.new_full((1, self.heads), -torch.inf)
-        table = torch.cat([self.bias, forbidden]).to(slots.dtype).t().contiguous()
+        table = torch.cat([self.bias, forbidden]).t().contiguous()
 
         parts = slots.split([batch.groups * batch.slots for batch in packing.batches])
-        mixed = torch.cat(
+        mixed = in_one(
             [self.attend(part, table, batch) for part, batch in zip(parts, packing.batches)]
         )
 
@@ -102,7 +148,7 @@ class WindowAttention(nn.Module):
         return self.out(rows[: len(rows) - packing.padding])
 
     def attend(self, slots: Tensor, table: Tensor, batch: GroupBatch) -> Tensor:
-        """Attention of one batch of groups, on a CPU a few groups at a time.
+        """Attention of one batch of groups, as many at a time as the device takes well.
 
         Args:
             slots: (G * T, 3E).
@@ -112,32 +158,19 @@ class WindowAttention(nn.Module):
         Returns:
             (G * T, E).
         """
-        at_a_time = batch.groups
-        if slots.device.type == "cpu":
-            at_a_time = max(1, CPU_SCORES // (self.heads * batch.slots**2))
+        at_a_time = groups_at_a_time(slots.device, self.heads, batch.slots)
 
         # There is one bias for all groups, or one for each.
-        biases = [self.bias_of(table, rows) for rows in batch.bias_rows.split(at_a_time)]
+        biases = [
+            BiasOfPairs.apply(table, rows, slots.dtype) for rows in batch.bias_rows.split(at_a_time)
+        ]
         qkv = slots.view(batch.groups, batch.slots, 3, self.heads, -1)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, G, heads, T, E / heads)
 
         mixed = []
         for index, (query, key, value) in enumerate(qkv.split(at_a_time, 1)):
             mixed.append(attention(query, key, value, biases[index % len(biases)]))
-        return torch.cat(mixed).transpose(1, 2).reshape(len(slots), -1)
-
-    def bias_of(self, table: Tensor, rows: Tensor) -> Tensor:
-        """Biases of pairs of slots.
-
-        Args:
-            table: (heads, rows + 1).
-            rows: (G or 1, T, T) rows of the table.
-
-        Returns:
-            (G or 1, heads, T, T).
-        """
-        bias = table.gather(1, rows.view(1, -1).expand(self.heads, -1))
-        return bias.view(self.heads, *rows.shape).transpose(0, 1)
+        return in_one(mixed).transpose(1, 2).reshape(len(slots), -1)
 
 
 class SelfAttention(WindowAttention):
@@ -165,6 +198,11 @@ class CrossAttention(WindowAttention):
         key_value = self.kv(with_padding(skip, packing))
         query = with_padding(x, packing).to(key_value.dtype)
         return self.mix(torch.cat([query, key_value], -1), packing)
+
+
+def in_one(parts: list[Tensor]) -> Tensor:
+    """Parts one after the other along the first axis. A single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def with_padding(x: Tensor, packing: Packing) -> Tensor:

@@ -55,6 +55,22 @@ class AxisSegment:
 
 
 @dataclass(frozen=True)
+class AxisWindows:
+    """Windows of equal shape along one axis.
+
+    Attributes:
+        tokens: (windows, size), which tokens they hold.
+        positions: (size,), of the tokens inside their window.
+        parts: (size,); tokens of different parts are of different windows and must not attend to
+            each other.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    parts: Tensor
+
+
+@dataclass(frozen=True)
 class GroupBatch:
     """Groups of equal length, for one call of attention.
 
@@ -62,7 +78,8 @@ class GroupBatch:
         groups: G.
         slots: T.
         bias_rows: (G, T, T), or (1, T, T) if all groups are alike. Row of the bias table for each
-            pair of slots. Pairs that must not attend have the number of rows, one past the last.
+            pair of slots, in a small integer type, for there are many pairs. Pairs that must not
+            attend have the number of rows, one past the last.
     """
 
     groups: int
@@ -112,10 +129,43 @@ def axis_segments(length: int, size: int, offset: int) -> list[AxisSegment]:
     return [segment for segment in segments if segment.windows and segment.size]
 
 
+def axis_windows(segments: list[AxisSegment], joined: bool) -> list[AxisWindows]:
+    """The segments of an axis as windows.
+
+    Args:
+        segments: of `axis_segments`.
+        joined: put the cut windows at both ends into one, as Swin's cyclic shift does. Along three
+            axes there are then at most 8 shapes of windows, otherwise 27.
+    """
+    found = []
+    for segment in segments:
+        tokens = torch.arange(segment.tokens.start, segment.tokens.stop, device=CPU)
+        positions = segment.offset + torch.arange(segment.size, device=CPU)
+        tokens = tokens.view(segment.windows, segment.size)
+        found.append(AxisWindows(tokens, positions, torch.zeros_like(positions)))
+
+    if not (joined and len(found) > 1 and segments[0].windows == segments[-1].windows == 1):
+        return found
+
+    head = found[0]
+    *between, tail = found[1:]
+    ends = AxisWindows(
+        torch.cat([head.tokens, tail.tokens], 1),
+        torch.cat([head.positions, tail.positions]),
+        torch.cat([head.parts, tail.parts + 1]),
+    )
+    return [ends, *between]
+
+
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)  # a later training uses it, too
 def pack_grid(
-    batch: int, grid: Triple, windows: Windows, table: BiasTable, device: torch.device
+    batch: int,
+    grid: Triple,
+    windows: Windows,
+    table: BiasTable,
+    device: torch.device,
+    joined: bool = False,
 ) -> Packing:
     """Pack every token of intact crops. Windows of one shape form a batch and share one bias.
 
@@ -130,6 +180,8 @@ def pack_grid(
         windows: the windows on this grid.
         table: bias table of the stage.
         device: where the packing is needed.
+        joined: put the cut windows at both ends of an axis into one, with a mask between them. A
+            GPU takes fewer and larger calls, a CPU smaller ones without pairs that are masked.
     """
     count = batch * grid[0] * grid[1] * grid[2]
     padded = grid if table.indexing == "exact" else ceil_to(grid, windows.size)
@@ -142,27 +194,41 @@ def pack_grid(
     rows[inside] = torch.arange(count, device=CPU)
     rows[~inside] = torch.arange(count, count + padding, device=CPU)
 
-    # Each combination of segments along z, y and x has windows of one shape.
+    # Each combination of windows along z, y and x has one shape.
     row_parts = []
     batches = []
-    axes = [axis_segments(*axis) for axis in zip(padded, windows.size, windows.offset)]
+    axes = [
+        axis_windows(axis_segments(*axis), joined)
+        for axis in zip(padded, windows.size, windows.offset)
+    ]
     for z, y, x in itertools.product(*axes):
-        part = rows[:, z.tokens, y.tokens, x.tokens]
-        part = part.reshape(batch, z.windows, z.size, y.windows, y.size, x.windows, x.size)
-        part = part.permute(0, 1, 3, 5, 2, 4, 6)  # (batch, windows, tokens of a window)
+        part = rows[
+            :,
+            z.tokens[:, None, None, :, None, None],
+            y.tokens[None, :, None, None, :, None],
+            x.tokens[None, None, :, None, None, :],
+        ]  # (batch, windows along z, y, x, tokens of a window along z, y, x)
         row_parts.append(part.flatten())
 
-        size = (z.size, y.size, x.size)
-        offset = torch.tensor((z.offset, y.offset, x.offset), device=CPU)
-        codes = table.codes(box_positions(size, CPU) + offset, windows.size)
-        groups = batch * z.windows * y.windows * x.windows
-        bias_rows = table.pair_rows(codes)[None].to(device)
-        batches.append(GroupBatch(groups, math.prod(size), bias_rows))
+        positions = torch.cartesian_prod(z.positions, y.positions, x.positions).view(-1, 3)
+        parts = torch.cartesian_prod(z.parts, y.parts, x.parts).view(-1, 3)
+        codes = table.codes(positions, windows.size)
+        together = (parts[:, None] == parts[None]).all(-1)
+        bias_rows = pairs_of(table, codes, together)[None].to(device, non_blocking=True)
+
+        groups = part[:, :, :, :, 0, 0, 0].numel()
+        batches.append(GroupBatch(groups, len(codes), bias_rows))
 
     row_of_slot = torch.cat(row_parts)
     slots = torch.arange(len(row_of_slot), device=CPU)
     slot_of_row = torch.empty_like(row_of_slot).scatter_(0, row_of_slot, slots)
-    return Packing(row_of_slot.to(device), slot_of_row.to(device), None, batches, padding)
+    return Packing(
+        row_of_slot.to(device, non_blocking=True),
+        slot_of_row.to(device, non_blocking=True),
+        None,
+        batches,
+        padding,
+    )
 
 
 def pack_blocks(
@@ -210,7 +276,7 @@ def pack_blocks(
         rows = by_window[places]
 
         allowed = (owner.unsqueeze(-1) == owner.unsqueeze(-2)) & ~spare.unsqueeze(-2)
-        bias_rows = table.pair_rows(codes[rows]).where(allowed, table.rows)
+        bias_rows = pairs_of(table, codes[rows], allowed)
         batches.append(GroupBatch(groups=rows.shape[0], slots=rows.shape[1], bias_rows=bias_rows))
         row_parts.append(rows.flatten())
         spare_parts.append(spare.flatten())
@@ -224,6 +290,23 @@ def pack_blocks(
     slot_of_row = window.new_empty(count + 1)
     slot_of_row.scatter_(0, row_of_slot.masked_fill(spare, count), slots_of)
     return Packing(row_of_slot, slot_of_row[:count], spare, batches, padding=0)
+
+
+def pairs_of(table: BiasTable, codes: Tensor, allowed: Tensor) -> Tensor:
+    """Row of the table for each pair of tokens, and one past the last where they must not attend.
+
+    In 16 bits if they suffice: a batch of visible units has up to 100 million pairs.
+
+    Args:
+        table: bias table of the stage.
+        codes: (..., T), of the tokens.
+        allowed: (..., T, T) bool, of the pairs.
+
+    Returns:
+        (..., T, T) int16 or int32.
+    """
+    small = torch.int16 if table.rows <= torch.iinfo(torch.int16).max else torch.int32
+    return table.pair_rows(codes.to(small)).masked_fill_(~allowed, table.rows)
 
 
 def window_lengths(corners: Tensor, block: Triple, grid: Triple, windows: Windows) -> Tensor:

@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
+from alice_nnunet.model.encoders import window_attention
 from alice_nnunet.model.encoders.bias_table import BiasTable, box_positions
+from alice_nnunet.model.encoders.window_attention import BiasOfPairs, SelfAttention
 from alice_nnunet.model.encoders.windows import (
     Windows,
     axis_segments,
@@ -95,3 +97,65 @@ def test_published_networks_fill_windows_up_with_padding(indexing):
     packing = pack_grid(2, (5, 4, 7), windows, BiasTable((3, 4, 4), indexing), CPU)
     assert packing.padding == 2 * (6 * 4 * 8 - 5 * 4 * 7)
     assert sorted(packing.row_of_slot.tolist()) == list(range(2 * 6 * 4 * 8))
+
+
+@pytest.mark.parametrize("indexing", ["exact", "monai", "nnformer"])
+@pytest.mark.parametrize("grid", [(5, 4, 7), (9, 10, 3), (8, 8, 8)])
+def test_joined_windows_give_what_the_cut_ones_give(indexing, grid):
+    table = BiasTable((3, 4, 4), indexing)
+    windows = fit_windows(table.window, grid, True)
+    torch.manual_seed(0)
+    layer = SelfAttention(8, 2, table).double()
+    x = torch.randn(2 * grid[0] * grid[1] * grid[2], 8, dtype=torch.double, requires_grad=True)
+    wanted = torch.randn(x.shape, dtype=torch.double)
+
+    results = []
+    for joined in (False, True):
+        packing = pack_grid(2, grid, windows, table, CPU, joined)
+        out = layer(x, packing)
+        gradients = torch.autograd.grad((out * wanted).sum(), [x, *layer.parameters()])
+        results.append((out, *gradients))
+        assert not joined or len(packing.batches) <= 8
+
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_of_biases_are_summed_in_float32():
+    table = torch.zeros(1, 3, requires_grad=True)
+    rows = torch.zeros(1, 128, 128, dtype=torch.int16)  # 16,384 pairs of one row
+    bias = BiasOfPairs.apply(table, rows, torch.bfloat16)
+    assert bias.dtype == torch.bfloat16
+
+    bias.backward(torch.full_like(bias, 0.01))
+    expected = 128 * 128 * torch.tensor(0.01, dtype=torch.bfloat16).float()
+    torch.testing.assert_close(table.grad[0, 0], expected, rtol=1e-5, atol=0)
+
+
+def test_groups_beyond_what_a_kernel_takes_are_divided(monkeypatch):
+    grid = (4, 4, 6)
+    table = BiasTable((2, 2, 2))
+    layer = SelfAttention(8, 2, table)
+    x = torch.randn(2 * 4 * 4 * 6, 8)
+    packing = pack_grid(2, grid, fit_windows(table.window, grid, False), table, CPU)
+    whole = layer(x, packing)
+
+    sizes = []
+
+    def on_gpu(query, key, value, bias):
+        sizes.append(len(query))
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, bias)
+
+    monkeypatch.setattr(window_attention, "attention", on_gpu)
+    monkeypatch.setattr(window_attention, "groups_at_a_time", groups_of_ten)
+    torch.testing.assert_close(layer(x, packing), whole)
+    assert max(sizes) == 10 and sum(sizes) == 2 * 4 * 4 * 6 // 8
+
+
+def groups_of_ten(device: torch.device, heads: int, slots: int) -> int:
+    return 10
+
+
+def test_a_gpu_takes_as_many_groups_as_its_grid_has_blocks():
+    assert window_attention.groups_at_a_time(torch.device("cuda"), 3, 343) == 65_535
+    assert window_attention.groups_at_a_time(CPU, 4, 512) == 1

@@ -41,9 +41,9 @@ def test_memory_is_weights_gradients_and_moments_and_grows_by_the_pair():
 
     assert fixed == weights + buffers + 3 * trained
     assert pair > 4 * 4 * 32**3  # the views alone
-    kept_two, _ = bytes_of_pairs(state, config, 2)
-    kept_six, _ = bytes_of_pairs(state, config, 6)
-    assert kept_six - kept_two == pytest.approx(4 * pair, rel=0.1)
+    kept_two, peak_two = bytes_of_pairs(state, config, 2)
+    kept_six, peak_six = bytes_of_pairs(state, config, 6)
+    assert max(kept_six - kept_two, peak_six - peak_two) == pytest.approx(4 * pair, rel=0.1)
     assert all(p.grad is None for p in state.model.parameters())
 
 
