@@ -4,13 +4,21 @@ Everything is near-linear in the number of scans: each is compared with a fixed 
 places of other scans, and then with a fixed number of scans that match the same anchors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from alice_nnunet.coverage.body_axis import BodyAxis, Heights, find_body_axis
+from alice_nnunet.coverage.sides import (
+    GREAT_DOUBT,
+    LEFT_RIGHT,
+    UPSIDE_DOWN,
+    Flipped,
+    Sides,
+    find_sides,
+)
 from alice_nnunet.coverage.surroundings import (
     Surroundings,
     best_scores,
@@ -18,6 +26,7 @@ from alice_nnunet.coverage.surroundings import (
     random_surroundings,
 )
 from alice_nnunet.data.partners import LEVELS, NO_REGION, Partners
+from alice_nnunet.matcher.embedding import Embedding
 from alice_nnunet.matcher.learned import opened
 from alice_nnunet.workers import with_progress
 
@@ -34,6 +43,9 @@ FAR = 100.0  # mm from a place on which others are known to differ
 FALSE_MATCHES = 0.02  # share of them that reach the threshold
 CALIBRATION_SCANS = 100
 CALIBRATION_PLACES = 40  # of each
+
+TURNED_EVERY = 3  # of the places: enough to see whether a scan is upside down
+NEARLY = 0.1  # under the threshold: an anchor that is nearly matched tells something, too
 
 
 @dataclass(frozen=True)
@@ -113,9 +125,8 @@ def choose_others(
     if len(pool) <= OTHERS:
         return np.sort(pool)
 
-    least = threshold - 0.1  # an anchor that is nearly matched tells something, too
-    shown = np.maximum(signatures.scores[number] - least, 0)
-    shown_there = np.maximum(signatures.scores[pool] - least, 0)
+    shown = evidence(signatures.scores[number], threshold)
+    shown_there = evidence(signatures.scores[pool], threshold)
     common = np.minimum(shown, shown_there).sum(1)
 
     best = np.argsort(-common, kind="stable")[: 2 * OTHERS]
@@ -125,6 +136,17 @@ def choose_others(
     return np.sort(pool[rng.permutation(likely)[:OTHERS]])
 
 
+def evidence(scores: np.ndarray, threshold: float) -> np.ndarray:
+    """How much scores tell of a scan showing the same: what they exceed a near miss by."""
+    return np.maximum(scores - (threshold - NEARLY), 0)
+
+
+def gain(key: Embedding, scores: np.ndarray, flipped: Surroundings, threshold: float) -> float:
+    """How much better a key shows places as they are, with these scores, than flipped."""
+    others, _ = best_scores(key, flipped)
+    return float(evidence(scores, threshold).sum() - evidence(others, threshold).sum())
+
+
 def make_partners(
     folder: Path,
     cases: Sequence[str],
@@ -132,8 +154,13 @@ def make_partners(
     signatures: Signatures,
     threshold: float,
     rng: np.random.Generator,
-) -> tuple[Partners, BodyAxis]:
+    flipped: Callable[[str, tuple[int, ...]], Flipped] | None = None,
+) -> tuple[Partners, BodyAxis, Sides]:
     """Compare places of every scan with the scans that may show them.
+
+    A scan that another one shows better when it is mirrored does not match it: one of them has left
+    and right exchanged, they are opposite limbs, or they resemble each other by chance, of which
+    mirrored places have as much. Neither does one that is upside down.
 
     Args:
         folder: The index.
@@ -142,28 +169,48 @@ def make_partners(
         signatures: Of these scans.
         threshold: Score of a match.
         rng: Source of random numbers.
+        flipped: Gives a scan with some axes reversed. None: not checked.
 
     Returns:
-        The table, and the scans on one axis along the body.
+        table: Which scans show the same places.
+        axis: The scans on one axis along the body.
+        sides: Which way round the scans lie.
     """
     count = len(cases)
     positions = np.full((count, PLACES, 3), np.nan, np.float32)
     others = np.full((count, OTHERS), -1, np.int32)
     scores = np.zeros((count, PLACES, OTHERS), np.uint8)
     found = np.full((count, PLACES, OTHERS), np.nan, np.float32)  # mm, heights
+    over_mirrored = np.ones((count, OTHERS))  # gain of evidence over the mirrored scan
+    over_turned = np.ones((count, OTHERS))  # and over the one that is upside down
 
     numbered = ((case, number) for number, case in enumerate(cases))
     for case, number in with_progress(numbered, "finding partners of", count):
         places = random_surroundings(opened(folder, case), PLACES, rng)
         positions[number, : len(places)] = places.positions
 
+        if flipped:
+            few = places.every(TURNED_EVERY)
+            mirrored_places = flipped(case, LEFT_RIGHT).surroundings(places)
+            turned_places = flipped(case, UPSIDE_DOWN).surroundings(few)
+
         chosen = choose_others(number, signatures, contents, threshold, rng)
         others[number, : len(chosen)] = chosen
         for column, other in enumerate(chosen):
-            best, where = best_scores(opened(folder, cases[other]), places)
+            key = opened(folder, cases[other])
+            best, where = best_scores(key, places)
+            if flipped:
+                over_mirrored[number, column] = gain(key, best, mirrored_places, threshold)
+                over_turned[number, column] = gain(
+                    key, best[::TURNED_EVERY], turned_places, threshold
+                )
             levels = np.floor(np.clip(best, 0, 1) * LEVELS)
             scores[number, : len(places), column] = levels
             found[number, : len(places), column] = where[:, 0]
+
+    sides = Sides(find_sides(over_mirrored, others), find_sides(over_turned, others, GREAT_DOUBT))
+    differ = sides.differ(others) | (over_mirrored <= 0)
+    scores[np.broadcast_to(differ[:, None], scores.shape)] = 0
 
     queries, places_of, columns = np.nonzero(scores >= max(1.0, threshold * LEVELS))
     heights = Heights(
@@ -183,7 +230,7 @@ def make_partners(
         scores=scores,
         threshold=threshold,
     )
-    return table, axis
+    return table, axis, sides
 
 
 def regions_of(positions: np.ndarray, axis: BodyAxis) -> np.ndarray:

@@ -27,6 +27,10 @@ class Surroundings:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def every(self, step: int) -> "Surroundings":
+        """One in step of them."""
+        return Surroundings(self.positions[::step], self.vectors[::step])
+
     @cached_property
     def asked(self) -> np.ndarray:
         """(P, 53) float32: 1 where a vector is wanted."""
@@ -39,12 +43,15 @@ def random_surroundings(
     """Those of the middles of blocks of the body, drawn evenly; all where there are fewer."""
     in_body = np.flatnonzero(embedding.middles.any(1))
     drawn = np.sort(rng.permutation(in_body)[:number])
-    positions = block_positions(embedding, drawn)
+    return surroundings_at(embedding, block_positions(embedding, drawn))
 
+
+def surroundings_at(embedding: Embedding, positions: np.ndarray) -> Surroundings:
+    """Those of the nodes nearest to (P, 3) mm."""
     steps = NEIGHBOURS * BLOCK * np.array(embedding.step)
     points = positions[:, None] + steps  # (P, 53, 3)
     vectors = embedding.vectors(points.reshape(-1, 3))
-    return Surroundings(positions, vectors.reshape(len(drawn), len(NEIGHBOURS), -1))
+    return Surroundings(positions, vectors.reshape(len(positions), len(NEIGHBOURS), -1))
 
 
 def joined(parts: list[Surroundings]) -> Surroundings:

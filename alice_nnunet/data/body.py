@@ -50,6 +50,21 @@ class Body:
             point.append(int(rng.integers(start, min(start + edge, n))))
         return triple(point)
 
+    def flipped(self, axes: tuple[int, ...]) -> "Body":
+        """The body in the volume with some of the axes (z, y, x) reversed.
+
+        Cells begin at the other end then, so the border may move by half a cell.
+        """
+        voxels = np.flip(cells_to_voxels(self.cells, self.cell, self.size), axes)
+        start, stop = (list(corner) for corner in self.box)
+        for axis in axes:
+            n = self.size[axis]
+            first = n - stop[axis]
+            stop[axis] = n - start[axis]
+            start[axis] = first
+        cells = share_of_cells(voxels, self.cell) > 0.5
+        return Body(cells, self.cell, (triple(start), triple(stop)), self.size)
+
     def to_dict(self) -> dict:
         """Plain values and one array, for the case's .pkl."""
         return asdict(self)

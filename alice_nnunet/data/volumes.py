@@ -253,6 +253,14 @@ def open_volume(folder: Path, case: str) -> Volume:
     return Volume(case, image, tuple(known["spacing"]), Body.from_dict(known["body"]))
 
 
+def flip_volume(volume: Volume, axes: tuple[int, ...]) -> Volume:
+    """The first channel of a volume in memory, with some of the axes (z, y, x) reversed."""
+    image = np.flip(volume.image[:1], tuple(axis + 1 for axis in axes))
+    return Volume(
+        volume.name, np.ascontiguousarray(image), volume.spacing, volume.body.flipped(axes)
+    )
+
+
 def check_volume(folder: Path, case: str) -> str | None:
     """Read all of a case. Returns what is wrong with it, None if nothing is."""
     try:

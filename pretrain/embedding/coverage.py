@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from alice_nnunet.coverage.partners import (
     threshold_of,
 )
 from alice_nnunet.coverage.picture import coverage_figure
+from alice_nnunet.coverage.sides import Flipped, Sides
 from alice_nnunet.coverage.surroundings import Surroundings
 from alice_nnunet.data.partners import Partners
 from alice_nnunet.data.volumes import Volume, case_properties, open_volume
@@ -24,11 +26,20 @@ from alice_nnunet.files import file_sha256, write_json_atomically
 from alice_nnunet.names import COVERAGE, COVERAGE_PICTURE, FINAL, PARTNERS
 from alice_nnunet.pictures import save_figure
 
-VERSION = 1  # of what is computed here; a higher one computes it again
+VERSION = 2  # of what is computed here; a higher one computes it again
 SEED = 0
 USUAL_THRESHOLD = 0.7  # where an index is too small to calibrate one
 FRAGMENT = 30.0  # mm; a body that is shorter than this along an axis is a fragment
 SHOWN_NAMES = 5  # in a line on the screen
+
+# What is said of a scan that lies another way round than most. It is not paired with those.
+TURNED = "seems to be upside down: turned from head to feet, it would match others better"
+MIRRORED = (
+    "seems to have left and right exchanged, or shows the opposite limb: mirrored, it would match "
+    "others better"
+)
+
+Flip = Callable[[str, tuple[int, ...]], Flipped]
 
 
 @dataclass(frozen=True)
@@ -38,30 +49,35 @@ class Coverage:
     Attributes:
         table: Which scans show the same places.
         axis: Where the scans lie along the body.
+        sides: Which way round they lie.
         anchors: Places that each scan was compared with.
         false_scores: Scores of known false matches, sorted.
     """
 
     table: Partners
     axis: BodyAxis
+    sides: Sides
     anchors: Surroundings
     false_scores: np.ndarray
 
 
-def update_coverage(volumes: Path, folder: Path, cases: list[str]) -> None:
+def update_coverage(
+    volumes: Path, folder: Path, cases: list[str], flipped: Flip | None = None
+) -> None:
     """Compute the coverage where the index has none, or has changed since.
 
     Args:
         volumes: Folder of the preprocessed cases.
         folder: Of the index, for the results too.
         cases: That are indexed.
+        flipped: Gives a case with some axes reversed, see make_partners.
     """
     contents = np.array([case_properties(volumes, case)["alice"]["crc32"] for case in cases])
     made_from = state_of(folder, cases, contents)
     if is_current(folder, made_from):
         return
 
-    coverage = compute_coverage(folder, cases, contents)
+    coverage = compute_coverage(folder, cases, contents, flipped)
     coverage.table.save(folder / PARTNERS)
 
     scans = {case: open_volume(volumes, case) for case in cases}
@@ -90,15 +106,17 @@ def is_current(folder: Path, made_from: str) -> bool:
         return False
 
 
-def compute_coverage(folder: Path, cases: list[str], contents: np.ndarray) -> Coverage:
+def compute_coverage(
+    folder: Path, cases: list[str], contents: np.ndarray, flipped: Flip | None = None
+) -> Coverage:
     """Compare all scans of an index, by random numbers that depend on nothing else."""
     rng = np.random.default_rng(SEED)
     anchors = draw_anchors(folder, cases, rng)
     signatures = find_anchors(folder, cases, anchors)
     false_scores = calibrate(folder, cases, rng)
     threshold = threshold_of(false_scores, USUAL_THRESHOLD)
-    table, axis = make_partners(folder, cases, contents, signatures, threshold, rng)
-    return Coverage(table, axis, anchors, false_scores)
+    table, axis, sides = make_partners(folder, cases, contents, signatures, threshold, rng, flipped)
+    return Coverage(table, axis, sides, anchors, false_scores)
 
 
 def describe(coverage: Coverage, scans: dict[str, Volume]) -> dict:
@@ -110,6 +128,7 @@ def describe(coverage: Coverage, scans: dict[str, Volume]) -> dict:
     """
     table = coverage.table
     axis = coverage.axis
+    sides = coverage.sides
     cases = list(scans)
     eligible = table.eligible(cases, cases, table.threshold)
     places = np.isfinite(table.positions[..., 0]).sum(1)
@@ -134,12 +153,13 @@ def describe(coverage: Coverage, scans: dict[str, Volume]) -> dict:
             "stop_mm": stop,
             "body_mm": [round(edge, 1) for edge in extent],
             "agreement": agreement[number],
-            "upside_down": bool(axis.upside_down[number]),
+            "upside_down": bool(axis.upside_down[number] or sides.turned[number]),
+            "mirrored": bool(sides.mirrored[number]),
             "matched_places": round(matched / max(1, int(places[number])), 3),
             "partners": partners,
         }
         if not matched:
-            without_partner[case] = why_unmatched(extent)
+            without_partner[case] = why_unmatched(extent, entries[case])
 
     reached = float((coverage.false_scores >= table.threshold).mean())
     return {
@@ -158,8 +178,17 @@ def body_extent(volume: Volume) -> list[float]:
     return [float((b - a) * s) for a, b, s in zip(start, stop, volume.spacing)]
 
 
-def why_unmatched(extent: list[float]) -> str:
-    """The likely reason why a scan matches nobody."""
+def why_unmatched(extent: list[float], entry: dict) -> str:
+    """The likely reason why a scan matches nobody.
+
+    Args:
+        extent: Of the body, mm.
+        entry: What is known of the scan.
+    """
+    if entry["upside_down"]:
+        return f"it {TURNED}"
+    if entry["mirrored"]:
+        return f"it {MIRRORED}"
     if min(extent) < FRAGMENT:
         return f"a fragment: its body is {min(extent):.0f} mm long along one axis"
     return "it shows a part of the body that no other scan does, or it is another modality"
@@ -211,7 +240,9 @@ def print_report(report: dict, folder: Path) -> None:
 
     for case, entry in scans.items():
         if entry["upside_down"]:
-            print(f"WARNING: {case} seems to be upside down", flush=True)
+            print(f"WARNING: {case} {TURNED}", flush=True)
+        if entry["mirrored"]:
+            print(f"WARNING: {case} {MIRRORED}", flush=True)
     for cases in report["same_content"][:SHOWN_NAMES]:
         names = ", ".join(cases[:SHOWN_NAMES]) + (" ..." if len(cases) > SHOWN_NAMES else "")
         print(

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from alice_nnunet.data.volumes import case_names, case_properties, open_volume
+from alice_nnunet.coverage.sides import Flipped
+from alice_nnunet.data.volumes import case_names, case_properties, flip_volume, open_volume
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256
 from alice_nnunet.matcher.embed import embed_volume
@@ -54,7 +56,15 @@ def index_volumes(volumes: Path, folder: Path, device: torch.device, read_all: b
 
     indexed_cases = [case for case in cases if case not in failed]
     if indexed_cases:
-        update_coverage(volumes, folder, indexed_cases)
+
+        def flipped(case: str, axes: tuple[int, ...]) -> Flipped:
+            """A case with some axes reversed, in memory alone."""
+            volume = flip_volume(open_volume(volumes, case), axes)
+            vectors = embed_volume(network, volume, config["voxel"], config["step"], device)
+            extent = np.array(volume.body.size) * volume.spacing
+            return Flipped(vectors, extent, axes)
+
+        update_coverage(volumes, folder, indexed_cases, flipped)
 
     if failed:
         reasons = "; ".join(f"{case}: {reason}" for case, reason in failed.items())

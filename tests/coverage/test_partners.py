@@ -54,7 +54,7 @@ def made(index):
 
 def test_the_table_is_what_a_search_of_every_other_person_finds(index, made):
     _, known = index
-    table, _ = made
+    table, *_ = made
     cases = list(known)
 
     for row, case in enumerate(cases):
@@ -76,7 +76,7 @@ def test_the_table_is_what_a_search_of_every_other_person_finds(index, made):
 
 
 def test_scans_lie_on_the_body_axis_where_they_were_cut_out(made):
-    _, axis = made
+    _, axis, _ = made
     assert axis.groups.tolist() == [0] * 4
     expected = 10.0 * np.array(list(STARTS.values()))
     apart = axis.offsets - expected

@@ -111,3 +111,18 @@ def test_real_ct_has_a_body_with_air_around_it(real_ct):
     found = cells_to_voxels(body.cells, body.cell, body.size)
     assert 0.3 < found.mean() < 0.95
     assert (hu[found] > -120).mean() > 0.6 and (hu[~found] > -120).mean() < 0.2
+
+
+@pytest.mark.parametrize("axes", [(2,), (0, 1)])
+def test_a_flipped_body_is_found_in_the_flipped_volume(chest, axes):
+    spacing = (2.5, 1.5, 1.5)
+    body = find_body(chest, spacing)
+    flipped = body.flipped(axes)
+    expected = find_body(np.flip(chest, axes), spacing)
+
+    assert flipped.size == expected.size and flipped.cell == expected.cell
+    assert (flipped.cells != expected.cells).mean() < 0.02
+    for axis in range(3):
+        start, stop = (corner[axis] for corner in body.box)
+        ends = (body.size[axis] - stop, body.size[axis] - start) if axis in axes else (start, stop)
+        assert tuple(corner[axis] for corner in flipped.box) == ends

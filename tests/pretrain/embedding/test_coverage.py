@@ -5,6 +5,7 @@ import json
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from alice_nnunet.checks.findings import Decisions
 from alice_nnunet.data.partners import Partners
@@ -12,17 +13,22 @@ from alice_nnunet.model.presets import CROPS
 from alice_nnunet.pretrain.datasets.preprocessing import preprocess_dataset
 from alice_nnunet.pretrain.embedding import coverage
 from alice_nnunet.pretrain.embedding.config import embed_config
+from alice_nnunet.pretrain.embedding.indexing import index_volumes
 from alice_nnunet.pretrain.embedding.job import embed
 
 SETTINGS = ["iterations=4", "batch_size=2", "points=200", "voxel=8", "step=12", "save_every=4"]
 SETTINGS += ["patch_size=16,32,32", "crop_size=20,40,40", "validation_share=0"]
 
 
+CASES = ["a", "again", "coverage", "mirrored", "slab", "turned"]
+
+
 @pytest.fixture(scope="module")
 def anatomy(tmp_path_factory, shipped_ct):
     """The folder of an index of two people, a copy of one, and 20 mm of the other.
 
-    One case has the name of another file in the folder.
+    One of them is there mirrored, and upside down, too. One case has the name of another file in
+    the folder.
     """
     root = tmp_path_factory.mktemp("nnunet")
     images = root / "raw" / "Dataset033_Cover" / "imagesTr"
@@ -39,6 +45,12 @@ def anatomy(tmp_path_factory, shipped_ct):
     whole = nibabel.load(shipped_ct["cptacpda_c3l00189"])
     height = round(20 / whole.header.get_zooms()[2])
     nibabel.save(whole.slicer[:, :, :height], images / "slab_0000.nii.gz")
+
+    scan = nibabel.load(shipped_ct["crlm1004"])
+    voxels = np.asarray(scan.dataobj)
+    for case, axes in (("mirrored", (0,)), ("turned", (1, 2))):
+        flipped = nibabel.Nifti1Image(np.flip(voxels, axes), scan.affine)
+        nibabel.save(flipped, images / f"{case}_0000.nii.gz")
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("raw", "preprocessed", "results"):
@@ -58,7 +70,7 @@ def anatomy(tmp_path_factory, shipped_ct):
 def test_everything_that_is_promised_is_there(anatomy):
     report = json.loads((anatomy / "coverage.json").read_text())
     table = Partners.load(anatomy / "partners.npz")
-    assert list(report["scans"]) == table.cases.tolist() == ["a", "again", "coverage", "slab"]
+    assert list(report["scans"]) == table.cases.tolist() == CASES
     assert report["same_content"] == [["a", "again"]]
     assert report["threshold"] == pytest.approx(table.threshold, abs=1e-4)
     assert (anatomy / "coverage.png").stat().st_size > 10_000
@@ -70,6 +82,16 @@ def test_everything_that_is_promised_is_there(anatomy):
         assert ("fragment" in reason) == (case == "slab")
 
 
+def test_a_scan_that_lies_another_way_round_matches_none_as_if_it_did_not(anatomy):
+    report = json.loads((anatomy / "coverage.json").read_text())
+    mirrored = {case for case, entry in report["scans"].items() if entry["mirrored"]}
+    turned = {case for case, entry in report["scans"].items() if entry["upside_down"]}
+    assert mirrored == {"mirrored"} and turned == {"turned"}
+    assert "left and right exchanged" in report["without_partner"]["mirrored"]
+    assert "upside down" in report["without_partner"]["turned"]
+    assert {"a", "coverage"} & set(report["without_partner"]) == set()
+
+
 def test_it_is_made_once_and_again_where_the_index_has_changed(anatomy, monkeypatch):
     volumes = anatomy.parent / "AlicePretrainPlans_3d_fullres"
     before = (anatomy / "partners.npz").read_bytes()
@@ -79,10 +101,10 @@ def test_it_is_made_once_and_again_where_the_index_has_changed(anatomy, monkeypa
         coverage, "compute_coverage", lambda *words: made.append(words) or compute(*words)
     )
 
-    coverage.update_coverage(volumes, anatomy, ["a", "again", "coverage", "slab"])
+    index_volumes(volumes, anatomy, torch.device("cpu"))
     assert not made
     (anatomy / "partners.npz").unlink()
-    coverage.update_coverage(volumes, anatomy, ["a", "again", "coverage", "slab"])
+    index_volumes(volumes, anatomy, torch.device("cpu"))
     assert len(made) == 1
     again = Partners.load(anatomy / "partners.npz")
     (anatomy / "before.npz").write_bytes(before)
