@@ -310,7 +310,9 @@ class Alice(nn.Module):
             raise ValueError("Eq. 1 needs at least one hidden token, got none")
         only_content = self.method.reconstruct == "content"
         counted = views.masked & content if only_content else views.masked
-        return reconstruction_loss(branches.predicted, views.online, counted, self.unit)
+        return reconstruction_loss(
+            branches.predicted, views.online, counted, self.unit, self.method.normalise
+        )
 
     def invariance_by_place(
         self, q: Branches, k: Branches, query: Views, key: Views

@@ -8,7 +8,9 @@ from alice_nnunet.geometry import Triple
 from alice_nnunet.model.tokens import patchify
 
 
-def normalised_tokens(crop: Tensor, unit: Triple, eps: float = 1e-6) -> Tensor:
+def normalised_tokens(
+    crop: Tensor, unit: Triple, together: str = "channel", eps: float = 1e-6
+) -> Tensor:
     """Target of the reconstruction: each token's voxels with mean 0, variance 1 (Sec. 3.1, MAE).
 
     A token of one value (air) becomes zeros, not noise.
@@ -16,14 +18,21 @@ def normalised_tokens(crop: Tensor, unit: Triple, eps: float = 1e-6) -> Tensor:
     Args:
         crop: (B, C, D, H, W).
         unit: voxels of a token (z, y, x).
+        together: Method.normalise, what has one mean and variance: each channel of a token, the
+            whole token, or nothing (none).
         eps: added to the variance.
 
     Returns:
         (B, N, C * unit voxels).
     """
     tokens = patchify(crop, unit).float()
-    variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
-    return (tokens - mean) / (variance + eps).sqrt()
+    if together == "none":
+        return tokens
+
+    sets = crop.shape[1] if together == "channel" else 1
+    values = tokens.unflatten(-1, (sets, -1))  # (B, N, sets, voxels)
+    variance, mean = torch.var_mean(values, dim=-1, keepdim=True)
+    return ((values - mean) / (variance + eps).sqrt()).flatten(-2)
 
 
 def has_content(crop: Tensor, unit: Triple) -> Tensor:
@@ -40,7 +49,9 @@ def has_content(crop: Tensor, unit: Triple) -> Tensor:
     return tokens.amax(-1) > tokens.amin(-1)
 
 
-def reconstruction_loss(predicted: Tensor, crop: Tensor, counted: Tensor, unit: Triple) -> Tensor:
+def reconstruction_loss(
+    predicted: Tensor, crop: Tensor, counted: Tensor, unit: Triple, together: str = "channel"
+) -> Tensor:
     """Mean squared error over the voxels of hidden tokens: Eq. 1 for one of the two crops.
 
     It is the mean over crops of the mean over a crop's tokens that count, so that equal parts of a
@@ -52,11 +63,14 @@ def reconstruction_loss(predicted: Tensor, crop: Tensor, counted: Tensor, unit: 
         counted: (B, N), True where a token counts: where it is hidden and, as
             Method.reconstruct says, has content.
         unit: voxels of a token (z, y, x).
+        together: see normalised_tokens.
 
     Returns:
         (). A crop without a token that counts adds 0. Leaving it out would wait for a GPU.
     """
-    per_token = (predicted.float() - normalised_tokens(crop, unit)).square().mean(-1)  # (B, N)
+    per_token = (
+        (predicted.float() - normalised_tokens(crop, unit, together)).square().mean(-1)
+    )  # (B, N)
     number = counted.sum(-1).clamp(min=1)
     return ((per_token * counted).sum(-1) / number).mean()
 

@@ -30,6 +30,9 @@ class Method:
     mask_ratio: float = 0.75  # hidden share of the online views u, r
     target_mask_ratio: float = 0.0  # hidden share of the target views w, v (Table 10)
     reconstruct: str = "content"  # tokens of l_r (Eq. 1): content (of more than one value) or all
+    # What l_r brings to mean 0 and variance 1 in each token: channel (each for itself), token (all
+    # channels together) or none (raw values).
+    normalise: str = "channel"  # targets of l_r: each channel, the whole token, or none
 
     # Similarity l_s of Eqs. 2 and 5
     similarity: str = "cosine"  # cosine, infonce (Table 7) or dino (with centering)
@@ -72,6 +75,7 @@ class Method:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
         require_one_of(self, "reconstruct", ("content", "all"))
+        require_one_of(self, "normalise", ("channel", "token", "none"))
         require_one_of(self, "similarity", ("cosine", "infonce", "dino"))
         require_one_of(self, "head", ("dino", "byol"))
         require_one_of(self, "dv_by", ("crop", "place"))

@@ -51,6 +51,7 @@ CROPS = {
 TINY_RUN = {
     "batch_size": 4,
     "lr": 3e-4,
+    "lr_pairs": 4,
     "iterations": 2000,
     "ema": 0.99,
     "log_every": 20,
@@ -59,7 +60,7 @@ TINY_RUN = {
     "probe_pairs": 32,
     "save_every": 200,
 }
-SMALL_RUN = {"batch_size": 4, "lr": 1e-4, "iterations": 20_000}
+SMALL_RUN = {"batch_size": 4, "lr": 1e-4, "lr_pairs": 4, "iterations": 20_000}
 PAPER_RUN: Values = {}
 
 # The decoders of swin and nnformer have one block: after stages of windows that is enough

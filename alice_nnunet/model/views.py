@@ -9,6 +9,7 @@ same for every device, and sizes that depend on them are known without waiting f
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -142,16 +143,20 @@ def view_to_crop(drawn: Augmentation, size: Triple, spacing: Spacing) -> Tensor:
     return matrix * length[None, None, :] / length[None, :, None]
 
 
-def augment(crops: Tensor, drawn: Augmentation, spacing: Spacing) -> Tensor:
+def augment(
+    crops: Tensor, drawn: Augmentation, spacing: Spacing, windowed: Sequence[int] = ()
+) -> Tensor:
     """Apply the drawn augmentation. The rotation is in mm, so its angles are true angles.
 
     Args:
         crops: (B, C, D, H, W).
         drawn: one row for each crop.
         spacing: mm (z, y, x).
+        windowed: channels that are a window of HU as 0 to 1. They stay in it, and what is at its
+            floor, as air is, stays there: no shift of HU lifts air into the window.
 
     Returns:
-        (B, C, D, H, W). Where the view reaches beyond the crop it is 0, the window's floor.
+        (B, C, D, H, W). What lies beyond the crop is 0 before intensities change.
     """
     matrix = view_to_crop(drawn, triple(crops.shape[2:]), spacing)
     affine = F.pad(matrix, (0, 1)).to(crops.device, non_blocking=True)  # no translation
@@ -160,7 +165,12 @@ def augment(crops: Tensor, drawn: Augmentation, spacing: Spacing) -> Tensor:
 
     factor = drawn.factor.to(crops, non_blocking=True).view(-1, 1, 1, 1, 1)
     shift = drawn.shift.to(crops, non_blocking=True).view(-1, 1, 1, 1, 1)
-    return moved * factor + shift
+    changed = moved * factor + shift
+
+    for channel in windowed:
+        in_window = changed[:, channel].clamp(0, 1)
+        changed[:, channel] = torch.where(moved[:, channel] > 0, in_window, 0)
+    return changed
 
 
 def token_middles(grid: Triple) -> Tensor:
@@ -222,6 +232,7 @@ def make_views(
     rank: int = 0,
     world: int = 1,
     anatomy: Tensor | None = None,
+    windowed: Sequence[int] = (),
 ) -> Views:
     """Make the views u, w of Q or r, v of K.
 
@@ -237,6 +248,7 @@ def make_views(
         rank: number of this part of the batch.
         world: number of parts.
         anatomy: (B, N, A), the matcher's vectors at the crops' tokens.
+        windowed: channels that are a window of HU as 0 to 1, see augment.
     """
     batch = len(crops) * world
     tokens = math.prod(grid_of(crops.shape[2:], unit))
@@ -248,7 +260,7 @@ def make_views(
 
     # Target branch
     augmentation = draw_augmentation(batch, generator, method.target_flips).rows(own)
-    target = augment(crops, augmentation, spacing) if method.compares else None
+    target = augment(crops, augmentation, spacing, windowed) if method.compares else None
     target_keep = None
     if method.target_mask_ratio:
         target_keep = random_keep(batch, tokens, method.target_mask_ratio, generator)[own]

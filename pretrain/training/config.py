@@ -47,7 +47,13 @@ IDENTITY = ("dataset", "encoder", "preset")
 USUAL_THRESHOLD = 0.7  # where the index knows none
 
 # What users may type for "not set", and what earlier versions wrote into config.json.
-NOT_SET = {"warmup_iterations": -1, "workers": -1, "max_return": 0.0, "probe_labels": ""}
+NOT_SET = {
+    "warmup_iterations": -1,
+    "workers": -1,
+    "max_return": 0.0,
+    "lr_pairs": 0,
+    "probe_labels": "",
+}
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,14 @@ class PretrainConfig:
         encoder: vit, swin or nnformer.
         preset: tiny, small or paper.
         encoder_arguments: of the encoder's class: in_channels, crop_size (z, y, x), width ...
+        windowed: channels that are a window of HU as 0 to 1, in which the target views stay. None
+            in runs of version 0.1.
         method: the choices of the method: masking, losses, heads, decoder.
         iterations: number of training steps.
         batch_size: pairs for each GPU and step.
-        lr: peak learning rate of AdamW.
+        lr: peak learning rate of AdamW in steps of lr_pairs pairs.
+        lr_pairs: pairs in a step that lr is for: with fewer or more, on all GPUs together, the rate
+            is in proportion. 0: lr is the rate of any batch, as in runs of version 0.1.
         betas: of AdamW.
         weight_decay: of AdamW.
         decay_positions: whether it also applies to learned positions and mask tokens, as in runs
@@ -109,10 +119,12 @@ class PretrainConfig:
     encoder: str = "nnformer"
     preset: str = "paper"
     encoder_arguments: dict = field(default_factory=dict)
+    windowed: tuple[int, ...] = ()
     method: Method = field(default_factory=Method)
     iterations: int = 100_000
     batch_size: int = 8
-    lr: float = 5e-5
+    lr: float = 5e-5  # the paper's, in batches of 64
+    lr_pairs: int | None = 64
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     decay_positions: bool = False
@@ -148,7 +160,7 @@ class PretrainConfig:
         require_positive(self, "iterations", "batch_size", "lr", "clip_grad", "accumulate")
         require_positive(self, "max_nonfinite", "log_every", "validate_every", "probe_pairs")
         require_positive(self, "save_every")
-        require_not_negative(self, "probe_every", "workers", "max_return")
+        require_not_negative(self, "probe_every", "workers", "max_return", "lr_pairs")
         require_share(self, "ema", "validation_share")
         if self.min_score is not None:
             require_share(self, "min_score")
@@ -187,6 +199,12 @@ class PretrainConfig:
                 f"compare every pair of a batch with all others, got {self.accumulate}"
             )
 
+    def peak_lr(self, processes: int) -> float:
+        """The peak learning rate with this number of processes, in proportion to a step's pairs."""
+        if self.lr_pairs is None:
+            return self.lr
+        return self.lr * self.batch_size * processes / self.lr_pairs
+
     def as_dict(self) -> dict:
         """Plain values, as they go into JSON and checkpoints."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -218,7 +236,7 @@ def known_settings(encoder: str, preset: str) -> dict[str, dict[str, Any]]:
     chosen = PRESETS[encoder][preset]
 
     fields = {f.name: f.default for f in dataclasses.fields(PretrainConfig)}
-    for name in (*IDENTITY, "encoder_arguments", "method"):
+    for name in (*IDENTITY, "encoder_arguments", "windowed", "method"):
         del fields[name]
 
     return {
@@ -251,7 +269,9 @@ def read_settings(
     known = known_settings(encoder, preset)
     all_known = {**known["encoder"], **known["method"], **known["run"]}
 
-    given = given_settings(file, list(assignments), all_known, (*IDENTITY, "in_channels"))
+    given = given_settings(
+        file, list(assignments), all_known, (*IDENTITY, "in_channels", "windowed")
+    )
     given = none_where_not_set(given)
 
     def given_of(group: str) -> dict[str, Any]:
@@ -265,7 +285,7 @@ def read_settings(
         run={**chosen.run, **given_of("run")},
         given=given,
     )
-    combine("", settings, {})  # checks the ranges, before anything that takes time
+    combine("", settings, {}, ())  # checks the ranges, before anything that takes time
     return settings
 
 
@@ -277,13 +297,16 @@ def none_where_not_set(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def make_config(dataset: str, settings: Settings, in_channels: int = 1) -> PretrainConfig:
+def make_config(
+    dataset: str, settings: Settings, in_channels: int = 1, windowed: tuple[int, ...] = ()
+) -> PretrainConfig:
     """The config of a run on a dataset.
 
     Args:
         dataset: DatasetXXX_NAME.
         settings: of `read_settings`.
         in_channels: number of channels of the dataset's images.
+        windowed: those that are a window of HU as 0 to 1.
 
     Raises:
         UserError: a value is out of range.
@@ -291,17 +314,20 @@ def make_config(dataset: str, settings: Settings, in_channels: int = 1) -> Pretr
     encoder_arguments = {"in_channels": in_channels, **settings.encoder}
 
     check_encoder(settings.encoder_name, encoder_arguments)
-    return combine(dataset, settings, encoder_arguments)
+    return combine(dataset, settings, encoder_arguments, windowed)
 
 
-def combine(dataset: str, settings: Settings, encoder_arguments: dict) -> PretrainConfig:
-    """The three groups as one config. Raises UserError where a value is out of range."""
+def combine(
+    dataset: str, settings: Settings, encoder_arguments: dict, windowed: tuple[int, ...]
+) -> PretrainConfig:
+    """The three groups and what the data decides as one config. Raises UserError where a value is out of range."""
     try:
         return PretrainConfig(
             dataset=dataset,
             encoder=settings.encoder_name,
             preset=settings.preset,
             encoder_arguments=encoder_arguments,
+            windowed=windowed,
             method=Method(**settings.method),
             **settings.run,
         )
@@ -333,13 +359,24 @@ def config_from_dict(saved: dict) -> PretrainConfig:
         **{
             "draw": "random",  # as earlier versions did, whose runs go on with their pairs
             "crops": "centred",
+            "lr_pairs": None,  # their lr was that of any batch
             "decay_positions": True,  # so did they, and their optimizer has these groups
             **none_where_not_set(saved),
-            "method": Method(**{"reconstruct": "all", **saved["method"]}),
+            "method": Method(**{"reconstruct": "all", "normalise": "token", **saved["method"]}),
             "encoder_arguments": arguments,
+            "windowed": tuple(saved.get("windowed", ())),
             "betas": tuple(saved["betas"]),
         }
     )
+
+
+def rate(config: PretrainConfig, processes: int) -> str:
+    """The peak learning rate in words, and what it follows from."""
+    peak = f"lr {config.peak_lr(processes):g}"
+    pairs = config.batch_size * processes
+    if config.lr_pairs in (None, pairs):
+        return peak
+    return f"{peak} for {pairs} pairs in a step ({config.lr:g} for {config.lr_pairs})"
 
 
 def as_tuples(value: Any) -> Any:

@@ -19,7 +19,7 @@ from alice_nnunet.pretrain.runtime.estimate import (
     tensor_bytes,
     time_for,
 )
-from alice_nnunet.pretrain.training.config import PretrainConfig
+from alice_nnunet.pretrain.training.config import PretrainConfig, rate
 from alice_nnunet.pretrain.training.folders import describe_runs
 from alice_nnunet.pretrain.training.run import make_training_pairs
 from alice_nnunet.pretrain.training.state import State, build_state
@@ -69,7 +69,7 @@ def print_plan(
     print_row(
         "schedule",
         f"{steps} of {config.iterations} steps, {steps * pairs / max(1, training):.0f} pairs for "
-        f"each training volume; lr {config.lr:g} after {config.warmup_iterations} steps of "
+        f"each training volume; {rate(config, processes)} after {config.warmup_iterations} steps of "
         f"warm-up, then a cosine to 0; EMA {config.ema:g} to 1",
     )
 

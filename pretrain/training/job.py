@@ -32,7 +32,7 @@ from alice_nnunet.pretrain.runtime.log import check_loggers
 from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
 from alice_nnunet.pretrain.runtime.stop import exit_code
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
-from alice_nnunet.pretrain.training.config import PretrainConfig, Settings, make_config
+from alice_nnunet.pretrain.training.config import PretrainConfig, Settings, make_config, rate
 from alice_nnunet.pretrain.training.dry_run import draw_first_pair, print_plan
 from alice_nnunet.pretrain.training.folders import (
     RunFolder,
@@ -272,7 +272,8 @@ def make_job(request: Request, plans: dict, volumes: Path, run: RunFolder, proce
     name = dataset_name(request.dataset)
     cases = case_names(volumes)
     data = data_description(plans, cases)
-    config = make_config(name, request.settings, len(data["channels"]))
+    windowed = tuple(i for i, channel in enumerate(data["channels"]) if channel["window"])
+    config = make_config(name, request.settings, len(data["channels"]), windowed)
 
     if run.checkpoint:
         matcher = volumes.parent / ANATOMY / FINAL
@@ -373,7 +374,7 @@ def make_run(job: Job, request: Request, device: torch.device) -> Run:
             f"{config.encoder} {config.preset} on {device}{several}: {len(job.training)} training "
             f"and {len(job.held_out)} held-out volumes of {millimetres(job.data['spacing'])}, "
             f"{millions(state.model.encoder)} encoder "
-            f"parameters, results in {job.run.path}",
+            f"parameters, {rate(config, world())}, results in {job.run.path}",
             flush=True,
         )
 

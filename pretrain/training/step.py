@@ -4,6 +4,7 @@ Where several processes train together each has its part of a batch, and every n
 not a pair's own is that of the whole batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,12 +93,13 @@ def train_step(
     step = state.step
 
     model.train()
-    lr = warmup_cosine(step, config.iterations, config.warmup_iterations, config.lr)
+    peak = config.peak_lr(world())
+    lr = warmup_cosine(step, config.iterations, config.warmup_iterations, peak)
     for group in optimizer.param_groups:
         group["lr"] = lr
 
     generator = generator_at(config.seed, TRAINING, step, CPU)
-    views = views_of(batch, model, generator, spacing, rank(), world())
+    views = views_of(batch, model, generator, spacing, config.windowed, rank(), world())
 
     optimizer.zero_grad(set_to_none=True)
     means = add_gradients(state, views, config)
@@ -128,6 +130,7 @@ def views_of(
     model: Alice,
     generator: torch.Generator,
     spacing: Spacing,
+    windowed: Sequence[int] = (),
     part: int = 0,
     parts: int = 1,
 ) -> tuple[Views, Views]:
@@ -138,6 +141,7 @@ def views_of(
         model: Decides the size of a token, the method, and the device of the views.
         generator: Of the CPU, so that the views do not depend on the device.
         spacing: mm of a voxel (z, y, x).
+        windowed: Channels that are a window of HU as 0 to 1.
         part: Number of this batch among the equal parts of a step's batch.
         parts: Number of these parts.
 
@@ -155,6 +159,7 @@ def views_of(
             part,
             parts,
             None if anatomy is None else anatomy.to(device, non_blocking=True),
+            windowed,
         )
         for crops, anatomy in (
             (batch.query, batch.query_anatomy),
@@ -244,7 +249,7 @@ def encoder_gradients(
     state.model.eval()
     rows = slice(len(batch.query) // config.accumulate)
     generator = generator_at(config.seed, VALIDATION, 0, CPU)
-    query, key = views_of(batch, state.model, generator, spacing)
+    query, key = views_of(batch, state.model, generator, spacing, config.windowed)
     with autocast(state.device, config.precision):
         output = state.model(query.rows(rows), key.rows(rows))
 
@@ -273,7 +278,7 @@ def validate(
     outputs = []
     for index, batch in enumerate(batches):
         generator = generator_at(config.seed, VALIDATION, index, CPU)
-        views = views_of(batch, state.model, generator, spacing)
+        views = views_of(batch, state.model, generator, spacing, config.windowed)
         with autocast(state.device, config.precision):
             outputs.append(state.model(*views))
 

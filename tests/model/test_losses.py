@@ -19,6 +19,7 @@ from alice_nnunet.model.losses import (
     second_moments,
     spread,
 )
+from alice_nnunet.model.tokens import patchify
 
 UNIT = (2, 2, 2)
 
@@ -63,6 +64,25 @@ def test_eq_1_weighs_crops_alike_and_adds_nothing_where_nothing_counts():
         for i in range(3)
     ]
     assert torch.allclose(torch.stack(parts).mean(), expected)
+
+
+def test_each_channel_is_normalised_for_itself():
+    torch.manual_seed(0)
+    crop = torch.rand(2, 2, 4, 4, 2)
+    crop[:, 1] *= 100
+
+    by_channel = normalised_tokens(crop, UNIT).view(2, 4, 2, 8)
+    assert torch.allclose(by_channel.mean(-1), torch.zeros(2, 4, 2), atol=1e-5)
+    assert torch.allclose(by_channel.var(-1), torch.ones(2, 4, 2), atol=1e-3)
+    for channel in range(2):
+        alone = normalised_tokens(crop[:, channel : channel + 1], UNIT)
+        assert torch.allclose(by_channel[:, :, channel], alone, atol=1e-5)
+
+    together = normalised_tokens(crop, UNIT, "token")
+    assert torch.allclose(together.var(-1), torch.ones(2, 4), atol=1e-3)
+    assert together.view(2, 4, 2, 8)[:, :, 0].var() < 0.1
+
+    assert torch.equal(normalised_tokens(crop, UNIT, "none"), patchify(crop, UNIT))
 
 
 def test_content_is_more_than_one_value():

@@ -134,3 +134,24 @@ def test_target_flips_are_an_option_that_changes_no_other_number():
     assert torch.equal(flipped.moved.abs(), upright.moved.abs())
     assert (torch.linalg.det(flipped.moved) < 0).any()
     assert (upright.moved.diagonal(dim1=1, dim2=2) > 0).all()
+
+
+def test_windowed_channels_stay_in_their_window_and_air_stays_at_its_floor():
+    crop = torch.rand(1, 2, 8, 8, 8)
+    crop[:, :, :4] = 0  # air
+
+    view = augment(crop, drawn(factor=1.1, shift=0.1), (1, 1, 1), windowed=[1])
+    by_hand = crop * 1.1 + 0.1
+    assert torch.allclose(view[:, 0], by_hand[:, 0], atol=1e-5)
+    assert (view[:, 1, :4] == 0).all()
+    assert torch.allclose(view[:, 1, 4:], by_hand[:, 1, 4:].clamp(max=1), atol=1e-5)
+
+    darker = augment(crop, drawn(shift=-0.1), (1, 1, 1), windowed=[0, 1])
+    assert darker.min() == 0 and (by_hand > 1).any()
+
+
+def test_beyond_the_crop_lies_air_in_windowed_channels():
+    crop = torch.ones(1, 1, 8, 8, 8) / 2
+    view = augment(crop, drawn(scale=0.5, shift=0.1), (1, 1, 1), windowed=[0])
+    assert torch.allclose(view[0, 0, 3:5, 3:5, 3:5], torch.tensor(0.6))
+    assert view[0, 0, 0].abs().max() == 0

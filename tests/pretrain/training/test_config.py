@@ -13,6 +13,7 @@ from alice_nnunet.pretrain.training.config import (
     config_from_dict,
     known_settings,
     make_config,
+    rate,
     read_settings,
 )
 
@@ -183,3 +184,27 @@ def test_presets_and_settings_are_read_without_torch():
         "assert not {'torch', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_learning_rate_is_in_proportion_to_the_pairs_in_a_step():
+    paper = config()
+    assert paper.peak_lr(8) == paper.lr == 5e-5  # 8 GPUs with 8 pairs each
+    assert paper.peak_lr(1) == pytest.approx(5e-5 / 8)
+    assert config("batch_size=64").peak_lr(1) == 5e-5
+    assert rate(paper, 1) == "lr 6.25e-06 for 8 pairs in a step (5e-05 for 64)"
+    assert rate(paper, 8) == "lr 5e-05"
+
+    tiny = config(preset="tiny")
+    assert tiny.peak_lr(1) == 3e-4 and tiny.peak_lr(2) == 6e-4
+    assert config("lr_pairs=0", "lr=1e-3").peak_lr(8) == 1e-3
+
+
+def test_runs_of_earlier_versions_keep_their_rate_and_views():
+    earlier = config().as_dict()
+    for name in ("lr_pairs", "windowed"):
+        del earlier[name]
+    del earlier["method"]["normalise"]
+
+    resumed = config_from_dict(earlier)
+    assert resumed.peak_lr(1) == resumed.lr and resumed.windowed == ()
+    assert resumed.method.normalise == "token"
