@@ -365,7 +365,7 @@ def settings_page() -> str:
     from alice_nnunet.model.method import Method
     from alice_nnunet.pretrain.training.config import PretrainConfig
 
-    decided = ("dataset", "encoder", "preset", "encoder_arguments", "method")
+    decided = ("dataset", "encoder", "preset", "encoder_arguments", "windowed", "method")
     parts = [
         "# Settings",
         NOTE,

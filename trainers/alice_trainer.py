@@ -262,10 +262,12 @@ class AliceTrainer(nnUNetTrainer):
         if self.planned:
             check_variable(block, plans)
         elif not self.going_on:
-            # the block may be an earlier training's: compare it with what is asked for now
-            block, _ = block_from_variable(
+            # The block may be an earlier training's: compare it with what is asked for now. Its
+            # network, which follows from the weights and the version, stays.
+            asked, _ = block_from_variable(
                 plans, self.configuration_manager.configuration, self.preprocessed_dataset_folder
             )
+            block = dataclasses.replace(asked, network_arguments=block.network_arguments)
         check_same_run(block, self.output_folder_base, going_on=False)
 
     def load_weights(self) -> list[str]:

@@ -5,7 +5,8 @@ prediction builds the network from the block alone; it needs neither the checkpo
 environment variable. Its entries:
 
     encoder, encoder_arguments  name of the encoder and arguments of its constructor
-    network_arguments           arguments of the segmentation network, such as its width
+    network_arguments           arguments of the segmentation network, such as its width, and for
+                                a ViT the patch that its position embeddings are for
     weights, weights_sha256     absolute path of the checkpoint or exported folder that training
                                 starts from, and its SHA-256
     input                       arguments of InputMap
@@ -17,12 +18,16 @@ environment variable. Its entries:
                                 the pretraining's and was asked for
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.finetuning.channels import match_channels
+from alice_nnunet.finetuning.compatibility import spacing_differs
 from alice_nnunet.finetuning.pretrained import EncoderOrigin, PretrainedEncoder
 from alice_nnunet.finetuning.recipes import Recipe, recipe_from_entries
+from alice_nnunet.geometry import ceil_to
+from alice_nnunet.model.encoders.vit import ViT
 from alice_nnunet.model.presets import PRESETS
 
 
@@ -93,6 +98,25 @@ def block_from_entries(entries: dict) -> AliceBlock:
         other_channels=tuple(entries.get("other_channels", ())),
         accepted_spacing=None if spacing is None else tuple(spacing),
     )
+
+
+def with_positions(block: AliceBlock, patch: Sequence[int], spacing: Sequence[float]) -> AliceBlock:
+    """The block for patches of this size: a ViT's position embeddings keep their distance in mm.
+
+    Args:
+        block: of an encoder; only a ViT has such embeddings.
+        patch: voxels (z, y, x) of the plans.
+        spacing: mm (z, y, x) of the plans.
+    """
+    if block.origin.name != "vit":
+        return block
+
+    pretrained = block.origin.data["spacing"]
+    pitch = [1.0, 1.0, 1.0]
+    if spacing_differs(spacing, pretrained):
+        pitch = [new / old for new, old in zip(spacing, pretrained)]
+    positions = {"size": list(ceil_to(patch, ViT.unit)), "pitch": pitch}
+    return replace(block, network_arguments={**block.network_arguments, "positions": positions})
 
 
 def block_of_plans(plans: dict) -> AliceBlock:

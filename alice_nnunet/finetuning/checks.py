@@ -12,6 +12,7 @@ from alice_nnunet.finetuning.block import (
     block_of_plans,
     input_values,
     make_block,
+    with_positions,
 )
 from alice_nnunet.finetuning.compatibility import check_compatible, flips_of_cases
 from alice_nnunet.finetuning.nnunet_plans import dataset_number, how_to_replan
@@ -151,7 +152,7 @@ def block_from_variable(
         RECIPES.get(encoder.name, RECIPES["vit"]).recipe,
         flips,
     )
-    return block, lines
+    return with_positions(block, configuration["patch_size"], configuration["spacing"]), lines
 
 
 def check_preprocessed(folder: Path, plans: dict, configuration: str) -> None:

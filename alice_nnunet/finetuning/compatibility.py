@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ def check_channels(origin: EncoderOrigin, plans: dict, schemes: list[str]) -> li
     ]
 
 
-def spacing_differs(spacing: list[float], pretrained: list[float]) -> bool:
+def spacing_differs(spacing: Sequence[float], pretrained: Sequence[float]) -> bool:
     """Whether two spacings in mm differ by more than the tolerance along an axis."""
     return any(abs(s / p - 1) > SPACING_TOLERANCE for s, p in zip(spacing, pretrained))
 

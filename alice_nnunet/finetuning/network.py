@@ -1,6 +1,9 @@
 """The segmentation network of an alice block, and loading a pretrained encoder into it."""
 
+import math
+import re
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +11,22 @@ from torch import Tensor, nn
 from alice_nnunet.errors import UserError
 from alice_nnunet.finetuning.block import AliceBlock
 from alice_nnunet.finetuning.pretrained import PretrainedEncoder
+from alice_nnunet.geometry import Triple, grid_of, triple
+from alice_nnunet.model.encoders.base import Encoder
+from alice_nnunet.model.encoders.nnformer import NnFormer
+from alice_nnunet.model.encoders.stage import Stage
+from alice_nnunet.model.encoders.swin import Swin
+from alice_nnunet.model.encoders.vit import ViT
+from alice_nnunet.model.positions import move_positions
 from alice_nnunet.networks.nnformer import NnFormerNet
 from alice_nnunet.networks.swin_unetr import SwinUNETR
 from alice_nnunet.networks.unetr import UNETR
 
 # The segmentation network around each encoder
 NETWORKS = {"vit": UNETR, "swin": SwinUNETR, "nnformer": NnFormerNet}
+
+BIAS = re.compile(r"stages\.\d+\.blocks\.\d+\.attention\.bias")
+POSITIONS = "positions"  # a ViT's position embeddings
 
 # Kernel of the first layer of each encoder, (E, C, z, y, x)
 STEM = {
@@ -78,9 +91,14 @@ def load_encoder(
     Raises:
         UserError: lists the tensors that are missing, unexpected or of another shape.
     """
-    inside = network.get_submodule("encoder")
+    inside = cast(Encoder, network.get_submodule("encoder"))
     target = inside.state_dict()
     weights = encoder.weights
+
+    if isinstance(network, UNETR) and network.pitch is not None:
+        weights = moved_positions(weights, encoder, inside.grid, network.pitch)
+    if isinstance(inside, (Swin, NnFormer)):
+        weights = with_all_offsets(weights, inside)
 
     stem = STEM[encoder.name]
     if stem in weights:
@@ -102,6 +120,48 @@ def load_encoder(
         "Not loaded: none",
         f"Random: {decoder} decoder tensors",
     ]
+
+
+def moved_positions(
+    weights: dict[str, Tensor], encoder: PretrainedEncoder, grid: Triple, pitch: Sequence[float]
+) -> dict[str, Tensor]:
+    """A ViT's weights with the position embeddings of another grid of tokens.
+
+    Args:
+        weights: of the encoder. Without embeddings that fit its arguments, nothing is changed.
+        encoder: that the weights are of.
+        grid: tokens along (z, y, x).
+        pitch: see move_positions.
+    """
+    trained = grid_of(encoder.arguments["crop_size"], ViT.unit)
+    positions = weights.get(POSITIONS)
+    if positions is None or positions.shape[1] != math.prod(trained):
+        return weights  # the caller names what does not fit
+    return {**weights, POSITIONS: move_positions(positions, trained, grid, pitch)}
+
+
+def with_all_offsets(weights: dict[str, Tensor], encoder: Swin | NnFormer) -> dict[str, Tensor]:
+    """Weights of an encoder with windows, in which every offset between two tokens has a bias.
+
+    A crop of the pretraining may be smaller than a window, and a patch larger than the crop.
+
+    Args:
+        weights: of the encoder.
+        encoder: built for the pretraining's crop.
+    """
+    filled = dict(weights)
+    for number, stage in enumerate(encoder.stages):
+        table = cast(Stage, stage).table
+        grid = encoder.stage_grid(number)
+        seen = triple(min(window, tokens) for window, tokens in zip(table.window, grid))
+        if seen == table.window or table.indexing != "exact":
+            continue
+
+        for name, bias in weights.items():
+            is_here = BIAS.fullmatch(name) and name.startswith(f"stages.{number}.")
+            if is_here and len(bias) == table.rows:  # else the caller names what does not fit
+                filled[name] = table.repeat_border(bias, seen)
+    return filled
 
 
 def spread_stem(

@@ -231,7 +231,6 @@ def make_views(
     generator: torch.Generator,
     rank: int = 0,
     world: int = 1,
-    anatomy: Tensor | None = None,
     windowed: Sequence[int] = (),
 ) -> Views:
     """Make the views u, w of Q or r, v of K.
@@ -247,7 +246,6 @@ def make_views(
         generator: source of all random numbers.
         rank: number of this part of the batch.
         world: number of parts.
-        anatomy: (B, N, A), the matcher's vectors at the crops' tokens.
         windowed: channels that are a window of HU as 0 to 1, see augment.
     """
     batch = len(crops) * world
@@ -267,4 +265,4 @@ def make_views(
 
     moved = view_to_crop(augmentation, triple(crops.shape[2:]), spacing)
     masked = masked_from(keep, tokens).to(crops.device, non_blocking=True)
-    return Views(online, keep, masked, target, target_keep, moved, anatomy)
+    return Views(online, keep, masked, target, target_keep, moved)

@@ -31,6 +31,9 @@ class UNETR(nn.Module):
         encoder_arguments: of the ViT, as its checkpoint holds them.
         input_map: arguments of InputMap.
         feature_size: channels F of the decoder at full resolution.
+        positions: how the ViT's position embeddings differ from the checkpoint's: size, the voxels
+            of the patch that they are for (z, y, x), and pitch, see move_positions. None: they are
+            the checkpoint's, stretched to each patch, as plans of version 0.1 have it.
 
     Raises:
         UserError: the ViT has too few blocks.
@@ -43,10 +46,15 @@ class UNETR(nn.Module):
         encoder_arguments: dict,
         input_map: dict,
         feature_size: int = 16,
+        positions: dict | None = None,
     ):
         super().__init__()
         self.input_map = InputMap(**input_map)
-        self.encoder = ViT(**{**encoder_arguments, "in_channels": input_channels})
+        self.pitch = None if positions is None else tuple(positions["pitch"])
+        arguments = {**encoder_arguments, "in_channels": input_channels}
+        if positions is not None:
+            arguments["crop_size"] = tuple(positions["size"])
+        self.encoder = ViT(**arguments)
         depth = len(self.encoder.blocks)
         if depth < SMALLEST_DEPTH:
             raise UserError(

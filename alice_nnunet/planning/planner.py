@@ -11,7 +11,7 @@ from alice_nnunet.datasets.raw_dataset import dataset_name
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import locked, write_json_atomically
-from alice_nnunet.finetuning.block import make_block
+from alice_nnunet.finetuning.block import make_block, with_positions
 from alice_nnunet.finetuning.channels import match_channels
 from alice_nnunet.finetuning.compatibility import (
     check_channels,
@@ -95,6 +95,7 @@ def write_plans(request: PlanRequest) -> None:
         spacing = choices.spacing.value
         if spacing_differs(spacing, encoder.data["spacing"]):
             block = dataclasses.replace(block, accepted_spacing=tuple(spacing))
+        block = with_positions(block, choices.patch.value, spacing)
 
         plans = matched_plans(dataset, request.name, block, statistics, choices)
         check_compatible(encoder, plans, plans["configurations"][CONFIGURATION])

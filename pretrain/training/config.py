@@ -320,7 +320,11 @@ def make_config(
 def combine(
     dataset: str, settings: Settings, encoder_arguments: dict, windowed: tuple[int, ...]
 ) -> PretrainConfig:
-    """The three groups and what the data decides as one config. Raises UserError where a value is out of range."""
+    """The three groups and what the data decides, as one config.
+
+    Raises:
+        UserError: a value is out of range.
+    """
     try:
         return PretrainConfig(
             dataset=dataset,

@@ -69,8 +69,8 @@ def print_plan(
     print_row(
         "schedule",
         f"{steps} of {config.iterations} steps, {steps * pairs / max(1, training):.0f} pairs for "
-        f"each training volume; {rate(config, processes)} after {config.warmup_iterations} steps of "
-        f"warm-up, then a cosine to 0; EMA {config.ema:g} to 1",
+        f"each training volume; {rate(config, processes)} after {config.warmup_iterations} steps "
+        f"of warm-up, then a cosine to 0; EMA {config.ema:g} to 1",
     )
 
     state = build_state(config, device)

@@ -149,23 +149,22 @@ def views_of(
         The views of the queries and those of the keys.
     """
     device = model.decoder.mask_token.device
-    query, key = (  # in this order: both draw from the generator
-        make_views(
-            crops.to(device, non_blocking=True),
-            model.unit,
-            spacing,
-            model.method,
-            generator,
-            part,
-            parts,
-            None if anatomy is None else anatomy.to(device, non_blocking=True),
-            windowed,
+
+    # Q first: both draw from the generator.
+    made = []
+    for crops, anatomy in (
+        (batch.query, batch.query_anatomy),
+        (batch.key, batch.key_anatomy),
+    ):
+        on_device = crops.to(device, non_blocking=True)
+        views = make_views(
+            on_device, model.unit, spacing, model.method, generator, part, parts, windowed
         )
-        for crops, anatomy in (
-            (batch.query, batch.query_anatomy),
-            (batch.key, batch.key_anatomy),
-        )
-    )
+        if anatomy is not None:
+            views.anatomy = anatomy.to(device, non_blocking=True)
+        made.append(views)
+
+    query, key = made
     return query, key
 
 

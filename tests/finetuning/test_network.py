@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.finetuning.block import AliceBlock, block_from_entries, make_block
+from alice_nnunet.finetuning.block import (
+    AliceBlock,
+    block_from_entries,
+    make_block,
+    with_positions,
+)
 from alice_nnunet.finetuning.network import build_network, load_encoder, spread_stem
 from alice_nnunet.finetuning.pretrained import PretrainedEncoder
 from alice_nnunet.finetuning.recipes import RECIPES
@@ -72,6 +77,58 @@ def test_every_encoder_tensor_is_loaded_and_reported():
         f"Random: {decoder} decoder tensors",
     ]
     assert network(torch.rand(1, 1, *CROP)).shape == (1, 4, *CROP)
+
+
+def test_positions_keep_their_distance_in_another_patch():
+    """Crop (16, 32, 32), grid (1, 2, 2); patch (20, 60, 32), grid (2, 4, 2)."""
+    encoder = pretrained_encoder()
+    encoder.weights["positions"] += torch.randn(1, 4, 192)
+    block = with_positions(block_for(encoder), (20, 60, 32), encoder.data["spacing"])
+    assert block.network_arguments["positions"] == {"size": [32, 64, 32], "pitch": [1, 1, 1]}
+
+    network = build_network(block, 1, 2)
+    load_encoder(network, encoder)
+    moved = network.encoder.positions.view(2, 4, 2, 192)
+    trained = encoder.weights["positions"].view(1, 2, 2, 192)
+    # (old - new) / 2 is -1/2 along z, where the first of two tokens is one before the old one.
+    torch.testing.assert_close(moved[1:, 1:3], trained, rtol=0, atol=1e-5)
+    assert network(torch.rand(1, 1, 20, 60, 32)).shape == (1, 2, 20, 60, 32)
+
+    # Plans of earlier versions say nothing of positions: these are stretched, as they were.
+    before = build_network(block_for(encoder), 1, 2)
+    load_encoder(before, encoder)
+    assert torch.equal(before.encoder.positions, encoder.weights["positions"])
+
+
+def test_positions_follow_the_spacing_only_where_it_differs():
+    encoder = pretrained_encoder()
+    for spacing, pitch in (([3.1, 2.95, 3.0], [1, 1, 1]), ([1.5, 6.0, 3.0], [0.5, 2, 1])):
+        block = with_positions(block_for(encoder), CROP, spacing)
+        assert block.network_arguments["positions"]["pitch"] == pitch
+    swin = block_for(pretrained_encoder(encoder="swin"))
+    assert with_positions(swin, CROP, [1.5, 6.0, 3.0]) == swin
+
+
+@pytest.mark.parametrize("name", ["swin", "nnformer"])
+def test_offsets_that_no_crop_had_take_the_bias_of_the_nearest(name):
+    """Crop (16, 32, 32): fewer tokens than the windows of 4 have along z, in the last stage."""
+    encoder = pretrained_encoder(encoder=name)
+    network = build_network(block_for(encoder), 1, 2)
+    load_encoder(network, encoder)
+
+    seen = 0
+    for number, stage in enumerate(network.encoder.stages):
+        tokens = [min(4, t) for t in network.encoder.stage_grid(number)]
+        key = f"stages.{number}.blocks.0.attention.bias"
+        before = encoder.weights[key].view(7, 7, 7, -1)
+        after = stage.blocks[0].attention.bias.view(7, 7, 7, -1)
+
+        for place in np.ndindex(7, 7, 7):
+            offset = [p - 3 for p in place]
+            near = [max(1 - t, min(t - 1, o)) + 3 for o, t in zip(offset, tokens)]
+            assert torch.equal(after[place], before[tuple(near)])
+        seen += tokens != [4, 4, 4]
+    assert seen
 
 
 def test_the_decoder_is_as_wide_as_the_preset_asks():

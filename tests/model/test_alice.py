@@ -44,10 +44,10 @@ def views(model: Alice, seed: int = 0, batch: int = 2):
     numbers = torch.Generator().manual_seed(seed)
     anatomy = torch.randn(2, batch, 12, model.method.anatomy_channels, generator=numbers)
     anatomy[:, :, ::5] = 0  # outside the body
-    return [
-        make_views(crop, model.unit, SPACING, model.method, generator, anatomy=vectors)
-        for crop, vectors in zip(crops, anatomy)
-    ]
+    both = [make_views(crop, model.unit, SPACING, model.method, generator) for crop in crops]
+    for of_one, vectors in zip(both, anatomy):
+        of_one.anatomy = vectors
+    return both
 
 
 OPTIONS = [

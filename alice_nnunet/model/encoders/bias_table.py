@@ -75,6 +75,24 @@ class BiasTable:
         """Row of each pair of tokens, codes (..., T) -> (..., T, T)."""
         return codes.unsqueeze(-1) - codes.unsqueeze(-2) + self.zero_row
 
+    def repeat_border(self, bias: Tensor, seen: Triple) -> Tensor:
+        """Give offsets that no crop had the bias of the nearest offset that one had.
+
+        Args:
+            bias: (rows, heads), with indexing "exact".
+            seen: size of the largest window that crops had (z, y, x); offsets of `seen` tokens and
+                more were never trained.
+
+        Returns:
+            (rows, heads).
+        """
+        z, y, x = (
+            torch.arange(2 * window - 1).clamp(window - size, window + size - 2)
+            for window, size in zip(self.window, seen)
+        )
+        by_offset = bias.view(*(2 * window - 1 for window in self.window), -1)
+        return by_offset[z][:, y][:, :, x].reshape_as(bias)
+
     def full_window_rows(self) -> Tensor:
         """Row of each pair of tokens of a window of full size, (T, T), tokens with z slowest.
 

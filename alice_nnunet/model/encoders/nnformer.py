@@ -158,6 +158,11 @@ class NnFormer(Encoder):
 
         self.apply(xavier_uniform)
 
+    def stage_grid(self, stage: int) -> Triple:
+        """Tokens of the pretraining crop in a stage's attention, (z, y, x)."""
+        in_unit = self.unit[0] // TOKEN[0] // 2**stage  # the same along y and x
+        return triple(units * in_unit for units in self.grid)
+
     def stage_outputs(self, crop: Tensor, keep: Tensor | None) -> list[Tensor]:
         """The tokens after each stage, not normalised.
 

@@ -98,6 +98,11 @@ class Swin(Encoder):
         with torch.no_grad():
             self.patch_embed.bias.copy_(-MIDDLE * self.patch_embed.weight.flatten(1).sum(1))
 
+    def stage_grid(self, stage: int) -> Triple:
+        """Tokens of the pretraining crop in a stage's attention, (z, y, x)."""
+        in_unit = self.unit[0] // TOKEN[0] // 2**stage  # the same along y and x
+        return triple(units * in_unit for units in self.grid)
+
     def stage_outputs(self, crop: Tensor, keep: Tensor | None) -> list[Tensor]:
         """The embedded tokens, then the merged tokens of each stage.
 

@@ -20,7 +20,8 @@ class ViT(Encoder):
     Args:
         in_channels: image channels.
         crop_size: voxels of the pretraining crop (z, y, x). It fixes the grid on which the learned
-            position embeddings live; other crops interpolate them.
+            position embeddings live; other crops interpolate them. Fine-tuning makes its own table
+            for its patch, see finetuning/network.py.
         width: width E of a token.
         depth: number of transformer blocks.
         heads: attention heads of each block.
