@@ -20,6 +20,7 @@ from alice_nnunet.finetuning.block import AliceBlock
 from alice_nnunet.finetuning.network import build_network
 from alice_nnunet.finetuning.optimizers import build_optimizer, encoder_depths, parameter_groups
 from alice_nnunet.memory import Ledger
+from alice_nnunet.model.encoders.windows import pack_grid
 
 # Autocast Op Reference in PyTorch's documentation, as far as our networks and losses call it
 HALF = (F.linear, F.conv3d, F.conv_transpose3d, torch.matmul, F.scaled_dot_product_attention)
@@ -137,6 +138,7 @@ def training_memory(
     )
     optimizer = build_optimizer(groups, recipe)
 
+    pack_grid.cache_clear()  # packings that are kept belong to the step, whatever ran before
     ledger = Ledger()
     with ledger, CudaSizes() if autocast else nullcontext():
         ledger.count([*network.parameters(), *network.buffers()])
