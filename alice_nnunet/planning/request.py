@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 
 from alice_nnunet.checks.findings import NO_DECISIONS, Decisions
 
-CUDA_GB = 1.0  # of a GPU's memory, for the CUDA context and cuDNN's workspaces
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:

@@ -54,7 +54,8 @@ class EmbedConfig:
         warmup_iterations: steps of linear warm-up. Default: 2.5 % of the iterations.
         clip_grad: largest norm of all gradients together.
         validation_share: share of the cases that is held out.
-        precision: fp32, bf16 or auto (bf16 where the device supports it).
+        precision: fp32, bf16 or auto: bf16 on a GPU that has it, fp32 on a CPU. A training records
+            which of both it is, and goes on with that.
         seed: of all random numbers.
         log_every: steps between two log lines.
         validate_every: steps between two validations.

@@ -11,6 +11,7 @@ from alice_nnunet.pretrain.embedding.state import State, build_state
 from alice_nnunet.pretrain.embedding.step import train_step
 from alice_nnunet.pretrain.runtime.device import autocast
 from alice_nnunet.pretrain.runtime.estimate import (
+    beside_tensors,
     fastest_of_two,
     gradient_bytes,
     millions,
@@ -69,7 +70,7 @@ def print_plan(
     print_row(
         "memory",
         f"{step_bytes(state, batch, config) / GB:.2f} GB. Measured with a whole batch, {precision} "
-        f"on {device.type}; the CUDA context and fragmentation are not included",
+        f"on {device.type}; {beside_tensors(device)}",
     )
     seconds = fastest_of_two(lambda: take_step(state, batch, config))
     print_row(

@@ -33,8 +33,13 @@ from alice_nnunet.pretrain.embedding.indexing import index_volumes
 from alice_nnunet.pretrain.embedding.run import EmbedRun, train
 from alice_nnunet.pretrain.embedding.show import show_matches
 from alice_nnunet.pretrain.embedding.state import build_state, load_state
-from alice_nnunet.pretrain.runtime.device import choose_device
-from alice_nnunet.pretrain.runtime.estimate import millions
+from alice_nnunet.pretrain.runtime.device import (
+    autocast,
+    choose_device,
+    settled_precision,
+    warn_of_emulation,
+)
+from alice_nnunet.pretrain.runtime.estimate import millions, precision_name
 from alice_nnunet.pretrain.runtime.log import check_loggers
 from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
 from alice_nnunet.settings.reading import differences
@@ -203,6 +208,7 @@ def train_and_index(job: EmbedJob, overwrite: bool = False) -> int:
     with locked(folder / "lock"):
         if overwrite:
             remove_training(folder)
+        job = dataclasses.replace(job, config=with_precision(job))
 
         if (folder / FINAL).is_file():
             trained = load_checkpoint(folder / FINAL)
@@ -219,6 +225,22 @@ def train_and_index(job: EmbedJob, overwrite: bool = False) -> int:
 
         index_volumes(job.volumes, folder, job.device)
     return 0
+
+
+def with_precision(job: EmbedJob) -> EmbedConfig:
+    """The config of a job, in which auto is what the training there has, else fp32 or bf16."""
+    config = job.config
+    if config.precision != "auto":
+        return config
+
+    for name in (FINAL, LATEST):
+        if (job.folder / name).is_file():
+            trained = embed_config_from_dict(load_checkpoint(job.folder / name)["config"])
+            return dataclasses.replace(config, precision=trained.precision)
+
+    # Whether bf16 pays on CPUs that have it was not measured for the matcher.
+    precision = settled_precision(config.precision, job.device, pays_on_cpu=False)
+    return dataclasses.replace(config, precision=precision)
 
 
 def ensure_index(
@@ -306,8 +328,10 @@ def make_run(job: EmbedJob) -> EmbedRun:
         state = build_state(config, job.device)
 
     write_json_atomically(folder / EMBED_CONFIG, config.as_dict())
+    precision = precision_name(job.device, autocast(job.device, config.precision))
+    warn_of_emulation(job.device, precision)
     print(
-        f"matcher {config.preset} on {job.device}: {len(training)} training and "
+        f"matcher {config.preset} on {job.device} in {precision}: {len(training)} training and "
         f"{len(held_out)} held-out volumes of {millimetres(data['spacing'])}, "
         f"{millions(state.network)} parameters, results in {folder}",
         flush=True,

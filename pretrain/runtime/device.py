@@ -58,14 +58,47 @@ def generator_at(seed: int, stream: int, step: int, device: torch.device) -> tor
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of a precision: auto, fp32 or bf16.
 
-    auto is bf16 on a GPU that has it, and fp32 elsewhere. CPUs with AVX512-BF16 or AMX are faster
-    in bf16 at the paper's sizes, others emulate it slowly.
+    New runs record fp32 or bf16, see settled_precision. auto is in configs of earlier versions:
+    bf16 on a GPU that has it, and fp32 elsewhere.
     """
-    bf16 = precision == "bf16"
-    if precision == "auto" and device.type == "cuda":
-        bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-
+    bf16 = settled_precision(precision, device, pays_on_cpu=False) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def settled_precision(precision: str, device: torch.device, pays_on_cpu: bool) -> str:
+    """What a new run computes in, fp32 or bf16.
+
+    Args:
+        precision: what is asked for: auto, fp32 or bf16. auto is bf16 where the device has it.
+        device: of the run.
+        pays_on_cpu: whether bf16 was measured to be faster on CPUs that have it.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        has_bf16 = pays_on_cpu and cpu_has_bf16()
+    return "bf16" if has_bf16 else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies matrices of bf16 (AVX512-BF16 or AMX). Others emulate it slowly.
+
+    The functions have no public counterpart in the oldest torch that is supported.
+    """
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def warn_of_emulation(device: torch.device, precision: str) -> None:
+    """Say so where a training in bf16 is on a CPU that only emulates it."""
+    if device.type == "cpu" and precision == "bf16" and not cpu_has_bf16():
+        print(
+            "WARNING: this CPU has no bf16 (neither AVX512-BF16 nor AMX) and emulates it, several "
+            "times slower than fp32. Go on where a GPU or CPU has it, or start a new training with "
+            "--set precision=fp32",
+            flush=True,
+        )
 
 
 def peak_memory(device: torch.device) -> float:

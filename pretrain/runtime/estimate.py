@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alice_nnunet.pretrain.runtime.log import time_left
+from alice_nnunet.text import CUDA_GB
 
 
 def print_row(name: str, text: str) -> None:
@@ -17,6 +18,13 @@ def precision_name(device: torch.device, context: torch.autocast) -> str:
     """What a step computes in within an autocast context: bf16 or fp32."""
     with context:
         return "bf16" if torch.is_autocast_enabled(device.type) else "fp32"
+
+
+def beside_tensors(device: torch.device) -> str:
+    """What the memory of a step's tensors does not include."""
+    if device.type == "cuda":
+        return f"about {CUDA_GB:g} GB for CUDA comes on top"
+    return "what Python and its libraries take comes on top"
 
 
 def millions(module: nn.Module) -> str:

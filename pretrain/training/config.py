@@ -44,6 +44,10 @@ WARMUP_SHARE = 0.028  # of the iterations: 100 epochs of 1800 volumes in batches
 # Decided by the command's own options and by the data, not by --set.
 IDENTITY = ("dataset", "encoder", "preset")
 
+# Encoders whose steps were faster in bf16 on CPUs that have it, in preset tiny and paper. Those of
+# swin were slower in preset tiny and not measured in preset paper (docs/results/encoders.md).
+FASTER_IN_BF16 = ("nnformer", "vit")
+
 USUAL_THRESHOLD = 0.7  # where the index knows none
 
 # What users may type for "not set", and what earlier versions wrote into config.json.
@@ -94,7 +98,8 @@ class PretrainConfig:
         max_return: mm; with matcher embedding, pairs whose match leads back to a point further
             away are rejected. Default: not checked.
         validation_share: share of the cases that is held out (Sec. A.1).
-        precision: fp32, bf16 or auto (bf16 where the device supports it).
+        precision: fp32, bf16 or auto: bf16 on a GPU that has it and, with vit and nnformer, on a
+            CPU that has it. A run records which of both it is, and --c goes on with that.
         accumulate: parts that a batch is computed in, one after the other. The result of a step
             does not depend on it.
         checkpoint_blocks: keep only the input of each block and recompute the rest in the backward

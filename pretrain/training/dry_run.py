@@ -11,6 +11,7 @@ from alice_nnunet.memory import GB, Ledger
 from alice_nnunet.pictures import pair_figure, save_figure
 from alice_nnunet.pretrain.runtime.device import autocast
 from alice_nnunet.pretrain.runtime.estimate import (
+    beside_tensors,
     fastest_of_two,
     gradient_bytes,
     millions,
@@ -91,8 +92,7 @@ def print_plan(
         "memory",
         f"{(fixed + pair * pairs_at_once) / GB:.2f} GB on each device: {fixed / GB:.2f} "
         f"whatever the batch, and {pair / GB:.2f} for each of {pairs_at_once} pairs. Measured with "
-        f"one pair and two, {precision} on {device.type}; the CUDA context and fragmentation are "
-        "not included",
+        f"one pair and two, {precision} on {device.type}; {beside_tensors(device)}",
     )
     print_row(
         "time",

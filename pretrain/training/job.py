@@ -25,14 +25,25 @@ from alice_nnunet.pretrain.datasets.preprocessed import (
 )
 from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
 from alice_nnunet.pretrain.embedding.job import ensure_index
-from alice_nnunet.pretrain.runtime.device import choose_device
+from alice_nnunet.pretrain.runtime.device import (
+    autocast,
+    choose_device,
+    settled_precision,
+    warn_of_emulation,
+)
 from alice_nnunet.pretrain.runtime.distributed import Team, launch, launched, team
-from alice_nnunet.pretrain.runtime.estimate import millions, tensor_bytes
+from alice_nnunet.pretrain.runtime.estimate import millions, precision_name, tensor_bytes
 from alice_nnunet.pretrain.runtime.log import check_loggers
 from alice_nnunet.pretrain.runtime.steps import NonFiniteLoss
 from alice_nnunet.pretrain.runtime.stop import exit_code
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
-from alice_nnunet.pretrain.training.config import PretrainConfig, Settings, make_config, rate
+from alice_nnunet.pretrain.training.config import (
+    FASTER_IN_BF16,
+    PretrainConfig,
+    Settings,
+    make_config,
+    rate,
+)
 from alice_nnunet.pretrain.training.dry_run import draw_first_pair, print_plan
 from alice_nnunet.pretrain.training.folders import (
     RunFolder,
@@ -169,7 +180,7 @@ def pretrain_in(run: RunFolder, request: Request, processes: Team) -> int:
         0, or the signal that stopped the run, which is saved.
     """
     plans, volumes = processes.first(lambda: find_volumes(request))
-    job = make_job(request, plans, volumes, run, world())
+    job = make_job(request, plans, volumes, run, world(), processes.device)
 
     if job.config.matcher == "embedding":
         if rank() == 0:
@@ -213,6 +224,7 @@ def dry_run(request: Request) -> None:
     if not is_preprocessed(nnunet_folder("nnUNet_preprocessed") / name):
         raw = open_raw_dataset(name)
         config = make_config(name, request.settings, len(raw.dataset_json["channel_names"]))
+        config = with_precision(config, device)
         print(
             f"{name}: {len(raw.cases)} cases, not (completely) preprocessed. That comes first; "
             "until then there is no pair to draw"
@@ -221,7 +233,7 @@ def dry_run(request: Request) -> None:
         return
 
     plans, volumes = find_volumes(request)
-    job = make_job(request, plans, volumes, run, request.num_gpus)
+    job = make_job(request, plans, volumes, run, request.num_gpus, device)
     config = job.config
     step = load_checkpoint(job.run.checkpoint)["step"] if job.run.checkpoint else 0
     print_plan(
@@ -256,7 +268,21 @@ def find_volumes(request: Request) -> tuple[dict, Path]:
     return preprocessed_volumes(name, request.processes, settings.preset, crop_size)
 
 
-def make_job(request: Request, plans: dict, volumes: Path, run: RunFolder, processes: int) -> Job:
+def with_precision(config: PretrainConfig, device: torch.device) -> PretrainConfig:
+    """The config of a new run, in which precision is fp32 or bf16."""
+    pays_on_cpu = config.encoder in FASTER_IN_BF16
+    precision = settled_precision(config.precision, device, pays_on_cpu)
+    return dataclasses.replace(config, precision=precision)
+
+
+def make_job(
+    request: Request,
+    plans: dict,
+    volumes: Path,
+    run: RunFolder,
+    processes: int,
+    device: torch.device,
+) -> Job:
     """Combine a request with preprocessed volumes and, with --c, the run that is there.
 
     Args:
@@ -265,6 +291,7 @@ def make_job(request: Request, plans: dict, volumes: Path, run: RunFolder, proce
         volumes: Folder of the preprocessed cases.
         run: Its folder, and the checkpoint to go on from.
         processes: That train together.
+        device: Of the run.
 
     Raises:
         UserError: A setting is out of range, or the run that is there cannot be resumed.
@@ -280,6 +307,8 @@ def make_job(request: Request, plans: dict, volumes: Path, run: RunFolder, proce
         config = resumed_config(
             run.checkpoint, config, request.settings.given, data, matcher, processes
         )
+    else:
+        config = with_precision(config, device)
 
     if config.probe_labels:
         labeled_cases(Path(config.probe_labels), len(data["channels"]))  # complete, before any step
@@ -370,10 +399,12 @@ def make_run(job: Job, request: Request, device: torch.device) -> Run:
         several = (
             f", {world()} processes with {config.batch_size} pairs each" if world() > 1 else ""
         )
+        precision = precision_name(device, autocast(device, config.precision))
+        warn_of_emulation(device, precision)
         print(
-            f"{config.encoder} {config.preset} on {device}{several}: {len(job.training)} training "
-            f"and {len(job.held_out)} held-out volumes of {millimetres(job.data['spacing'])}, "
-            f"{millions(state.model.encoder)} encoder "
+            f"{config.encoder} {config.preset} on {device} in {precision}{several}: "
+            f"{len(job.training)} training and {len(job.held_out)} held-out volumes of "
+            f"{millimetres(job.data['spacing'])}, {millions(state.model.encoder)} encoder "
             f"parameters, {rate(config, world())}, results in {job.run.path}",
             flush=True,
         )

@@ -72,6 +72,8 @@ def resumed_config(
     # Only what the user gave must agree: the rest is the run's, whatever the presets are now.
     wanted = flatten(requested.as_dict(), ())
     wanted = {name: wanted[name] for name in ("preset", *given)}
+    if wanted.get("precision") == "auto":
+        del wanted["precision"]  # whatever it was when the run began
 
     changed = differences(
         flatten(config.as_dict(), ()), wanted, "on the command line", "in the saved run"

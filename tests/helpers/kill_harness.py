@@ -32,6 +32,7 @@ from alice_nnunet.pretrain.commands.pretrain import main
 REACHED = "reached"  # file that says that a process waits to be killed
 SAVE_EVERY = 4  # steps; every second one is logged
 SETTINGS = (
+    "precision=fp32",  # whatever the CPU has
     "batch_size=1",
     "width=24",
     "depth=2",

@@ -19,6 +19,7 @@ COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
 SETTINGS = [
     f"--set={s}"
     for s in (
+        "precision=fp32",  # whatever the CPU has
         "iterations=100000",
         "batch_size=2",
         "width=48",

@@ -30,6 +30,7 @@ STEPS = 24
 SETTINGS = [
     f"--set={s}"
     for s in (
+        "precision=fp32",  # whatever the CPU has
         f"iterations={STEPS}",
         "batch_size=2",
         "width=48",
@@ -102,6 +103,7 @@ def test_the_first_run_preprocesses_and_leaves_what_the_design_lists(unbroken):
 
     for words in (
         "this comes first",
+        "vit tiny on cpu in fp32: ",
         f"step {STEPS}/{STEPS} | loss",
         " ema 0.9",
         " GB | left",

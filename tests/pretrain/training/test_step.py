@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from alice_nnunet.model.views import make_views
 from alice_nnunet.pretrain.runtime.device import TRAINING, VALIDATION, generator_at
@@ -59,6 +60,29 @@ def test_a_step_is_the_textbook_step():
         assert ours.grad is theirs.grad is None or torch.equal(ours.grad, theirs.grad), name
     for (name, ours), theirs in zip(state.model.state_dict().items(), model.state_dict().values()):
         assert torch.allclose(ours, theirs, atol=1e-7), name
+
+
+def test_in_bf16_on_a_cpu_losses_norms_and_weights_stay_in_fp32():
+    exact = small_config("precision=fp32")
+    expected = train_step(build_state(exact, CPU), noise(), exact, SPACING)
+
+    config = small_config("precision=bf16")
+    state = build_state(config, CPU)
+    result = train_step(state, noise(), config, SPACING)
+
+    assert result.finite and result.loss != expected.loss
+    for name, loss in result.losses.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected.losses[name].item(), rel=0.02, abs=0.02), name
+    assert all(p.dtype == torch.float32 for p in state.model.parameters())
+    assert all(gradient.dtype == torch.float32 for gradient in gradients_of(state.model).values())
+
+    # A norm may be given bf16 and may return it, but what it computes in between is fp32: the
+    # squares of these values, whose mean is 300 times their spread, need it.
+    with torch.autocast("cpu", torch.bfloat16):
+        x = (300 + torch.randn(5, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
+        single = F.layer_norm(x.float(), (64,))
+        torch.testing.assert_close(F.layer_norm(x, (64,)), single.bfloat16(), rtol=0.01, atol=1e-3)
 
 
 def test_gradients_are_clipped_and_lr_follows_the_schedule():
