@@ -238,7 +238,7 @@ def settings_of(cls: type, left_out: Iterable[str] = ()) -> list[Setting]:
 
 def typed(value: object) -> str:
     """A value as it is typed after `--set name=`."""
-    if value is None or value is dataclasses.MISSING:
+    if value is None or value is dataclasses.MISSING or value == ():
         return ""
     if isinstance(value, str):
         return f"`{value}`"
