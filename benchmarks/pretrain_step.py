@@ -252,9 +252,12 @@ def seconds(action: Callable, device: torch.device, repeats: int, warm: bool = F
     return statistics.median(times[-repeats:])
 
 
-def matmul_peak(device: torch.device, precision: str) -> float:
-    """Operations per second of a large matrix product in a step's precision: the best of ten."""
-    n = MATMUL[device.type]
+def matmul_peak(device: torch.device, precision: str, side: int | None = None) -> float:
+    """Operations per second of a large matrix product in a step's precision: the best of ten.
+
+    side: of the square matrices (default: one that fills the device).
+    """
+    n = side or MATMUL[device.type]
     a, b = torch.randn(2, n, n, device=device)
 
     with autocast(device, precision):
