@@ -3,10 +3,6 @@
 from collections.abc import Iterable
 from datetime import timedelta
 
-# GB (1e9 bytes) of a GPU's memory for the CUDA context, cuDNN's workspaces and gaps between
-# tensors, which no estimate here counts.
-CUDA_GB = 1.0
-
 
 def voxels(size: Iterable[float | str]) -> str:
     """A size as `96 x 96 x 96`; numbers that are already text stay as they are."""

@@ -6,10 +6,9 @@ import re
 from alice_nnunet.checks.options import add_decision_options, given_decisions
 from alice_nnunet.errors import CommandParser, UserError, command
 from alice_nnunet.finetuning.recipes import SETTINGS
-from alice_nnunet.planning.request import PlanRequest
+from alice_nnunet.planning.request import CUDA_GB, PlanRequest
 from alice_nnunet.settings.options import add_processes_option, add_set_option
 from alice_nnunet.settings.reading import given_settings
-from alice_nnunet.text import CUDA_GB
 
 
 def parser() -> CommandParser:

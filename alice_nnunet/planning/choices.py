@@ -12,7 +12,7 @@ from alice_nnunet.finetuning.recipes import RECIPES
 from alice_nnunet.memory import GB
 from alice_nnunet.model.encoders.registry import unit_of
 from alice_nnunet.planning.labeled_dataset import LabeledDataset
-from alice_nnunet.planning.request import PlanRequest
+from alice_nnunet.planning.request import CUDA_GB, PlanRequest
 from alice_nnunet.planning.sizes import (
     Reduction,
     batch_within,
@@ -21,7 +21,7 @@ from alice_nnunet.planning.sizes import (
     patch_within,
     sizes_at,
 )
-from alice_nnunet.text import CUDA_GB, millimetres, voxels
+from alice_nnunet.text import millimetres, voxels
 
 SMALL_BATCH = 2  # of presets that do not fill a GPU; paper presets have the recipe's
 

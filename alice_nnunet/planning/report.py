@@ -8,7 +8,8 @@ from alice_nnunet.memory import GB
 from alice_nnunet.names import CONFIGURATION
 from alice_nnunet.planning.choices import PlanChoices
 from alice_nnunet.planning.labeled_dataset import LabeledDataset
-from alice_nnunet.text import CUDA_GB, millimetres, voxels
+from alice_nnunet.planning.request import CUDA_GB
+from alice_nnunet.text import millimetres, voxels
 
 FOLDS = 5  # of nnU-Net's cross-validation
 SPLITS = "splits_final.json"  # folds that the user made

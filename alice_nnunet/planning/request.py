@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 
 from alice_nnunet.checks.findings import NO_DECISIONS, Decisions
 
+# GB (1e9 bytes) of a GPU's memory for the CUDA context, cuDNN's workspaces and gaps between
+# tensors, which no estimate here counts, nor that of alice-pretrain --dry-run.
+CUDA_GB = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:

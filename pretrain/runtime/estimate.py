@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from alice_nnunet.planning.request import CUDA_GB
 from alice_nnunet.pretrain.runtime.log import time_left
-from alice_nnunet.text import CUDA_GB
 
 
 def print_row(name: str, text: str) -> None:

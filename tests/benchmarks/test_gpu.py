@@ -135,3 +135,27 @@ def test_correctness_on_the_pretended_device(precision, monkeypatch):
     with pretended_cuda(monkeypatch):
         row = against_cpu(config, CUDA)
     assert row["agrees"] and (precision == "fp32" or row["loss off by"] != "0.0e+00")
+
+
+def test_memory_of_the_pretended_device_is_its_own_counters(monkeypatch):
+    import gpu_cases
+    from gpu_cases import Request, pretraining_step
+
+    monkeypatch.setattr(gpu_cases, "seconds", lambda *_: 0.5)
+    monkeypatch.setattr(gpu_cases, "step_flops", lambda *_: 2e12)
+    monkeypatch.setattr(gpu_cases, "matmul_peak", lambda *_: 16e12)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 2e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda *_: 3e9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (5e9, 8e9))
+
+    request = Request(torch.device("cuda"), ("vit",), ("tiny",), 1, True, None)
+    config = request.config("vit", "tiny", "precision=auto", "compile=off")
+    with pretended_cuda(monkeypatch):
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 1.5e9)
+        row = pretraining_step(config, request)
+
+    assert row["peak, GB"] == "1.5" and row["kept by torch, GB"] == "3"
+    assert row["outside, GB"] == "1"  # 8 - 5 in use, 2 of it torch's
+    assert row["of the matmul peak"] == "25%" and float(row["estimate, GB"]) > 0
