@@ -108,6 +108,15 @@ def test_plans_come_out_the_same(place, plans, encoder):
     if encoder == "vit":  # the expected plans name the checkpoint of step 6
         now["alice"].pop("weights_sha256")
         was["alice"].pop("weights_sha256")
+
+        # Plans now say which patch the position embeddings are for, in multiples of 16 voxels.
+        configuration = now["configurations"]["3d_fullres"]
+        size = [-(-length // 16) * 16 for length in configuration["patch_size"]]
+        for arguments in (
+            now["alice"]["network_arguments"],
+            configuration["architecture"]["arch_kwargs"],
+        ):
+            assert arguments.pop("positions") == {"size": size, "pitch": [1.0, 1.0, 1.0]}
     assert now == was
 
 
