@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import alice_nnunet
+from tests.helpers.warm_commands import warm_commands
 
 os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
@@ -28,6 +30,13 @@ def nnunet_folders(tmp_path, monkeypatch) -> Path:
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory) -> Iterator[Path]:
+    """A folder of the installed commands that start quickly, see warm_commands."""
+    with warm_commands(tmp_path_factory.mktemp("programs")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from alice_nnunet.model.losses import (
 from alice_nnunet.model.method import Method
 from alice_nnunet.model.tokens import put_tokens, take_tokens
 from alice_nnunet.model.views import Views, at_places, joined
-from alice_nnunet.ranks import gather_rows, mean_over_ranks, rank
+from alice_nnunet.ranks import gather_rows, mean_over_ranks, rank, world
 
 CENTER_STEP = 0.1  # share of a step's mean in the running means that centering subtracts (DINO)
 RANK_TOKENS = 8  # of each crop, evenly spaced, that the effective rank is measured on
@@ -103,6 +103,22 @@ class Output:
         return {name: spread(values, self.vectors[name]) for name, values in self.moments.items()}
 
 
+@dataclass
+class StepKeys:
+    """What a whole step's tokens are told apart from, by place. Parts of a batch share it.
+
+    Attributes:
+        vectors: (K, N, C), keys of all crops of the step, of all processes, see `Alice.own_keys`.
+            First all Q, then all K, each in the order of processes and parts.
+        rows: (2 B,), which of them are a part's own crops, Q and then K.
+        asked: (), tokens of a part that have a key, the mean over all parts and processes.
+    """
+
+    vectors: Tensor
+    rows: Tensor
+    asked: Tensor
+
+
 class Alice(nn.Module):
     """The online and the target branch.
 
@@ -165,7 +181,7 @@ class Alice(nn.Module):
         self.psi = copy.deepcopy(self.phi)
         self.target_casa = copy.deepcopy(self.casa) if method.ema_casa else None
         places = math.prod(encoder.grid)
-        by_place = method.dv_by == "place"
+        by_place = method.compares_by_place
         for term in ("dv", "st"):
             if method.centers(term):
                 shape = (places, channels) if term == "dv" and by_place else (channels,)
@@ -180,8 +196,14 @@ class Alice(nn.Module):
         for module in (*self.targets(), *self.untrained()):
             module.requires_grad_(False)
 
-    def forward(self, query: Views, key: Views) -> Output:
-        """The losses for aligned crops Q and K of different people (Fig. 2)."""
+    def forward(self, query: Views, key: Views, step_keys: StepKeys | None = None) -> Output:
+        """The losses for aligned crops Q and K of different people (Fig. 2).
+
+        Args:
+            query: Q.
+            key: K.
+            step_keys: where Q and K are a part of a step's pairs, see `keys_of_parts`.
+        """
         q, k = self.branches_of_both(query, key)
 
         method = self.method
@@ -199,7 +221,11 @@ class Alice(nn.Module):
 
         # Sec. 3.2: the same body part in two people looks alike as a whole
         if method.weight_dv and method.dv_by == "place":
-            losses["l_dv"], targets, keys = self.invariance_by_place(q, k, query, key)
+            targets = self.center("dv", torch.cat([q.target, k.target]))
+            if step_keys is None:
+                step_keys = self.keys_of_step([self.own_keys(targets, query, key)])[0]
+            losses["l_dv"] = self.invariance_by_place(q, k, query, key, step_keys)
+            keys = step_keys.vectors
             features["cls"] = targets.mean(1)
             target_means["dv"] = torch.cat([q.target, k.target]).float().mean(0)
         elif method.weight_dv:
@@ -315,20 +341,13 @@ class Alice(nn.Module):
         )
 
     def invariance_by_place(
-        self, q: Branches, k: Branches, query: Views, key: Views
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, q: Branches, k: Branches, query: Views, key: Views, step_keys: StepKeys
+    ) -> Tensor:
         """Eq. 2 for each visible token, which finds its place in the other person, among all crops.
 
-        Q and K are aligned at their middles, so tokens at the same place of both show about the
-        same body part. What the target's augmentation moved is moved back; a place that its view
-        does not show is no key. The student is phi of the encoder's token.
-
-        Returns:
-            loss: of the batch.
-            targets: (2 B, N, C), psi of both crops' target views, centered at each place.
-            keys: (2 B, N, C) of all processes.
+        Q and K are aligned, so tokens at the same place of both show about the same body part. The
+        student is phi of the encoder's token.
         """
-        targets = self.center("dv", torch.cat([q.target, k.target]))
         visible = torch.cat([q.visible, k.visible])  # (2 B, V, E)
         keep = torch.cat([query.keep, key.keep])  # (2 B, V)
         masked = torch.cat([query.masked, key.masked])  # (2 B, N)
@@ -337,29 +356,76 @@ class Alice(nn.Module):
         nothing = projected.new_zeros(()).expand(*masked.shape, projected.shape[-1])
         students = put_tokens(projected, keep, nothing)  # (2 B, N, C)
 
-        moved = torch.cat([query.moved, key.moved])
-        own_keys, shown = at_places(targets, moved, self.encoder.grid)
-        own_keys = own_keys * shown[..., None]
-
-        # Validation runs in one process. The others would not answer a call to gather.
-        keys = gather_rows(own_keys) if self.training else own_keys
-        first = rank() * len(own_keys) if self.training else 0
-        crops = torch.arange(len(own_keys), device=own_keys.device)
-        partner = crops.roll(len(crops) // 2)
+        match = partners_of(step_keys.rows)
         losses = place_info_nce_loss(
             students,
-            torch.cat([keys, self.memory]),
-            match=first + partner,
-            own=first + crops,
+            torch.cat([step_keys.vectors, self.memory]),
+            match=match,
+            own=step_keys.rows,
             temperature=self.method.temperature,
         )  # (2 B, N)
 
-        asked = shown[partner] & ~masked
-        number = asked.sum().float()
-        if self.training:
-            number = mean_over_ranks(number)
-        loss = 2 * torch.where(asked, losses, 0).sum() / number.clamp(min=1)
-        return loss, targets, keys
+        asked = step_keys.vectors[match].any(-1) & ~masked
+        return 2 * torch.where(asked, losses, 0).sum() / step_keys.asked.clamp(min=1)
+
+    def own_keys(self, targets: Tensor, query: Views, key: Views) -> tuple[Tensor, Tensor]:
+        """What the target views of these crops say about the places of their tokens.
+
+        What the augmentation moved is moved back. A place that a view does not show has no key.
+
+        Args:
+            targets: (2 B, N, C), psi of both crops' target views, centered at each place.
+            query: views of Q.
+            key: views of K.
+
+        Returns:
+            keys: (2 B, N, C); 0 where there is none.
+            asked: (), visible tokens whose place the other person's view shows.
+        """
+        moved = torch.cat([query.moved, key.moved])
+        masked = torch.cat([query.masked, key.masked])  # (2 B, N)
+
+        read, shown = at_places(targets, moved, self.encoder.grid)
+        asked = partners_of(shown) & ~masked
+        return read * shown[..., None], asked.sum().float()
+
+    def keys_of_step(self, parts: list[tuple[Tensor, Tensor]]) -> list[StepKeys]:
+        """The keys of a whole step for each of its equal parts.
+
+        Args:
+            parts: `own_keys` of each part.
+        """
+        halves = [keys.chunk(2) for keys, _ in parts]
+        keys = torch.cat([half for kind in zip(*halves) for half in kind])
+        asked = torch.stack([number for _, number in parts]).mean()
+
+        processes = 1
+        if self.training:  # Validation runs in one process. The others would not answer.
+            processes = world()
+            keys = gather_rows(keys).unflatten(0, (processes, 2, -1)).transpose(0, 1).flatten(0, 2)
+            asked = mean_over_ranks(asked)
+
+        rows = torch.arange(len(keys), device=keys.device).view(2, processes, len(parts), -1)
+        of_parts = rows[:, rank() if self.training else 0].unbind(1)
+        return [StepKeys(keys, own.flatten(), asked) for own in of_parts]
+
+    @torch.no_grad()
+    def keys_of_parts(self, parts: list[tuple[Views, Views]]) -> list[StepKeys] | list[None]:
+        """What each part of a step needs to know of the others, for `forward`.
+
+        It costs a pass of the target encoder, so that a step's result does not depend on how many
+        parts it is computed in.
+        """
+        if len(parts) == 1 or not self.method.compares_by_place:
+            return [None] * len(parts)
+
+        own = []
+        for query, key in parts:
+            both = joined(query, key)
+            encoded = self.target_encoder(both.target, both.target_keep)
+            targets = self.center("dv", self.project(self.psi, encoded, kinds=2))
+            own.append(self.own_keys(targets, query, key))
+        return self.keys_of_step(own)
 
     def naming(self, q: Branches, k: Branches, query: Views, key: Views) -> Tensor:
         """l_an: visible tokens name the matcher's vector at their place in the other person.
@@ -467,6 +533,11 @@ class Alice(nn.Module):
         if keys is not None:
             remembered = torch.cat([keys.to(self.memory.dtype), self.memory])
             self.memory.copy_(remembered[: len(self.memory)])
+
+
+def partners_of(crops: Tensor) -> Tensor:
+    """For crops (2 B, ...), Q first and then K, those of the other person."""
+    return crops.roll(len(crops) // 2, 0)
 
 
 def mean_token(query: Tensor, key: Tensor) -> Tensor:

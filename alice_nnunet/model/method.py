@@ -36,15 +36,15 @@ class Method:
 
     # Similarity l_s of Eqs. 2 and 5
     similarity: str = "cosine"  # cosine, infonce (Table 7) or dino (with centering)
-    temperature: float = 0.2  # of infonce
+    temperature: float = 0.1  # of infonce, and of l_dv by place
     predictor: bool = True  # on the online side; without it the equations collapse
     ema_casa: bool = True  # T from an EMA copy of CASA; False: one CASA for S and T, as printed
     # With cosine, subtract the running mean from T: a T that is equal everywhere matches nothing.
     center_teacher: bool = True
 
-    # What l_dv compares. crop: means over crops (Eq. 2). place: each visible token of the encoder
-    # with its place in the other crop, by infonce among the same place of other crops.
-    dv_by: str = "crop"  # what l_dv compares: crop (Eq. 2) or place, token by token
+    # What l_dv compares. place: each visible token of the encoder with its place in the other crop,
+    # by infonce among the same place of other crops. crop: means over crops (Eq. 2).
+    dv_by: str = "place"  # what l_dv compares: place, token by token, or crop (Eq. 2)
     memory: int = 64  # with dv_by place: crops of earlier steps to tell the matched one from
 
     # Networks
@@ -57,17 +57,17 @@ class Method:
     decoder_heads: int = 16  # attention heads of each block
 
     # Weights of the losses; 0 switches a term off (Table 11) and computes nothing for it. The paper
-    # sums (1, 1, 1).
+    # sums l_r, l_dv and l_st with weights (1, 1, 1).
     weight_r: float = 10.0  # of l_r, reconstruction (Eq. 1)
     weight_dv: float = 1.0  # of l_dv, between two people (Eq. 2)
-    weight_st: float = 1.0  # of l_st, token by token (Eq. 5)
+    weight_st: float = 0.0  # of l_st, token by token (Eq. 5)
     # Of l_an, not in the paper: visible tokens name the matcher's vector of their place in the
-    # other person.
-    weight_an: float = 0.0
+    # other person. 0 where it is not given and weight_dv is 0 or the matcher has no vectors.
+    weight_an: float = 2.0
     anatomy_channels: int = 32  # of the matcher's vectors
 
     online_flips: bool = False  # flip the online views too, not only the target's
-    target_flips: bool = True  # flip the target views: to l_dv a left kidney is then a right one
+    target_flips: bool = False  # flip the target views: to l_dv a left kidney is then a right one
 
     def __post_init__(self):
         for name in ("mask_ratio", "target_mask_ratio"):
@@ -95,14 +95,15 @@ class Method:
 
         if self.memory < 0:
             raise ValueError(f"memory must be at least 0, got {self.memory}")
-        if self.dv_by == "place" and (self.target_mask_ratio or self.online_flips):
+        if self.compares_by_place and (self.target_mask_ratio or self.online_flips):
             raise ValueError(
-                "dv_by place needs whole target views and online views that are not flipped: "
-                "set target_mask_ratio=0 and online_flips=false"
+                "dv_by place needs whole target views and online views that are not flipped: set "
+                "target_mask_ratio=0 and online_flips=false, or dv_by=crop"
             )
         if self.weight_an > 0 and self.online_flips:
             raise ValueError(
-                "weight_an needs online views that are not flipped: set online_flips=false"
+                "weight_an needs online views that are not flipped: set online_flips=false or "
+                "weight_an=0"
             )
 
         if self.decoder_width % self.decoder_heads:
@@ -110,6 +111,11 @@ class Method:
                 "decoder_width must be a multiple of decoder_heads, "
                 f"got {self.decoder_width} and {self.decoder_heads}"
             )
+
+    @property
+    def compares_by_place(self) -> bool:
+        """Whether l_dv is computed, token by token."""
+        return self.weight_dv > 0 and self.dv_by == "place"
 
     @property
     def compares(self) -> bool:
@@ -133,7 +139,7 @@ class Method:
         if term == "an":
             return self.weight_an > 0
         if term == "dv" and self.dv_by == "place":
-            return True
+            return self.weight_dv > 0
         if self.similarity == "dino":
             return True
         return self.similarity == "cosine" and self.center_teacher and term == "st"

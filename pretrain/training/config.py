@@ -50,6 +50,15 @@ FASTER_IN_BF16 = ("nnformer", "vit")
 
 USUAL_THRESHOLD = 0.7  # where the index knows none
 
+# What the method was in version 0.1, where its configs say nothing of it.
+METHOD_OF_0_1 = {
+    "reconstruct": "all",
+    "normalise": "token",
+    "dv_by": "crop",
+    "weight_an": 0.0,
+    "target_flips": True,
+}
+
 # What users may type for "not set", and what earlier versions wrote into config.json.
 NOT_SET = {
     "warmup_iterations": -1,
@@ -190,18 +199,15 @@ class PretrainConfig:
 
         if self.method.weight_an > 0 and self.matcher != "embedding":
             raise ValueError(
-                f"weight_an needs the vectors of matcher embedding, got matcher {self.matcher}"
+                f"weight_an needs the vectors of matcher embedding, got matcher {self.matcher}: "
+                "set weight_an=0"
             )
 
-        compares_all_pairs = (
-            self.method.similarity == "infonce"
-            or self.method.head == "byol"
-            or self.method.dv_by == "place"
-        )
+        compares_all_pairs = self.method.similarity == "infonce" or self.method.head == "byol"
         if self.accumulate > 1 and compares_all_pairs:
             raise ValueError(
-                "accumulate must be 1 with similarity infonce, dv_by place and head byol, which "
-                f"compare every pair of a batch with all others, got {self.accumulate}"
+                "accumulate must be 1 with similarity infonce and head byol, which compare every "
+                f"pair of a batch with all others, got {self.accumulate}"
             )
 
     def peak_lr(self, processes: int) -> float:
@@ -282,16 +288,34 @@ def read_settings(
     def given_of(group: str) -> dict[str, Any]:
         return {name: value for name, value in given.items() if name in known[group]}
 
+    run = {**chosen.run, **given_of("run")}
+    method = {**chosen.method, **given_of("method")}
+    if not compares_people(run, method):
+        method.setdefault("weight_an", 0.0)
+
     settings = Settings(
         encoder_name=encoder,
         preset=preset,
         encoder={**chosen.encoder, "crop_size": chosen.crops.size, **given_of("encoder")},
-        method={**chosen.method, **given_of("method")},
-        run={**chosen.run, **given_of("run")},
+        method=method,
+        run=run,
         given=given,
     )
     combine("", settings, {}, ())  # checks the ranges, before anything that takes time
     return settings
+
+
+def compares_people(run: dict[str, Any], method: dict[str, Any]) -> bool:
+    """Whether tokens may name the matcher's vectors (weight_an) where nobody says so.
+
+    Only matcher embedding has vectors, and weight_dv=0 asks for a run that compares no people:
+    with weight_st=0, for reconstruction alone.
+
+    Args:
+        run: fields of `PretrainConfig` that differ from its defaults.
+        method: fields of `Method` that do.
+    """
+    return run.get("matcher", "embedding") == "embedding" and method.get("weight_dv", 1) > 0
 
 
 def none_where_not_set(values: dict[str, Any]) -> dict[str, Any]:
@@ -371,7 +395,7 @@ def config_from_dict(saved: dict) -> PretrainConfig:
             "lr_pairs": None,  # their lr was that of any batch
             "decay_positions": True,  # so did they, and their optimizer has these groups
             **none_where_not_set(saved),
-            "method": Method(**{"reconstruct": "all", "normalise": "token", **saved["method"]}),
+            "method": Method(**{**METHOD_OF_0_1, **saved["method"]}),
             "encoder_arguments": arguments,
             "windowed": tuple(saved.get("windowed", ())),
             "betas": tuple(saved["betas"]),

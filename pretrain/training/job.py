@@ -16,7 +16,6 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256, require_space
 from alice_nnunet.matcher.index import open_embedding, stem_of
 from alice_nnunet.model.encoders.registry import build_encoder
-from alice_nnunet.model.method import Method
 from alice_nnunet.names import ANATOMY, COVERAGE_PICTURE, FINAL, PARTNERS
 from alice_nnunet.pretrain.datasets.preprocessed import (
     is_preprocessed,
@@ -251,7 +250,8 @@ def dry_run(request: Request) -> None:
             "The matcher is not trained, or not every volume is indexed. That comes first "
             "(alice-embed); the pair drawn here is matched by the body's box"
         )
-        config = dataclasses.replace(config, matcher="body", method=Method())  # no weight_an
+        method = dataclasses.replace(config.method, weight_an=0)
+        config = dataclasses.replace(config, matcher="body", method=method)
     config = with_min_score(config, volumes)
 
     first_pair = step * config.batch_size * request.num_gpus

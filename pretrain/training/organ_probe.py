@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from sklearn.linear_model import RidgeClassifier
 from torch import Tensor
 
 from alice_nnunet.datasets.raw_image import first_line, read_case
@@ -219,6 +218,8 @@ def ridge_accuracy(first: Tensor, second: Tensor, organ: np.ndarray) -> float:
     """
     mean = first.mean(0)
     deviation = first.std(0) + 1e-6
+    from sklearn.linear_model import RidgeClassifier  # takes seconds to import
+
     classifier = RidgeClassifier(alpha=REGULARISATION * len(organ))
     classifier.fit(((first - mean) / deviation).numpy(), organ)
     return float((classifier.predict(((second - mean) / deviation).numpy()) == organ).mean())

@@ -172,15 +172,18 @@ def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConf
     """Add the gradient of the batch to that of the weights, in config.accumulate parts."""
     query, key = views
     pairs = len(query.online) // config.accumulate  # in a part
-    parts = []
+    rows = [slice(n * pairs, (n + 1) * pairs) for n in range(config.accumulate)]
+    views_of_parts = [(query.rows(part), key.rows(part)) for part in rows]
+    with autocast(state.device, config.precision):
+        keys = state.model.keys_of_parts(views_of_parts)
 
-    for number in range(config.accumulate):
-        rows = slice(number * pairs, (number + 1) * pairs)
+    parts = []
+    for number, views_of_part in enumerate(views_of_parts):
         more_to_come = number + 1 < config.accumulate
 
         with unsynchronised(state.network, more_to_come):
             with autocast(state.device, config.precision):
-                output = state.network(query.rows(rows), key.rows(rows))
+                output = state.network(*views_of_part, keys[number])
             (output.loss / config.accumulate).backward()
 
         parts.append(

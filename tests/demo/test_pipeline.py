@@ -10,8 +10,9 @@ from alice_nnunet.demo.page import PICTURES
 from alice_nnunet.demo.pipeline import Demo
 
 
-def test_from_unlabeled_scans_to_a_segmentation(tmp_path):
+def test_from_unlabeled_scans_to_a_segmentation(tmp_path, programs):
     demo = Demo(tmp_path, "vit", pretraining_steps=20, epochs=1, iterations=4)
+    demo.environment["PATH"] = f"{programs}:{demo.environment['PATH']}"
     demo.run()
 
     summary = json.loads((tmp_path / "summary.json").read_text())

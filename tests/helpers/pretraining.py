@@ -19,14 +19,23 @@ SMALL = (
     "head_hidden=32",
     "crop_size=32,32,32",
 )
+# The objective of the paper, instead of the default.
+PAPER: dict[str, object] = {
+    "dv_by": "crop",
+    "weight_st": 1.0,
+    "weight_an": 0.0,
+    "target_flips": True,
+    "temperature": 0.2,
+}
 # Steps that move the centers and no weight, to compare gradients of different orders of additions:
 # AdamW turns the last bits of small gradients, which differ, into whole steps of its rate.
 FROZEN = ("lr=1e-12", "warmup_iterations=0", "clip_grad=1000000.0")
 
 
 def small_config(*more: str) -> PretrainConfig:
-    """A tiny ViT on crops of 32 x 32 x 32 voxels."""
-    return make_config("Dataset001_X", read_settings("vit", "tiny", [*SMALL, *more]))
+    """A tiny ViT on crops of 32 x 32 x 32 voxels, with the paper's objective."""
+    paper = [f"{name}={value}" for name, value in PAPER.items()]
+    return make_config("Dataset001_X", read_settings("vit", "tiny", [*SMALL, *paper, *more]))
 
 
 def pair_batch(query: torch.Tensor, key: torch.Tensor) -> PairBatch:

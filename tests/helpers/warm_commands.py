@@ -4,6 +4,9 @@ A process that has imported them waits at a socket. Small programs of the comman
 folder to put first on PATH, pass it their arguments, environment, folder and open files; it forks,
 and the fork calls the command's own entry point. So whole pages of shell commands run in a real
 shell at the cost of what they do.
+
+Where nnU-Net starts its pools by spawn, which imports everything once more for each process, they
+are forked as well.
 """
 
 import gc
@@ -31,7 +34,7 @@ sys.exit(int(server.makefile().read() or 1))
 
 
 @contextmanager
-def warm_commands(folder: Path, appended: dict[str, list[str]]) -> Iterator[Path]:
+def warm_commands(folder: Path, appended: dict[str, list[str]] | None = None) -> Iterator[Path]:
     """Programs for all alice-* and nnUNetv2_* commands, as long as the context lasts.
 
     Args:
@@ -48,7 +51,7 @@ def warm_commands(folder: Path, appended: dict[str, list[str]]) -> Iterator[Path
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen()
-        words = [sys.executable, __file__, str(listening.fileno()), json.dumps(appended)]
+        words = [sys.executable, __file__, str(listening.fileno()), json.dumps(appended or {})]
         server = subprocess.Popen(words, pass_fds=[listening.fileno()])
         try:
             yield programs
@@ -76,6 +79,7 @@ def serve(listening: socket.socket, appended: dict[str, list[str]]) -> None:
     import alice_nnunet.networks.unetr  # noqa: F401
 
     forks = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: forks  # for nnU-Net's pools
     gc.freeze()  # a fork that collects garbage would copy all that is imported
     listening.settimeout(1)
 

@@ -19,11 +19,12 @@ from alice_nnunet.model.method import Method
 from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.model.tokens import patchify, unpatchify
 from alice_nnunet.model.views import Views, at_places, make_views
-from tests.helpers.pretraining import assert_same_gradients
+from tests.helpers.pretraining import PAPER, assert_same_gradients
 
 CROP = (32, 32, 48)
 SPACING = (3.0, 3.0, 3.0)
 SMALL = {
+    **PAPER,
     "head_hidden": 32,
     "head_bottleneck": 16,
     "channels": 24,

@@ -12,9 +12,11 @@ from alice_nnunet.model.transformer import (
     recompute_blocks,
 )
 from alice_nnunet.model.views import make_views
+from tests.helpers.pretraining import PAPER
 
 CROP = (32, 64, 64)
 METHOD = Method(
+    **PAPER,
     head_hidden=32,
     head_bottleneck=16,
     channels=24,

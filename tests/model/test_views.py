@@ -99,7 +99,7 @@ def views_of(crops: torch.Tensor, method: Method, rank: int = 0, world: int = 1)
 
 def test_views_are_the_same_however_a_batch_is_divided():
     crops = torch.rand(4, 1, 32, 32, 32)
-    method = Method(online_flips=True, target_mask_ratio=0.5)
+    method = Method(dv_by="crop", weight_an=0, online_flips=True, target_mask_ratio=0.5)
 
     whole = views_of(crops, method)
     parts = [views_of(crops[:2], method, 0, 2), views_of(crops[2:], method, 1, 2)]
@@ -116,7 +116,8 @@ def test_views_hide_the_online_view_and_augment_the_target():
     assert not torch.allclose(views.target, crops) and views.target.shape == crops.shape
     assert (views.masked.sum(1) == 6).all() and views.target_keep is None
 
-    flipped = views_of(crops, Method(online_flips=True, target_mask_ratio=0.5))
+    flipping = Method(dv_by="crop", weight_an=0, online_flips=True, target_mask_ratio=0.5)
+    flipped = views_of(crops, flipping)
     assert flipped.target_keep.shape == (3, 4) and not torch.equal(flipped.online, crops)
     assert torch.allclose(flipped.online.sum((2, 3, 4)), crops.sum((2, 3, 4)), rtol=1e-4)
 
@@ -128,8 +129,8 @@ def test_target_flips_are_an_option_that_changes_no_other_number():
         generator = torch.Generator().manual_seed(0)
         return make_views(crops, (16, 16, 16), (3.0, 3.0, 3.0), Method(**options), generator)
 
-    flipped = made()
-    upright = made(target_flips=False)
+    flipped = made(target_flips=True)
+    upright = made()
     assert torch.equal(flipped.keep, upright.keep)
     assert torch.equal(flipped.moved.abs(), upright.moved.abs())
     assert (torch.linalg.det(flipped.moved) < 0).any()

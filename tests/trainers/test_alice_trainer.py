@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
@@ -41,13 +39,14 @@ class ShortAliceTrainer(AliceTrainer):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory, real_ct):
+def workplace(tmp_path_factory, real_ct, programs):
     """training.workplace_in with other.pth and a folder with a user's own trainer."""
     root = tmp_path_factory.mktemp("finetuning")
     (root / "own").mkdir()
     (root / "own" / "short_alice_trainer.py").write_text(SHORT_TRAINER)
     write_checkpoint(root / "other.pth", seed=1)
-    with workplace_in(root, real_ct, root / "own"):
+    with workplace_in(root, real_ct, root / "own"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(programs), prepend=os.pathsep)
         yield root
 
 
@@ -61,7 +60,7 @@ def trained(workplace):
     planned = run(workplace, "alice-plan", "-d", "7", "-weights", "c.pth", *options)
     assert planned.stdout.splitlines()[-1] == "AlicePlans"
 
-    preprocess_dataset(7, "AlicePlans", ["3d_fullres"], [1])  # what nnUNetv2_preprocess calls
+    preprocess(workplace, "AlicePlans")
     return workplace, train(workplace, "-tr", "AliceTrainer", "-p", "AlicePlans").stdout
 
 
@@ -76,9 +75,8 @@ def run(
         expected: exit code.
         **variables: more environment variables.
     """
-    program = Path(sys.executable).parent / command[0]
     done = subprocess.run(
-        [program, *command[1:]],
+        [shutil.which(command[0]), *command[1:]],
         cwd=folder,
         env={**os.environ, **variables},
         text=True,
@@ -95,6 +93,22 @@ def train(
     """Train fold 0 on the CPU; see run."""
     command = ("nnUNetv2_train", "7", "3d_fullres", "0", *arguments, "-device", "cpu")
     return run(folder, *command, expected=expected, **variables)
+
+
+def preprocess(folder: Path, plans: str) -> None:
+    """Preprocess the cases of plans."""
+    run(
+        folder,
+        "nnUNetv2_preprocess",
+        "-d",
+        "7",
+        "-plans_name",
+        plans,
+        "-c",
+        "3d_fullres",
+        "-np",
+        "1",
+    )
 
 
 def predict(folder: Path, images: str, results: str, plans: str, *options: str) -> None:
@@ -305,7 +319,7 @@ def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
     """
     folder, _ = trained
     assert "alice_weights=CKPT" in refusal(capsys, lambda: make(folder, plans="nnUNetPlans"))
-    preprocess_dataset(7, configurations=["3d_fullres"], num_processes=[1])
+    preprocess(folder, "nnUNetPlans")
 
     log = train(folder, "-tr", "ShortAliceTrainer", alice_weights="c.pth").stdout
     assert "Loaded 49 of 49" in log

@@ -2,14 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import torch
-from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
 import alice_nnunet.trainers
 from tests.helpers.finetuning import plan_by_hand, write_case, write_checkpoint, write_dataset
@@ -18,7 +17,7 @@ from tests.helpers.training import NAME, plan
 
 def run(*command: str) -> str:
     """Run an installed command. Returns what it printed."""
-    program = Path(sys.executable).parent / command[0]
+    program = shutil.which(command[0])
     done = subprocess.run([program, *command[1:]], text=True, capture_output=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -40,7 +39,8 @@ def make_regions(raw: Path) -> None:
     (raw / "dataset.json").write_text(json.dumps(dataset))
 
 
-def test_training_and_prediction_with_regions(nnunet_folders, real_ct, monkeypatch):
+def test_training_and_prediction_with_regions(nnunet_folders, real_ct, monkeypatch, programs):
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(alice_nnunet.trainers.__path__))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
 
@@ -49,7 +49,17 @@ def test_training_and_prediction_with_regions(nnunet_folders, real_ct, monkeypat
     plan_by_hand(raw, nnunet_folders / "preprocessed" / NAME)
     write_checkpoint(nnunet_folders / "c.pth", encoder="nnformer")
     plan(nnunet_folders, "-epochs", "1", "-iterations", "2")
-    preprocess_dataset(7, "AlicePlans", ["3d_fullres"], [1])
+    run(
+        "nnUNetv2_preprocess",
+        "-d",
+        "7",
+        "-plans_name",
+        "AlicePlans",
+        "-c",
+        "3d_fullres",
+        "-np",
+        "1",
+    )
 
     common = ("-tr", "AliceTrainer", "-p", "AlicePlans", "-device", "cpu")
     log = run("nnUNetv2_train", "7", "3d_fullres", "0", *common)

@@ -165,19 +165,18 @@ def test_the_checkpoint_is_what_others_need(unbroken):
         "target_encoder",
         "psi",
         "target_casa",
+        "center_dv",
         "center_st",
+        "memory",
     }
 
     history = checkpoint["history"]
     assert {
         "l_r",
         "l_dv",
-        "l_st",
         "spread cls",
-        "spread S",
-        "spread T",
-        *(f"rank {name}" for name in ("cls", "H", "S", "T", "V")),
-        *(f"gradient {name}" for name in ("l_r", "l_dv", "l_st")),
+        *(f"rank {name}" for name in ("cls", "V")),
+        *(f"gradient {name}" for name in ("l_r", "l_dv")),
         "validation l_r",
         "rejection rate",
         "ema",

@@ -29,6 +29,7 @@ METHODS = [
     ["weight_dv=0", "weight_st=0", "center_teacher=false"],
     ["ema_casa=false", "target_mask_ratio=0.5", "online_flips=true"],
     ["dv_by=place", "target_flips=false", "memory=64"],
+    ["dv_by=place", "memory=64", "accumulate=2"],
     ["weight_an=2", "weight_dv=0", "weight_st=0", "accumulate=2"],
 ]
 

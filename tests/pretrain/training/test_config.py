@@ -26,7 +26,7 @@ def through_json(config: PretrainConfig) -> PretrainConfig:
     return config_from_dict(json.loads(json.dumps(config.as_dict())))
 
 
-def test_defaults_are_the_papers_but_for_what_the_readme_lists():
+def test_defaults_are_the_papers_but_for_what_the_docs_list():
     c = config()
 
     assert (c.iterations, c.batch_size, c.lr) == (100_000, 8, 5e-5)
@@ -40,7 +40,9 @@ def test_defaults_are_the_papers_but_for_what_the_readme_lists():
     }
 
     assert c.method.mask_ratio == 0.75
-    assert (c.method.weight_r, c.method.weight_dv, c.method.weight_st) == (10, 1, 1)
+    method = c.method
+    assert (method.weight_r, method.weight_dv, method.weight_st, method.weight_an) == (10, 1, 0, 2)
+    assert (method.dv_by, method.target_flips, method.temperature) == ("place", False, 0.1)
 
 
 def test_every_encoder_has_every_preset_and_each_is_complete():
@@ -203,8 +205,23 @@ def test_runs_of_earlier_versions_keep_their_rate_and_views():
     earlier = config().as_dict()
     for name in ("lr_pairs", "windowed"):
         del earlier[name]
-    del earlier["method"]["normalise"]
+    for name in ("normalise", "dv_by", "weight_an", "target_flips"):
+        del earlier["method"][name]
 
     resumed = config_from_dict(earlier)
     assert resumed.peak_lr(1) == resumed.lr and resumed.windowed == ()
     assert resumed.method.normalise == "token"
+    assert (resumed.method.dv_by, resumed.method.weight_an) == ("crop", 0)
+    assert resumed.method.target_flips
+
+
+@pytest.mark.parametrize("matcher", ["body", "same"])
+def test_matchers_without_vectors_have_no_l_an(matcher):
+    assert config(f"matcher={matcher}").method.weight_an == 0
+    assert config("matcher=embedding").method.weight_an == 2
+
+
+def test_no_weight_of_l_dv_and_l_st_is_reconstruction_alone():
+    alone = config("weight_dv=0", "weight_st=0").method
+    assert (alone.weight_an, alone.compares) == (0, False)
+    assert config("weight_dv=0", "weight_an=1").method.weight_an == 1

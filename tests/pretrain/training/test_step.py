@@ -133,9 +133,11 @@ def test_a_step_whose_loss_is_no_number_is_skipped():
     assert (state.step, state.nonfinite) == (4, 0)
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "dino"])
+@pytest.mark.parametrize("similarity", ["cosine", "dino", "place"])
 def test_a_batch_in_parts_is_the_same_step(similarity):
     settings = (*FROZEN, f"similarity={similarity}")
+    if similarity == "place":
+        settings = (*FROZEN, "dv_by=place", "temperature=0.1", "weight_an=2", "memory=6")
     states = []
     results = []
     for parts in (1, 2):
