@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +35,13 @@ def nnunet_folders(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory) -> Iterator[Path]:
-    """A folder of the installed commands that start quickly, see warm_commands."""
+    """A folder of the installed commands that start quickly, see warm_commands.
+
+    nnUNetv2_predict is the real one: it starts processes of its own.
+    """
     with warm_commands(tmp_path_factory.mktemp("programs")) as folder:
+        (folder / "nnUNetv2_predict").unlink()
+        (folder / "nnUNetv2_predict").symlink_to(Path(sys.executable).parent / "nnUNetv2_predict")
         yield folder
 
 

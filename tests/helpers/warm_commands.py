@@ -4,9 +4,6 @@ A process that has imported them waits at a socket. Small programs of the comman
 folder to put first on PATH, pass it their arguments, environment, folder and open files; it forks,
 and the fork calls the command's own entry point. So whole pages of shell commands run in a real
 shell at the cost of what they do.
-
-Where nnU-Net starts its pools by spawn, which imports everything once more for each process, they
-are forked as well.
 """
 
 import gc
@@ -79,7 +76,6 @@ def serve(listening: socket.socket, appended: dict[str, list[str]]) -> None:
     import alice_nnunet.networks.unetr  # noqa: F401
 
     forks = multiprocessing.get_context("fork")
-    multiprocessing.get_context = lambda method=None: forks  # for nnU-Net's pools
     gc.freeze()  # a fork that collects garbage would copy all that is imported
     listening.settimeout(1)
 
