@@ -64,7 +64,7 @@ class Method:
     # Of l_an, not in the paper: visible tokens name the matcher's vector of their place in the
     # other person. 0 where it is not given and weight_dv is 0 or the matcher has no vectors.
     weight_an: float = 2.0
-    anatomy_channels: int = 32  # of the matcher's vectors
+    anatomy_channels: int = 32  # of the matcher's vectors; the index says where it is not given
 
     online_flips: bool = False  # flip the online views too, not only the target's
     target_flips: bool = False  # flip the target views: to l_dv a left kidney is then a right one

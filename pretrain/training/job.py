@@ -190,6 +190,7 @@ def pretrain_in(run: RunFolder, request: Request, processes: Team) -> int:
             note_partners(job)
 
     job = dataclasses.replace(job, config=with_min_score(job.config, job.volumes))
+    job = with_vectors_of_index(job, request.settings.given)
     if rank() == 0:
         check_pairs(job)
 
@@ -355,6 +356,33 @@ def note_partners(job: Job) -> None:
     job.data["partners_sha256"] = file_sha256(table)
 
 
+def with_vectors_of_index(job: Job, given: dict) -> Job:
+    """The job with as many anatomy_channels as the matcher's vectors have.
+
+    Args:
+        job: Of matcher embedding if tokens name its vectors.
+        given: Names and values of the settings that the user gave.
+
+    Raises:
+        UserError: The user gave another number, or the run that is there has one.
+    """
+    method = job.config.method
+    if not method.weight_an:
+        return job
+
+    found = open_embedding(job.matcher_folder, job.training[0]).blocks.shape[2]
+    if found == method.anatomy_channels:
+        return job
+    if job.run.checkpoint or "anatomy_channels" in given:
+        raise UserError(
+            f"weight_an: the matcher's vectors in {job.matcher_folder} have {found} channels, "
+            f"anatomy_channels is {method.anatomy_channels}. Use --set anatomy_channels={found}"
+        )
+
+    method = dataclasses.replace(method, anatomy_channels=found)
+    return dataclasses.replace(job, config=dataclasses.replace(job.config, method=method))
+
+
 def check_pairs(job: Job) -> None:
     """Draw the first pairs, before any step.
 
@@ -362,14 +390,6 @@ def check_pairs(job: Job) -> None:
         UserError: (Nearly) nothing matches.
     """
     pairs = make_training_pairs(job.config, job.volumes, job.training)
-    wanted = job.config.method.anatomy_channels
-    if job.config.method.weight_an:
-        found = open_embedding(job.matcher_folder, job.training[0]).blocks.shape[2]
-        if found != wanted:
-            raise UserError(
-                f"weight_an: the matcher's vectors in {job.matcher_folder} have {found} channels, "
-                f"anatomy_channels is {wanted}. Use --set anatomy_channels={found}"
-            )
 
     try:
         pairs.check()
