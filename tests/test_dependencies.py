@@ -27,7 +27,8 @@ def imported(folder: Path) -> set[str]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"alice_nnunet", "tests"}
+    ours = {"alice_nnunet", "tests", *(path.stem for path in (ROOT / "benchmarks").rglob("*.py"))}
+    return names - set(sys.stdlib_module_names) - ours
 
 
 def distributions(names: set[str]) -> set[str]:

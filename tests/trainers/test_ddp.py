@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from alice_nnunet.finetuning.network import with_all_offsets
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 from tests.helpers.finetuning import CROP, plan_by_hand, write_checkpoint, write_dataset
 from tests.helpers.training import NAME, plan
@@ -71,6 +72,8 @@ def test_steps_in_ddp_use_every_parameter_and_find_the_network_inside(
     assert "Not loaded: none" in trainer.load_weights()
     checkpoint = torch.load(planned.parents[1] / f"{encoder}.pth", weights_only=True)
     weights = checkpoint["network_weights"]
+    if encoder != "vit":
+        weights = with_all_offsets(weights, network.encoder)
     loaded = network.encoder.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.items())
 
