@@ -35,6 +35,7 @@ LIBRARY_ROOMS = (
     "datasets",
     "planning",
     "evaluation",
+    "features",
     "demo",
     "submission",
     "commands",
@@ -107,6 +108,8 @@ def test_no_import_goes_up(name):
     side, here = room(name)
     if side == "trainers" or name.endswith(("__main__", "pretrain")):
         return
+    if name == "alice_nnunet":
+        return  # the front door offers what lies inside
 
     order = LIBRARY_ROOMS if side == "library" else PRETRAIN_ROOMS
     for other in imported_modules(name):
