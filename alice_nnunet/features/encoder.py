@@ -27,7 +27,7 @@ def load_encoder(
 
     `features` gives volumes (1, channels, d, h, w), finest first; calling the encoder gives the
     tokens of the last stage, (1, N, E). An encoder has seen crops of `prepare.crop_size` voxels
-    alone. `alice-features` cuts a larger scan into such crops and blends them.
+    alone; `features` takes a scan as a whole, however large it is.
 
     Args:
         given: checkpoint or results folder of alice-pretrain, folder of alice-export, or Hugging
