@@ -220,7 +220,7 @@ class Alice(nn.Module):
             losses["l_r"] = losses["l_r"] + self.reconstruction(k, key, content_k)
 
         # Sec. 3.2: the same body part in two people looks alike as a whole
-        if method.weight_dv and method.dv_by == "place":
+        if method.compares_by_place:
             targets = self.center("dv", torch.cat([q.target, k.target]))
             if step_keys is None:
                 step_keys = self.keys_of_step([self.own_keys(targets, query, key)])[0]

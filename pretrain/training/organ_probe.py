@@ -216,10 +216,10 @@ def ridge_accuracy(first: Tensor, second: Tensor, organ: np.ndarray) -> float:
         second: (P, E).
         organ: (P,) number of each row's organ, in both.
     """
+    from sklearn.linear_model import RidgeClassifier  # here, as it takes seconds to import
+
     mean = first.mean(0)
     deviation = first.std(0) + 1e-6
-    from sklearn.linear_model import RidgeClassifier  # takes seconds to import
-
     classifier = RidgeClassifier(alpha=REGULARISATION * len(organ))
     classifier.fit(((first - mean) / deviation).numpy(), organ)
     return float((classifier.predict(((second - mean) / deviation).numpy()) == organ).mean())

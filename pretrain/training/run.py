@@ -17,6 +17,7 @@ from alice_nnunet.geometry import Spacing, grid_of
 from alice_nnunet.matcher.baselines import match_by_body, match_same
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.model.encoders.registry import unit_of
+from alice_nnunet.model.method import Method
 from alice_nnunet.names import ANATOMY, PARTNERS
 from alice_nnunet.pictures import AIR, pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.runtime.device import PROBE, TRAINING, VALIDATION, peak_memory
@@ -47,14 +48,25 @@ LOSSES = ("l_r", "l_dv", "l_st", "l_an")  # Eqs. 1, 2 and 5, and the matcher's v
 SPREADS = ("cls", "S", "T")
 RANKS = ("cls", "S", "T", "V")  # in the log line; that of H is in progress.png and TensorBoard
 
-HOW_TO_READ = (  # at the top of the log
-    "how to read this log | l_r is the reconstruction of hidden voxels: it falls from about 2 and "
-    "shows that something is learned",
-    "how to read this log | l_st and l_dv compare two people: they often start low, while all "
-    "features are alike, and rise while the spreads open. A spread of S under 0.1 is normal in the "
-    "first few hundred steps",
-    "how to read this log | the probe starts high, as random weights see brightness and edges, "
-    "falls in the first steps and recovers later. Details: docs/how-to/pretrain.md",
+# At the top of the log
+ON_RECONSTRUCTION = (
+    "l_r is the reconstruction of hidden voxels: it falls from about 2 and shows that something is "
+    "learned"
+)
+ON_PLACES = (
+    "l_dv asks each token which of many crops is the matched one, by what lies at its place: it "
+    "falls slowly"
+)
+ON_VECTORS = (
+    "l_an is the error in naming the matcher's vector of a place: it falls from the first steps on"
+)
+ON_CROPS = (
+    "l_st and l_dv compare two people: they often start low, while all features are alike, and "
+    "rise while the spreads open. A spread of S under 0.1 is normal in the first few hundred steps"
+)
+ON_PROBE = (
+    "the probe starts high, as random weights see brightness and edges, falls in the first steps "
+    "and recovers later. Details: docs/how-to/pretrain.md"
 )
 
 PANELS = {  # of progress.png
@@ -66,6 +78,20 @@ PANELS = {  # of progress.png
     "organs of labeled people": ("probe organs", "probe retrieval", "probe chance"),
     "seconds per step": ("step time", "data time"),
 }
+
+
+def how_to_read(method: Method) -> list[str]:
+    """Lines at the top of the log, on what the run computes."""
+    hints = []
+    if method.weight_r:
+        hints.append(ON_RECONSTRUCTION)
+    if method.compares_by_place:
+        hints.append(ON_PLACES)
+    if method.compares_crops:
+        hints.append(ON_CROPS)
+    if method.weight_an:
+        hints.append(ON_VECTORS)
+    return [*hints, ON_PROBE]
 
 
 def make_matcher(config: PretrainConfig, volumes: Path) -> Matcher:
@@ -495,8 +521,8 @@ def train(run: Run) -> int:
             thresholds={"spread": COLLAPSED},
         )
         if run.state.step == 0:
-            for hint in HOW_TO_READ:
-                log.line(hint)
+            for hint in how_to_read(run.config.method):
+                log.line(f"how to read this log | {hint}")
         run.read_validation(log)
         if run.state.step == 0 and run.config.probe_every:
             run.probe(log)  # of random weights, to compare with

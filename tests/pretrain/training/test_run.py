@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from alice_nnunet.model.losses import second_moments
+from alice_nnunet.model.method import Method
 from alice_nnunet.pretrain.training.feature_ranks import lowest_rank
 from alice_nnunet.pretrain.training.organ_probe import POINTS, LabeledPerson
-from alice_nnunet.pretrain.training.run import EARLY_STEPS, Run
+from alice_nnunet.pretrain.training.run import EARLY_STEPS, Run, how_to_read
 from alice_nnunet.pretrain.training.state import build_state
-from tests.helpers.pretraining import CPU, SPACING, noise, small_config
+from tests.helpers.pretraining import CPU, PAPER, SPACING, noise, small_config
 
 NAMES = ("loss", "l_r", "l_dv", "l_st", "gradient norm", "content", "data time", "step time")
 
@@ -168,3 +169,14 @@ def test_what_was_seen_is_counted(run):
     run.seen = {("q0", "k0"), ("k0", "q0"), ("k1", "k1")}
     run.log_seen(log)
     assert "| 3 of 4 scans, 2 of 12 ordered pairs of scans (16.7%)" in log.lines[0]
+
+
+def test_the_log_explains_the_losses_that_are_computed():
+    default = " ".join(how_to_read(Method()))
+    assert "l_dv asks" in default and "l_an" in default and "l_st" not in default
+
+    paper = " ".join(how_to_read(Method(**PAPER)))
+    assert "l_st and l_dv" in paper and "l_an" not in paper
+
+    alone = how_to_read(Method(weight_dv=0, weight_an=0))
+    assert len(alone) == 2 and "l_r" in alone[0] and "probe" in alone[1]
