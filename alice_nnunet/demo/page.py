@@ -10,7 +10,7 @@ MATCHED_PEOPLE = ("cptacpda_c3l00189", "crlm1004")  # two abdomens
 PICTURES = {
     "matches.png": (
         f"Random points of {MATCHED_PEOPLE[0]} and where the learned matcher finds them in "
-        f"{MATCHED_PEOPLE[1]}, with scores; pairs below 0.65 are not used for training"
+        f"{MATCHED_PEOPLE[1]}, with scores; those below the minimum score are no pairs"
     ),
     "pair.png": (
         "Two crops of the same body part in two people, as the matcher pairs them for pretraining"
