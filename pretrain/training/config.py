@@ -50,7 +50,13 @@ FASTER_IN_BF16 = ("nnformer", "vit")
 
 USUAL_THRESHOLD = 0.7  # where the index knows none
 
-# What the method was in version 0.1, where its configs say nothing of it.
+# What runs of version 0.1 did, of which their configs say nothing.
+RUN_OF_0_1 = {
+    "draw": "random",
+    "crops": "centred",
+    "decay_positions": True,  # their optimizer has these groups
+    "lr_pairs": None,  # their lr was that of any batch
+}
 METHOD_OF_0_1 = {
     "reconstruct": "all",
     "normalise": "token",
@@ -284,6 +290,8 @@ def read_settings(
         file, list(assignments), all_known, (*IDENTITY, "in_channels", "windowed")
     )
     given = none_where_not_set(given)
+    if file is not None:
+        given = {**left_out_by_0_1(file), **given}
 
     def given_of(group: str) -> dict[str, Any]:
         return {name: value for name, value in given.items() if name in known[group]}
@@ -303,6 +311,17 @@ def read_settings(
     )
     combine("", settings, {}, ())  # checks the ranges, before anything that takes time
     return settings
+
+
+def left_out_by_0_1(file: Path) -> dict[str, Any]:
+    """What the config.json of a run of version 0.1 does not say of it; nothing for other files."""
+    content = json.loads(file.read_text())
+    if "encoder_arguments" not in content:
+        return {}  # settings that a user wrote
+
+    run = {name: value for name, value in RUN_OF_0_1.items() if name not in content}
+    method = {n: value for n, value in METHOD_OF_0_1.items() if n not in content["method"]}
+    return run | method
 
 
 def compares_people(run: dict[str, Any], method: dict[str, Any]) -> bool:
@@ -390,10 +409,7 @@ def config_from_dict(saved: dict) -> PretrainConfig:
     arguments = {name: as_tuples(value) for name, value in saved["encoder_arguments"].items()}
     return PretrainConfig(
         **{
-            "draw": "random",  # as earlier versions did, whose runs go on with their pairs
-            "crops": "centred",
-            "lr_pairs": None,  # their lr was that of any batch
-            "decay_positions": True,  # so did they, and their optimizer has these groups
+            **RUN_OF_0_1,
             **none_where_not_set(saved),
             "method": Method(**{**METHOD_OF_0_1, **saved["method"]}),
             "encoder_arguments": arguments,

@@ -201,12 +201,15 @@ def test_the_learning_rate_is_in_proportion_to_the_pairs_in_a_step():
     assert config("lr_pairs=0", "lr=1e-3").peak_lr(8) == 1e-3
 
 
-def test_runs_of_earlier_versions_keep_their_rate_and_views():
+def test_runs_of_earlier_versions_keep_their_rate_and_views(tmp_path):
     earlier = config().as_dict()
     for name in ("lr_pairs", "windowed"):
         del earlier[name]
     for name in ("normalise", "dv_by", "weight_an", "target_flips"):
         del earlier["method"][name]
+
+    (tmp_path / "config.json").write_text(json.dumps(earlier))
+    assert config(file=tmp_path / "config.json") == config_from_dict(earlier)
 
     resumed = config_from_dict(earlier)
     assert resumed.peak_lr(1) == resumed.lr and resumed.windowed == ()
