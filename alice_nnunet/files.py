@@ -140,6 +140,24 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def locked_in_turn(path: Path) -> Iterator[None]:
+    """As locked(), but wait while another process holds the lock, and say so."""
+    with contextlib.ExitStack() as stack:
+        told = False
+        while True:
+            try:
+                stack.enter_context(locked(path))
+                break
+            except Held:
+                if not told:
+                    who = holder(path) or "another process"
+                    print(f"waiting for {who}, which works in {path.parent}", flush=True)
+                    told = True
+                time.sleep(0.5)
+        yield
+
+
 def give_signs(path: Path, name: str, ended: threading.Event) -> None:
     """Write the holder's name into its lock file again and again, until it has ended."""
     while not ended.wait(SIGN_OF_LIFE):

@@ -14,6 +14,7 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.files import (
     file_sha256,
     locked,
+    locked_in_turn,
     new_folder,
     replacing,
     require_space,
@@ -98,6 +99,23 @@ def test_lock_is_free_after_the_block_and_after_an_error_in_it(tmp_path):
         locked(tmp_path / "lock"),
     ):
         pass
+
+
+def test_a_second_process_waits_for_its_turn_and_says_for_whom(tmp_path, capsys):
+    path = tmp_path / "lock"
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout.readline() == "held\n"
+    end = threading.Timer(1.0, first.kill)
+    end.start()
+
+    with locked_in_turn(path):
+        assert first.wait() != 0
+        assert str(os.getpid()) in path.read_text()
+
+    said = capsys.readouterr().out
+    assert said.count("waiting for") == 1 and f"process {first.pid} on" in said
 
 
 ELSEWHERE = "process 7 on another-machine, since 2026-01-01 00:00:00"

@@ -11,7 +11,7 @@ from alice_nnunet.data.volumes import case_names
 from alice_nnunet.datasets.raw_dataset import dataset_name, open_raw_dataset
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import locked, write_json_atomically
+from alice_nnunet.files import locked, locked_in_turn, write_json_atomically
 from alice_nnunet.matcher.presets import PRESETS
 from alice_nnunet.matcher.released import from_released
 from alice_nnunet.model.presets import CROPS
@@ -263,7 +263,8 @@ def ensure_index(
         config = embed_config(dataset, preset)
         return train_and_index(EmbedJob(config, plans, volumes, device, workers))
 
-    with locked(folder / "lock"):
+    # Runs of several encoders may start at once: to index what is new takes each of them moments.
+    with locked_in_turn(folder / "lock"):
         trained = load_checkpoint(folder / FINAL)
         check_spacing(trained, plans, folder, preset)
         its_preset = trained["config"]["preset"]

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from alice_nnunet.model.transformer import Block, compile_blocks
 from alice_nnunet.model.views import make_views
 from alice_nnunet.pretrain.runtime.device import TRAINING, VALIDATION, generator_at
 from alice_nnunet.pretrain.training.state import build_state
@@ -174,10 +175,15 @@ def test_validation_is_repeatable_and_changes_nothing():
     assert all(torch.equal(before[name], v) for name, v in state.model.state_dict().items())
 
 
-@pytest.mark.parametrize("recompute", ["true", "false"])
-def test_the_encoder_gradients_are_those_of_each_weighted_loss_alone(recompute):
-    config = small_config("weight_st=0.5", f"checkpoint_blocks={recompute}")
+@pytest.mark.parametrize("blocks", ["plain", "recomputed", "compiled"])
+def test_the_encoder_gradients_are_those_of_each_weighted_loss_alone(blocks):
+    recompute = blocks == "recomputed"
+    config = small_config("weight_st=0.5", f"checkpoint_blocks={str(recompute).lower()}")
     state = build_state(config, CPU)
+    if blocks == "compiled":
+        compile_blocks(state.model, Block, backend="aot_eager")
+        train_step(state, noise(), config, SPACING)
+        state.model.zero_grad()
     norms = encoder_gradients(state, noise(), config, SPACING)
     assert all(parameter.grad is None for parameter in state.model.parameters())
 
