@@ -8,7 +8,8 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.files import replacing
 from alice_nnunet.names import FINAL, LATEST
 
-PRETRAINING_ENTRIES = ("network_weights", "step", "config", "data", "nnssl_adaptation_plan")
+PRETRAINING_ENTRIES = ("network_weights", "step", "config", "data", "adaptation_plan")
+EARLIER_PLAN = "nnssl_adaptation_plan"  # what earlier versions called it
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -99,6 +100,8 @@ def load_pretraining(path: str | Path) -> dict:
         )
 
     checkpoint = load_checkpoint(path)
+    if isinstance(checkpoint, dict) and EARLIER_PLAN in checkpoint:
+        checkpoint["adaptation_plan"] = checkpoint.pop(EARLIER_PLAN)
     check_entries(checkpoint, path)
     return checkpoint
 

@@ -17,7 +17,7 @@ def test_what_is_saved_is_loaded(tmp_path):
         "step": 2,
         "config": {"x": [1, None]},
         "data": {},
-        "nnssl_adaptation_plan": {},
+        "adaptation_plan": {},
     }
     save_checkpoint(tmp_path / "c.pth", saved)
     loaded = load_pretraining(tmp_path / "c.pth")

@@ -75,11 +75,11 @@ def check_weights(checkpoint: dict, path: Path) -> None:
 
 
 def adaptation_plan_of(checkpoint: dict) -> Any:
-    """The checkpoint's nnssl_adaptation_plan, in early checkpoints without its arch_kwargs.
+    """The checkpoint's adaptation_plan, in early checkpoints without its arch_kwargs.
 
     Those held the encoder's arguments there, where nnssl expects null for networks not its own.
     """
-    plan = checkpoint["nnssl_adaptation_plan"]
+    plan = checkpoint["adaptation_plan"]
     architecture = plan.get("architecture_plans") if isinstance(plan, dict) else None
     arguments = checkpoint["config"]["encoder_arguments"]
 
@@ -87,7 +87,7 @@ def adaptation_plan_of(checkpoint: dict) -> Any:
         return plan
 
     print(
-        "The checkpoint's nnssl_adaptation_plan contains the encoder's arguments as arch_kwargs, "
+        "The checkpoint's adaptation_plan contains the encoder's arguments as arch_kwargs, "
         "where nnssl expects those of its own networks: exported as null. They are in config.json."
     )
     return {**plan, "architecture_plans": {**architecture, "arch_kwargs": None}}

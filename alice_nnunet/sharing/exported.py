@@ -115,7 +115,7 @@ def load_exported(folder: str | Path) -> dict:
 
     checkpoint = {
         "network_weights": weights,
-        "nnssl_adaptation_plan": plan,
+        "adaptation_plan": plan,
         **{name: content[name] for name in COPIED if name in content},
     }
     check_entries(checkpoint, folder)

@@ -60,23 +60,23 @@ ADAPTATION_PLAN = {
 
 
 def check_adaptation_plan(plan: Any, weights: dict[str, Tensor], path: Path) -> None:
-    """Check a checkpoint's nnssl_adaptation_plan against nnssl's schema and against the weights.
+    """Check a checkpoint's adaptation_plan against nnssl's schema and against the weights.
 
     Args:
-        plan: the nnssl_adaptation_plan.
+        plan: the adaptation_plan.
         weights: tensors of the encoder.
         path: of the checkpoint, for the message.
 
     Raises:
         UserError: lists every wrong field.
     """
-    wrong = list(wrong_fields(plan, ADAPTATION_PLAN, "nnssl_adaptation_plan"))
+    wrong = list(wrong_fields(plan, ADAPTATION_PLAN, "adaptation_plan"))
     if not wrong:
         wrong = list(wrong_keys(plan, weights))
 
     if wrong:
         raise UserError(
-            f"the nnssl_adaptation_plan in {path} does not follow nnssl's schema, nothing was "
+            f"the adaptation_plan in {path} does not follow nnssl's schema, nothing was "
             f"written: {'; '.join(wrong)}"
         )
 

@@ -1,4 +1,4 @@
-"""The checkpoint's nnssl_adaptation_plan, in the schema of nnssl's AdaptationPlan."""
+"""The checkpoint's adaptation_plan, in the schema of nnssl's AdaptationPlan."""
 
 from dataclasses import dataclass
 

@@ -102,7 +102,9 @@ def save_state(
         "history": state.history,
         "config": config.as_dict(),
         "data": data,
-        "nnssl_adaptation_plan": adaptation_plan,
+        # Not named nnssl_adaptation_plan: by this name nnU-Net's commands for checkpoints of nnssl
+        # take any file, and where none of its tensors fits their network, they go on without.
+        "adaptation_plan": adaptation_plan,
     }
 
     save_checkpoint(path, checkpoint)

@@ -42,8 +42,8 @@ def test_the_folder_gives_what_the_checkpoint_gives(tmp_path, capsys, encoder):
     assert not list(tmp_path.rglob("*.partial"))
 
     exported = load_exported(out)
-    assert exported.keys() == {"network_weights", "step", "config", "data", "nnssl_adaptation_plan"}
-    for key in ("step", "config", "data", "nnssl_adaptation_plan"):
+    assert exported.keys() == {"network_weights", "step", "config", "data", "adaptation_plan"}
+    for key in ("step", "config", "data", "adaptation_plan"):
         assert exported[key] == checkpoint[key]
 
     ours = exported["network_weights"]
@@ -55,7 +55,7 @@ def test_the_folder_gives_what_the_checkpoint_gives(tmp_path, capsys, encoder):
         assert file.metadata() == {"format": "pt"}
 
     plan = json.loads((out / "adaptation_plan.json").read_text())
-    assert plan == checkpoint["nnssl_adaptation_plan"]
+    assert plan == checkpoint["adaptation_plan"]
     content = json.loads((out / "config.json").read_text())
     assert content["weights_sha256"] == file_sha256(out / "model.safetensors")
     assert content["metrics"]["l_r"] == {"step": 40, "value": 1.5}
@@ -118,15 +118,15 @@ def spoiled(run, tmp_path, change) -> str:
     "change, said",
     [
         (
-            lambda c: c["nnssl_adaptation_plan"].pop("key_to_lpe"),
-            "nnssl_adaptation_plan.key_to_lpe is missing",
+            lambda c: c["adaptation_plan"].pop("key_to_lpe"),
+            "adaptation_plan.key_to_lpe is missing",
         ),
         (
-            lambda c: c["nnssl_adaptation_plan"].update(key_to_stem="stem"),
+            lambda c: c["adaptation_plan"].update(key_to_stem="stem"),
             "key_to_stem is 'stem', and no tensor",
         ),
         (lambda c: c["network_weights"].pop("norm.bias"), "norm.bias"),
-        (lambda c: c.update(nnssl_adaptation_plan=None), "None instead of a dictionary"),
+        (lambda c: c.update(adaptation_plan=None), "None instead of a dictionary"),
         (lambda c: c["config"]["encoder_arguments"].update(width=96), "not those of the vit"),
     ],
 )
@@ -139,7 +139,7 @@ def test_what_cannot_be_described_is_refused_and_leaves_nothing(
 
 def test_early_checkpoints_with_arguments_in_the_plan(run, tmp_path, capsys):
     def early(checkpoint: dict) -> None:
-        architecture = checkpoint["nnssl_adaptation_plan"]["architecture_plans"]
+        architecture = checkpoint["adaptation_plan"]["architecture_plans"]
         architecture["arch_kwargs"] = checkpoint["config"]["encoder_arguments"]
 
     main([str(spoiled(run, tmp_path, early)), str(tmp_path / "out")])

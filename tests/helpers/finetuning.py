@@ -69,7 +69,7 @@ def pretraining_checkpoint(
         "step": 7,
         "config": {"encoder": encoder, "preset": preset, "encoder_arguments": arguments},
         "data": pretraining_data(**data_changes),
-        "nnssl_adaptation_plan": {},
+        "adaptation_plan": {},
     }
 
 

@@ -31,7 +31,7 @@ def change(folder, **values) -> None:
 
 def test_what_is_written_is_read(folder):
     assert load_exported(folder)["step"] == 7
-    assert load_exported(str(folder))["nnssl_adaptation_plan"] == {"any": "plan"}
+    assert load_exported(str(folder))["adaptation_plan"] == {"any": "plan"}
     assert model_sha256(folder) == file_sha256(folder / "model.safetensors")
 
 

@@ -65,7 +65,7 @@ def test_ours_keeps_to_it(plan):
     "place, name", [(place, name) for place, names in FIELDS.items() for name in names.split()]
 )
 def test_every_field_must_be_there_and_of_its_kind(plan, place, name):
-    full = ".".join(filter(None, ("nnssl_adaptation_plan", place, name)))
+    full = ".".join(filter(None, ("adaptation_plan", place, name)))
 
     without = copy.deepcopy(plan)
     del part(without, place)[name]

@@ -141,7 +141,7 @@ def test_the_checkpoint_is_what_others_need(unbroken):
     assert data["spacing"] == [3, 3, 3] and data["orientation"] == "RAS"
     assert data["channels"] == [{"name": "CT", "scheme": "CTNormalization", "window": [-125, 255]}]
 
-    plan = checkpoint["nnssl_adaptation_plan"]
+    plan = checkpoint["adaptation_plan"]
     assert plan.keys() == {
         "architecture_plans",
         "pretrain_plan",
