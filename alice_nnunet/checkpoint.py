@@ -51,6 +51,19 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         ) from error
 
 
+def glance_at(path: Path) -> dict:
+    """A checkpoint whose tensors stay on the disk: quick, for its plain values.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # as in load_checkpoint
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"{path} is not a readable checkpoint ({reason})") from error
+
+
 def no_checkpoint(path: str | Path) -> UserError:
     """The error for a checkpoint that is not there; it names those in and beside its folder."""
     folder = Path(path).parent

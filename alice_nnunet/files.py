@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from alice_nnunet.errors import UserError
 
 SIGN_OF_LIFE = 10.0  # seconds between two in which the holder of a lock writes its name
+SIGNS_TO_WAIT_FOR = 3.5  # as many may fail to come before the holder counts as ended
 
 
 def sync(path: Path) -> None:
@@ -166,7 +167,7 @@ def give_signs(path: Path, name: str, ended: threading.Event) -> None:
 
 def watch(path: Path, name: str, found: str) -> None:
     """Wait whether the holder that was found writes its name again. Raises Held if it does."""
-    seconds = 3.5 * SIGN_OF_LIFE
+    seconds = SIGNS_TO_WAIT_FOR * SIGN_OF_LIFE
     print(
         f"{path} names {found}, which may have been killed: waiting {seconds:.0f} s for a sign "
         "of life",
@@ -204,6 +205,21 @@ def held(path: Path, text: str) -> Held:
         f"another process{who} is working in {path.parent}: wait until it has finished. "
         f"Its lock is {path.name}"
     )
+
+
+def at_work(path: Path) -> str:
+    """The name in a lock file if its process still works, "" if nobody does.
+
+    A process of this machine must exist. Another machine's must have given a sign of life lately.
+    """
+    text = holder(path)
+    if not text:
+        return ""
+
+    if host_of(text) == socket.gethostname():
+        return text if is_alive(text) else ""
+    silent = time.time() - path.stat().st_mtime
+    return text if silent < SIGNS_TO_WAIT_FOR * SIGN_OF_LIFE else ""
 
 
 def host_of(text: str) -> str:

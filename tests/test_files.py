@@ -6,13 +6,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from alice_nnunet import files
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import (
+    at_work,
     file_sha256,
+    holder,
     locked,
     locked_in_turn,
     new_folder,
@@ -201,3 +204,19 @@ def test_two_processes_do_not_fill_one_folder(tmp_path):
 def test_an_existing_folder_is_not_touched(tmp_path):
     with pytest.raises(UserError, match="exists already"), new_folder(tmp_path):
         raise AssertionError("the block does not run")
+
+
+def test_who_is_at_work(tmp_path):
+    lock = tmp_path / "lock"
+    assert at_work(lock) == ""
+    with locked(lock):
+        assert at_work(lock) == holder(lock) != ""
+    assert at_work(lock) == ""
+
+    lock.write_text(f"process 999999999 on {socket.gethostname()}, since today")  # was killed
+    assert at_work(lock) == ""
+    lock.write_text("process 1 on another machine, since today")
+    assert at_work(lock) == "process 1 on another machine, since today"
+    silent = time.time() - 60
+    os.utime(lock, (silent, silent))
+    assert at_work(lock) == ""

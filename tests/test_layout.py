@@ -38,6 +38,7 @@ LIBRARY_ROOMS = (
     "features",
     "demo",
     "submission",
+    "doctor",
     "commands",
 )
 PRETRAIN_ROOMS = ("runtime", "datasets", "embedding", "training", "commands")

@@ -4,6 +4,7 @@ CASE.b2nd holds the image, CASE.pkl its properties. CASE.pkl is written last: a 
 incomplete.
 """
 
+import hashlib
 import itertools
 import os
 import pickle
@@ -226,6 +227,11 @@ def case_names(folder: Path) -> list[str]:
     files = {path.name for path in Path(folder).glob("*")}
     properties = [name.removesuffix(".pkl") for name in files if name.endswith(".pkl")]
     return sorted(case for case in properties if f"{case}.b2nd" in files)
+
+
+def case_list_sha256(cases: list[str]) -> str:
+    """SHA-256 of names of cases, whatever their order: tells whether volumes are the same ones."""
+    return hashlib.sha256("\n".join(sorted(cases)).encode()).hexdigest()
 
 
 def case_properties(folder: Path, case: str) -> dict:

@@ -25,7 +25,7 @@ from alice_nnunet.environment import with_own_trainers
 from alice_nnunet.errors import UserError
 from alice_nnunet.evaluation.scores import dice
 from alice_nnunet.files import write_json_atomically
-from alice_nnunet.names import ANATOMY, CONFIGURATION, FINAL, PRETRAIN_PLANS
+from alice_nnunet.names import ANATOMY, CONFIGURATION, FINAL, RUNS
 from alice_nnunet.pictures import prediction_figure, save_figure
 
 LINES_OF_A_FAILURE = 15  # of the log, shown when a command fails
@@ -77,8 +77,7 @@ class Demo:
     @property
     def pretraining(self) -> Path:
         """Results folder of alice-pretrain."""
-        trained_by = f"AlicePretrain__{PRETRAIN_PLANS}__{CONFIGURATION}"
-        return self.results / UNLABELED / trained_by / self.encoder
+        return self.results / UNLABELED / RUNS / self.encoder
 
     @property
     def model(self) -> Path:

@@ -47,6 +47,12 @@ CROPS = {
     "paper": Crops(size=(64, 192, 192), spacing=(1.5, 0.76, 0.76)),
 }
 
+
+def presets_with_spacing(spacing: tuple[float, float, float]) -> list[str]:
+    """The presets of a spacing in mm, (z, y, x)."""
+    return [name for name, crops in CROPS.items() if crops.spacing == tuple(spacing)]
+
+
 # For CPUs: a run of minutes.
 TINY_RUN = {
     "batch_size": 4,

@@ -36,7 +36,12 @@ from alice_nnunet.errors import UserError
 from alice_nnunet.files import locked, require_space, write_json_atomically
 from alice_nnunet.geometry import Spacing, Triple
 from alice_nnunet.model.presets import CROPS
-from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
+from alice_nnunet.names import (
+    CONFIGURATION,
+    PREPROCESS_LOCK,
+    PREPROCESS_REPORT,
+    PRETRAIN_PLANS,
+)
 from alice_nnunet.pretrain.datasets.pretrain_plans import (
     PRESET,
     channel_windows,
@@ -50,7 +55,7 @@ from alice_nnunet.text import millimetres
 from alice_nnunet.workers import run_each, with_progress
 
 VOLUMES = f"{PRETRAIN_PLANS}_{CONFIGURATION}"  # folder of the cases, in new plans
-REPORT = f"{PRETRAIN_PLANS}_report.json"
+REPORT = PREPROCESS_REPORT
 
 # Cubic resampling leaves ripples of this size in the air beside the skin, in units of the window.
 RINGING = 0.01
@@ -193,7 +198,7 @@ def counted(report: dict) -> str:
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
     """Make a folder of preprocessed data and keep other processes from preprocessing into it."""
-    lock = folder / f"{PRETRAIN_PLANS}.lock"
+    lock = folder / PREPROCESS_LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.touch()

@@ -19,11 +19,12 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from alice_nnunet.data.volumes import case_list_sha256
 from alice_nnunet.datasets.raw_dataset import RawDataset
 from alice_nnunet.datasets.raw_image import check_header, read_case
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Spacing, Triple
-from alice_nnunet.model.presets import CROPS
+from alice_nnunet.model.presets import CROPS, presets_with_spacing
 from alice_nnunet.names import CONFIGURATION, PRETRAIN_PLANS
 
 PRESET = "paper"  # of new plans where nothing else is asked for
@@ -278,7 +279,7 @@ def presets_of(plans: dict) -> list[str]:
     """The presets whose spacing preprocessed volumes have; none for a spacing of the user's."""
     if "preset" in plans and plans["preset"] is None:
         return []
-    return [name for name, crops in CROPS.items() if crops.spacing == spacing_of(plans)]
+    return presets_with_spacing(spacing_of(plans))
 
 
 def data_description(plans: dict, cases: list[str]) -> dict:
@@ -302,5 +303,5 @@ def data_description(plans: dict, cases: list[str]) -> dict:
         "spacing": list(configuration["spacing"]),
         "channels": channels,
         "number_of_cases": len(cases),
-        "case_list_sha256": hashlib.sha256("\n".join(sorted(cases)).encode()).hexdigest(),
+        "case_list_sha256": case_list_sha256(cases),
     }

@@ -15,7 +15,7 @@ from alice_nnunet.files import locked, locked_in_turn, write_json_atomically
 from alice_nnunet.matcher.presets import PRESETS
 from alice_nnunet.matcher.released import from_released
 from alice_nnunet.model.presets import CROPS
-from alice_nnunet.names import ANATOMY, EMBED_CONFIG, FINAL, LATEST
+from alice_nnunet.names import ANATOMY, EMBED_CONFIG, FINAL, LATEST, LOCK
 from alice_nnunet.pretrain.datasets.preprocessed import (
     existing_volumes,
     is_preprocessed,
@@ -175,7 +175,7 @@ def take_released(
     weights = from_released(path)
     folder.mkdir(exist_ok=True)
 
-    with locked(folder / "lock"):
+    with locked(folder / LOCK):
         if any(folder.glob("checkpoint_*.pth")) and not overwrite:
             raise UserError(f"{folder} already holds a training. Remove it with --overwrite")
 
@@ -205,7 +205,7 @@ def train_and_index(job: EmbedJob, overwrite: bool = False) -> int:
     folder = job.folder
     folder.mkdir(exist_ok=True)
 
-    with locked(folder / "lock"):
+    with locked(folder / LOCK):
         if overwrite:
             remove_training(folder)
         job = dataclasses.replace(job, config=with_precision(job))
@@ -264,7 +264,7 @@ def ensure_index(
         return train_and_index(EmbedJob(config, plans, volumes, device, workers))
 
     # Runs of several encoders may start at once: to index what is new takes each of them moments.
-    with locked_in_turn(folder / "lock"):
+    with locked_in_turn(folder / LOCK):
         trained = load_checkpoint(folder / FINAL)
         check_spacing(trained, plans, folder, preset)
         its_preset = trained["config"]["preset"]

@@ -14,9 +14,8 @@ from pathlib import Path
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import Held, locked
-from alice_nnunet.names import CONFIGURATION, FINAL, LATEST, PRETRAIN_PLANS
+from alice_nnunet.names import FINAL, LATEST, LOCK, RUNS
 
-LOCK = "lock"
 CONFIG = "config.json"
 
 # What a run that ended before its first checkpoint leaves, and the next one in its folder removes.
@@ -38,8 +37,7 @@ class RunFolder:
 
 def results_of(dataset: str) -> Path:
     """Where the runs of a dataset, DatasetXXX_NAME, are."""
-    plans = f"AlicePretrain__{PRETRAIN_PLANS}__{CONFIGURATION}"
-    return nnunet_folder("nnUNet_results") / dataset / plans
+    return nnunet_folder("nnUNet_results") / dataset / RUNS
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
