@@ -12,7 +12,7 @@ from alice_nnunet.finetuning.recipes import RECIPES
 from alice_nnunet.memory import GB
 from alice_nnunet.model.encoders.registry import unit_of
 from alice_nnunet.planning.labeled_dataset import LabeledDataset
-from alice_nnunet.planning.request import CUDA_GB, PlanRequest
+from alice_nnunet.planning.request import CUDA_GB, WORKSPACES, PlanRequest
 from alice_nnunet.planning.sizes import (
     Reduction,
     batch_within,
@@ -86,7 +86,7 @@ def choose(
             patch=not request.patch,
             batch=not request.batch,
         )
-        budget = (request.gpu_memory - CUDA_GB) * GB
+        budget = (request.gpu_memory - CUDA_GB) / (1 + WORKSPACES) * GB
         fitted_patch, fitted_batch = fit_memory(patch.value, batch.value, budget, memory, reduction)
         if fitted_patch != patch.value:
             patch = reduced(patch, fitted_patch, f"{voxels(patch.value)} to fit {limit}")

@@ -8,7 +8,7 @@ from alice_nnunet.memory import GB
 from alice_nnunet.names import CONFIGURATION
 from alice_nnunet.planning.choices import PlanChoices
 from alice_nnunet.planning.labeled_dataset import LabeledDataset
-from alice_nnunet.planning.request import CUDA_GB
+from alice_nnunet.planning.request import CUDA_GB, WORKSPACES
 from alice_nnunet.text import millimetres, voxels
 
 FOLDS = 5  # of nnU-Net's cross-validation
@@ -65,7 +65,8 @@ def print_report(
     print_line(
         "memory",
         f"{choices.memory.value / GB:.3g} GB for the tensors of a training step in mixed precision "
-        f"(estimate), and about {CUDA_GB:g} GB for CUDA; {choices.memory.reason}",
+        f"(estimate), up to {WORKSPACES:.0%} more for workspaces, and about {CUDA_GB:g} GB for "
+        f"CUDA; {choices.memory.reason}",
     )
     print_recipe(block.recipe)
 

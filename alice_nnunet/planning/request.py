@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 
 from alice_nnunet.checks.findings import NO_DECISIONS, Decisions
 
-# GB (1e9 bytes) of a GPU's memory for the CUDA context, cuDNN's workspaces and gaps between
-# tensors, which no estimate here counts, nor that of alice-pretrain --dry-run.
+# What no estimate here counts, nor that of alice-pretrain --dry-run, from docs/results/gpu.md: GB
+# (1e9 bytes) for the CUDA context and libraries, and the most that a step took beyond the estimate
+# of its tensors, as a share of it (workspaces of convolutions).
 CUDA_GB = 1.0
+WORKSPACES = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from alice_nnunet.planning.request import CUDA_GB
+from alice_nnunet.planning.request import CUDA_GB, WORKSPACES
 from alice_nnunet.pretrain.runtime.log import time_left
 
 
@@ -23,7 +23,7 @@ def precision_name(device: torch.device, context: torch.autocast) -> str:
 def beside_tensors(device: torch.device) -> str:
     """What the memory of a step's tensors does not include."""
     if device.type == "cuda":
-        return f"about {CUDA_GB:g} GB for CUDA comes on top"
+        return f"up to {WORKSPACES:.0%} more for workspaces, and about {CUDA_GB:g} GB for CUDA"
     return "what Python and its libraries take comes on top"
 
 
