@@ -18,6 +18,9 @@ CPU_SCORES = 2**20
 # Groups that CUDA's kernels of attention take in one call: batch and heads are the axes y and z of
 # the grid of thread blocks (pytorch/pytorch, issues 142228 and 146704).
 CUDA_GROUPS = 65_535
+# Copies of a bias table that a GPU sums gradients in: additions to one number wait for each other,
+# and of the pairs of 16 crops of the paper's size, 50 million must not attend and share a row.
+CUDA_COPIES = 64
 
 
 class Rearrange(torch.autograd.Function):
@@ -79,10 +82,24 @@ class BiasOfPairs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
         (rows,) = ctx.saved_tensors
-        heads = ctx.table_shape[0]
-        index = rows.view(1, -1).long().expand(heads, -1)
+        heads, length = ctx.table_shape
+        copies = copies_of_table(grad.device)
+
+        # Neighboring pairs add to different copies.
+        index = rows.long()
+        if copies > 1:
+            copy = torch.arange(rows.shape[-1], device=rows.device) % copies
+            index = index + copy * length
+
+        index = index.view(1, -1).expand(heads, -1)
         grad = grad.transpose(0, 1).reshape(heads, -1).to(ctx.table_dtype)
-        return grad.new_zeros(ctx.table_shape).scatter_add_(1, index, grad), None, None
+        sums = grad.new_zeros(heads, copies * length).scatter_add_(1, index, grad)
+        return sums.view(heads, copies, length).sum(1), None, None
+
+
+def copies_of_table(device: torch.device) -> int:
+    """Copies of a bias table that its gradient is summed in."""
+    return CUDA_COPIES if device.type == "cuda" else 1
 
 
 def groups_at_a_time(device: torch.device, heads: int, slots: int) -> int:

@@ -132,6 +132,22 @@ def test_gradients_of_biases_are_summed_in_float32():
     torch.testing.assert_close(table.grad[0, 0], expected, rtol=1e-5, atol=0)
 
 
+def test_gradients_of_biases_are_the_same_from_copies_of_the_table(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(3, 9, generator=generator, dtype=torch.double, requires_grad=True)
+    rows = torch.randint(0, 9, (5, 6, 6), generator=generator, dtype=torch.int16)
+    wanted = torch.randn(5, 3, 6, 6, generator=generator, dtype=torch.double)
+
+    for copies in (1, 4, 64):
+        monkeypatch.setattr(window_attention, "copies_of_table", lambda _, copies=copies: copies)
+        bias = BiasOfPairs.apply(table, rows, torch.double)
+        (found,) = torch.autograd.grad((bias * wanted).sum(), table)
+        (expected,) = torch.autograd.grad(
+            (table[:, rows.long()].transpose(0, 1) * wanted).sum(), table
+        )
+        torch.testing.assert_close(found, expected)
+
+
 def test_groups_beyond_what_a_kernel_takes_are_divided(monkeypatch):
     grid = (4, 4, 6)
     table = BiasTable((2, 2, 2))
