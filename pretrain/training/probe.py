@@ -3,8 +3,10 @@
 It asks whether a crop finds the same body part in another person.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,12 +16,26 @@ from alice_nnunet.pretrain.runtime.device import autocast
 from alice_nnunet.pretrain.training.state import State
 
 
-@torch.no_grad()
-def matched_crops_found(state: State, batches: Iterable[PairBatch], precision: str) -> float:
-    """Share of aligned pairs whose two crops find each other among all crops of the other side.
+@dataclass(frozen=True)
+class MatchProbe:
+    """How many crops find their match.
 
-    Chance is 1 / pairs. A crop is described by the mean of the online encoder's last features over
-    its tokens.
+    Attributes:
+        share: Of the crops, over both directions.
+        among: Crops that a crop is compared with, in the mean.
+        chance: Share that is found by chance.
+    """
+
+    share: float
+    among: float
+    chance: float
+
+
+@torch.no_grad()
+def matched_crops_found(state: State, batches: Iterable[PairBatch], precision: str) -> MatchProbe:
+    """Do the two crops of aligned pairs find each other among the crops of other people?
+
+    A crop is described by the mean of the online encoder's last features over its tokens.
 
     Args:
         state: The run whose encoder is probed.
@@ -36,23 +52,40 @@ def matched_crops_found(state: State, batches: Iterable[PairBatch], precision: s
 
     queries = []
     keys = []
+    query_case: list[str] = []
+    key_case: list[str] = []
     for batch in batches:
         queries.append(described(batch.query))
         keys.append(described(batch.key))
-    return share_found(torch.cat(queries), torch.cat(keys))
+        query_case += batch.query_case
+        key_case += batch.key_case
+    return share_found(torch.cat(queries), torch.cat(keys), query_case, key_case)
 
 
-def share_found(queries: Tensor, keys: Tensor) -> float:
-    """Share of rows whose most similar row on the other side, of all, is their own.
+def share_found(
+    queries: Tensor, keys: Tensor, query_case: Sequence[str], key_case: Sequence[str]
+) -> MatchProbe:
+    """Do rows of the same number find each other, each among the rows of other cases?
 
-    Both directions are averaged. queries, keys: (P, E), rows of the same number belong together.
+    Other crops of the same scan are left out: they resemble a crop more than any other person's.
+
+    Args:
+        queries: (P, E).
+        keys: (P, E).
+        query_case: Case of each query.
+        key_case: Case of each key.
     """
-    similarity = centered(queries) @ centered(keys).T
-    own = torch.arange(len(queries), device=queries.device)
+    own = torch.eye(len(queries), dtype=torch.bool)
+    same_case = np.array(query_case)[:, None] == np.array(key_case)[None]
+    candidate = (own | ~torch.from_numpy(same_case)).to(queries.device)
 
-    by_query = (similarity.argmax(1) == own).float().mean().item()
-    by_key = (similarity.T.argmax(1) == own).float().mean().item()
-    return (by_query + by_key) / 2
+    similarity = centered(queries) @ centered(keys).T
+    similarity = similarity.masked_fill(~candidate, -torch.inf)
+    row = torch.arange(len(queries), device=queries.device)
+    found = torch.cat([similarity.argmax(1) == row, similarity.argmax(0) == row])
+
+    among = torch.cat([candidate.sum(1), candidate.sum(0)]).double()
+    return MatchProbe(found.double().mean().item(), among.mean().item(), (1 / among).mean().item())
 
 
 def centered(features: Tensor) -> Tensor:

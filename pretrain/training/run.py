@@ -392,14 +392,13 @@ class Run:
         """Log the share of held-out crops that find their match."""
         config = self.config
         held_out = self.held_out_batches(PROBE, config.probe_pairs, log)
-        share = matched_crops_found(self.state, held_out, config.precision)
-        pairs = -(-config.probe_pairs // config.batch_size) * config.batch_size  # in whole batches
+        found = matched_crops_found(self.state, held_out, config.precision)
 
-        means = {"retrieval": share, "retrieval chance": 1 / pairs}
+        means = {"retrieval": found.share, "retrieval chance": found.chance}
         log.scalars(self.state.step, means, self.state.history)
         log.line(
-            f"probe | {share:.1%} of held-out crops find their match among {pairs}, "
-            f"chance {1 / pairs:.1%}"
+            f"probe | {found.share:.1%} of held-out crops find their match among "
+            f"{found.among:.0f} of other people, chance {found.chance:.1%}"
         )
 
     def probe_organs(self, log: RunLog) -> None:
