@@ -62,16 +62,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     empties. Only one process at a time fills it.
     """
     path = Path(path)
-    if path.exists():
-        raise UserError(
-            f"{path} exists already and was not changed: choose another name, or remove it"
-        )
-
+    require_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     lock = path.with_name(path.name + ".lock")
 
-    with locked(lock):
+    with locked_for_once(lock):
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
@@ -82,10 +78,34 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        finally:
-            with contextlib.suppress(OSError):  # Windows keeps open files
-                lock.unlink()
     sync(path.parent)
+
+
+def require_new(path: Path) -> None:
+    """Raise UserError if something has this name already."""
+    if path.exists():
+        raise UserError(
+            f"{path} exists already and was not changed: choose another name, or remove it"
+        )
+
+
+def require_writable(folder: Path, variable: str) -> None:
+    """Make a folder. Raises UserError where that, or writing into it, is not possible.
+
+    Args:
+        folder: in the folder that the variable names.
+        variable: of the environment, such as nnUNet_results.
+    """
+    reason = "Permission denied"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise UserError(
+        f"cannot write to {folder} ({reason}): check the environment variable {variable}"
+    ) from None
 
 
 def write_json_atomically(path: Path, content: object) -> None:
@@ -139,6 +159,17 @@ def locked(path: Path) -> Iterator[None]:
             signs.join()
             write_name(path, "")
         lock.release()
+
+
+@contextmanager
+def locked_for_once(path: Path) -> Iterator[None]:
+    """As locked(), in a folder that is the user's: the lock file is removed after the block."""
+    with locked(path):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps open files
+                path.unlink()
 
 
 @contextmanager

@@ -1,9 +1,14 @@
 """alice-demo: from unlabeled scans to a segmentation of a new person, on a CPU."""
 
+import os
 from pathlib import Path
 
 from alice_nnunet.errors import CommandParser, UserError, command
+from alice_nnunet.files import at_work, held, locked, require_space
 from alice_nnunet.model.presets import PRESETS
+from alice_nnunet.names import LOCK
+
+NEEDED = 200_000_000  # bytes; with vit, 155 MB had been written when the fine-tuning began
 
 
 @command("alice-demo")
@@ -25,13 +30,29 @@ def main(argv: list[str] | None) -> None:
     arguments = parser.parse_args(argv)
 
     out = arguments.o.resolve()
+    check_output(out)
+
+    from alice_nnunet.demo.pipeline import Demo
+
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / LOCK):
+        Demo(out, arguments.encoder, pretraining_steps=200, epochs=12, iterations=25).run()
+
+
+def check_output(out: Path) -> None:
+    """Raise UserError where the demo cannot have this folder for its results."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        process = at_work(out / LOCK)
+        if process:
+            raise held(out / LOCK, process)
         raise UserError(
             f"{out} exists already and is not an empty folder: "
             f"choose another one with -o, or remove it"
         )
 
-    from alice_nnunet.demo.pipeline import Demo
-
-    out.mkdir(parents=True, exist_ok=True)
-    Demo(out, arguments.encoder, pretraining_steps=200, epochs=12, iterations=25).run()
+    for folder in out.parents:
+        if folder.exists():
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise UserError(f"cannot write to {folder}: choose another folder with -o")
+            break
+    require_space(out, NEEDED, "the results of the demo")

@@ -18,7 +18,7 @@ from alice_nnunet.datasets.labeled_case import LabeledCase, channel_windows, che
 from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset, passed_over_text
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import write_json_atomically
+from alice_nnunet.files import require_writable, write_json_atomically
 from alice_nnunet.geometry import Spacing, triple
 from alice_nnunet.pictures import save_figure, show_axial
 from alice_nnunet.workers import run_each
@@ -57,6 +57,7 @@ def check_all(dataset: str, processes: int, decisions: Decisions) -> None:
         UserError: files cannot be used as they are, or there is no such dataset.
     """
     raw = open_raw_dataset(dataset, test_images=True)
+    require_writable(raw.preprocessed, "nnUNet_preprocessed")
     names = raw.dataset_json["channel_names"]
     print(channels_text(names), flush=True)
     if raw.passed_over:
@@ -195,7 +196,6 @@ def finish(
     decisions: Decisions,
 ) -> None:
     """Write report and page, and print or raise the result."""
-    raw.preprocessed.mkdir(parents=True, exist_ok=True)
     report = {
         "cases": sorted(results),
         "findings": {case: [f.to_dict() for f in findings] for case, findings in found.items()},

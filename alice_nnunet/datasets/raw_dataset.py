@@ -53,6 +53,7 @@ def dataset_name(dataset: str | int) -> str:
         ) from None
 
     except RuntimeError as error:
+        nnunet_folder("nnUNet_raw")  # where it is not set, that is the reason
         found = "more than one dataset" if "More than one" in str(error) else "no dataset"
         variables = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
         where = ", ".join(f"{variable}={os.environ.get(variable)}" for variable in variables)

@@ -19,9 +19,13 @@ from alice_nnunet.evaluation.organs import OrganSet, find_organs, organs_of_data
 from alice_nnunet.evaluation.scores import Score, score_case
 from alice_nnunet.evaluation.summary import Scores, as_dict, compare, summarise, write_csv
 from alice_nnunet.evaluation.tables import comparison_table, summary_table
-from alice_nnunet.files import write_json_atomically
+from alice_nnunet.files import locked_for_once, write_json_atomically
 from alice_nnunet.pictures import save_figure
 from alice_nnunet.workers import run_each, with_progress
+
+# Names of the results, without an ending: of one folder of predictions, and of two.
+EVALUATION = "alice_evaluation"
+COMPARISON = "alice_comparison"
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,11 @@ def evaluate_folders(
     except OSError as error:
         raise UserError(f"-o: cannot create the folder {output}: {error.strerror}") from None
 
-    scores = score_folders(cases, organ_set, processes)
-    print_tables(scores, organ_set)
-    write_results(scores, organ_set, left_out, output)
+    stem = output / (COMPARISON if len(cases) == 2 else EVALUATION)
+    with locked_for_once(stem.with_suffix(".lock")):
+        scores = score_folders(cases, organ_set, processes)
+        print_tables(scores, organ_set)
+        write_results(scores, organ_set, left_out, stem)
 
 
 def choose_organs(choice: OrganChoice, dataset_json: Path | None) -> OrganSet:
@@ -182,10 +188,9 @@ def print_tables(scores: dict[str, Scores], organ_set: OrganSet) -> None:
 
 
 def write_results(
-    scores: dict[str, Scores], organ_set: OrganSet, left_out: tuple[str, ...], folder: Path
+    scores: dict[str, Scores], organ_set: OrganSet, left_out: tuple[str, ...], stem: Path
 ) -> None:
-    """Write CSV, JSON and PNG into folder."""
-    stem = folder / ("alice_comparison" if len(scores) == 2 else "alice_evaluation")
+    """Write CSV, JSON and PNG. stem: their path without an ending."""
     write_csv(stem.with_suffix(".csv"), scores)
     write_json_atomically(stem.with_suffix(".json"), as_dict(organ_set, scores, left_out))
     save_figure(box_plot(scores), stem.with_suffix(".png"))

@@ -75,6 +75,25 @@ def build_network(
     return network
 
 
+def check_network(
+    name: str, arguments: dict, network_arguments: dict, input_channels: int = 1
+) -> None:
+    """Raise UserError where no segmentation network can be built around an encoder.
+
+    Args:
+        name: of the encoder: vit, swin or nnformer.
+        arguments: of its constructor.
+        network_arguments: of the network, as presets hold them.
+        input_channels: of the images.
+    """
+    one_value_each = [0.0] * input_channels
+    input_map = dict.fromkeys(("scale", "shift", "low", "high"), one_value_each)
+    with torch.device("meta"):  # no memory, no random numbers
+        NETWORKS[name](
+            input_channels, 2, arguments, {**input_map, "flip_axes": []}, **network_arguments
+        )
+
+
 def load_encoder(
     network: nn.Module, encoder: PretrainedEncoder, other_channels: Sequence[int] = ()
 ) -> list[str]:

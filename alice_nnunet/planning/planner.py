@@ -10,7 +10,7 @@ from pathlib import Path
 from alice_nnunet.datasets.raw_dataset import dataset_name
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import locked, write_json_atomically
+from alice_nnunet.files import locked, require_writable, write_json_atomically
 from alice_nnunet.finetuning.block import make_block, with_positions
 from alice_nnunet.finetuning.channels import match_channels
 from alice_nnunet.finetuning.compatibility import (
@@ -22,6 +22,7 @@ from alice_nnunet.finetuning.compatibility import (
 from alice_nnunet.finetuning.nnunet_plans import configuration_of
 from alice_nnunet.finetuning.pretrained import load_pretrained
 from alice_nnunet.finetuning.recipes import RECIPES, changed_recipe
+from alice_nnunet.model.encoders.registry import unit_of
 from alice_nnunet.names import CONFIGURATION
 from alice_nnunet.planning.checked_dataset import check_intensities
 from alice_nnunet.planning.choices import choose
@@ -29,6 +30,7 @@ from alice_nnunet.planning.labeled_dataset import open_labeled_dataset
 from alice_nnunet.planning.plans import matched_plans, matched_statistics
 from alice_nnunet.planning.report import print_report
 from alice_nnunet.planning.request import PlanRequest
+from alice_nnunet.planning.sizes import check_patch
 from alice_nnunet.planning.step_memory import training_memory
 
 # Entries of a configuration that preprocessed cases depend on
@@ -45,7 +47,7 @@ def planning_in(dataset: str) -> Iterator[None]:
         yield  # whoever opens the dataset says that it is missing
         return
 
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder, "nnUNet_preprocessed")
     with locked(folder / "alice-plan.lock"):
         yield
 
@@ -73,10 +75,14 @@ def write_plans(request: PlanRequest) -> None:
         request.settings,
     )
 
+    if request.patch:
+        check_patch(request.patch, unit_of(encoder.name, encoder.arguments))
+
     with planning_in(request.dataset):
-        dataset = open_labeled_dataset(request.dataset, request.processes, request.decisions)
-        target = dataset.preprocessed / f"{request.name}.json"
+        name = dataset_name(request.dataset)
+        target = nnunet_folder("nnUNet_preprocessed") / name / f"{request.name}.json"
         check_target(target, encoder.sha256)
+        dataset = open_labeled_dataset(request.dataset, request.processes, request.decisions)
 
         schemes = configuration_of(dataset.plans, CONFIGURATION)["normalization_schemes"]
         check_channels(encoder, dataset.plans, schemes)

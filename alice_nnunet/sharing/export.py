@@ -7,7 +7,7 @@ import torch
 
 from alice_nnunet.checkpoint import finished_checkpoint, load_pretraining, unfinished
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import new_folder
+from alice_nnunet.files import new_folder, require_new
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.networks.published.encoder import published_encoder
 from alice_nnunet.sharing.exported import CARD, save_tensors, write_exported
@@ -26,6 +26,7 @@ def export_encoder(path: Path, out: Path, licence: str | None) -> None:
     Raises:
         UserError: the checkpoint is not what it describes, or out exists.
     """
+    require_new(out)
     if path.is_dir():
         path = finished_checkpoint(path)
     checkpoint = load_pretraining(path)

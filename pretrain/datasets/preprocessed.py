@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from alice_nnunet.data.volumes import case_names
+from alice_nnunet.datasets.raw_dataset import open_raw_dataset
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.geometry import Triple, triple
@@ -16,6 +17,8 @@ from alice_nnunet.pretrain.datasets.pretrain_plans import presets_of, spacing_of
 from alice_nnunet.pretrain.datasets.shares import print_shares
 from alice_nnunet.ranks import rank
 from alice_nnunet.text import millimetres
+
+FEWEST = 2  # scans, for pairs of different people
 
 
 def preprocessed_volumes(
@@ -46,6 +49,7 @@ def preprocessed_volumes(
             f"{name} is not (completely) preprocessed in {preprocessed}: this comes first",
             flush=True,
         )
+        check_number(name, preprocessed)
         if path.is_file():
             preprocess_dataset(name, processes)
         else:
@@ -66,6 +70,25 @@ def existing_volumes(name: str) -> Path:
 
     plans = json.loads((preprocessed / f"{PRETRAIN_PLANS}.json").read_text())
     return preprocessed / plans["configurations"][CONFIGURATION]["data_identifier"]
+
+
+def check_number(name: str, preprocessed: Path) -> None:
+    """Raise UserError where a dataset has too few scans to pair, before they are preprocessed.
+
+    Args:
+        name: DatasetXXX_NAME.
+        preprocessed: its folder there, whose volumes count too.
+    """
+    there = case_names(preprocessed / f"{PRETRAIN_PLANS}_{CONFIGURATION}")
+    cases = {*open_raw_dataset(name).cases, *there}
+    if len(cases) < FEWEST:
+        raise too_few(len(cases))
+
+
+def too_few(found: int) -> UserError:
+    return UserError(
+        f"pretraining needs at least {FEWEST} volumes of different people, found {found}"
+    )
 
 
 def check_preset(path: Path, name: str, preset: str) -> None:
@@ -105,11 +128,8 @@ def split_cases(cases: list[str], share: float, seed: int) -> tuple[list[str], l
 
     With a share above 0, at least one case is held out, if two remain for training.
     """
-    if len(cases) < 2:
-        raise UserError(
-            f"pretraining needs at least two preprocessed volumes of different people, "
-            f"found {len(cases)}"
-        )
+    if len(cases) < FEWEST:
+        raise too_few(len(cases))
 
     held_out = 0
     if share:

@@ -33,7 +33,7 @@ from alice_nnunet.data.volumes import (
 from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset, passed_over_text
 from alice_nnunet.datasets.raw_image import check_header, check_voxels, read_case
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import locked, require_space, write_json_atomically
+from alice_nnunet.files import locked, require_space, require_writable, write_json_atomically
 from alice_nnunet.geometry import Spacing, Triple
 from alice_nnunet.model.presets import CROPS
 from alice_nnunet.names import (
@@ -198,17 +198,8 @@ def counted(report: dict) -> str:
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
     """Make a folder of preprocessed data and keep other processes from preprocessing into it."""
-    lock = folder / PREPROCESS_LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}): "
-            f"check the environment variable nnUNet_preprocessed"
-        ) from None
-
-    with locked(lock):
+    require_writable(folder, "nnUNet_preprocessed")
+    with locked(folder / PREPROCESS_LOCK):
         yield
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
 from alice_nnunet.data.volumes import case_names
@@ -111,10 +112,11 @@ def embed(
         0, or the signal that stopped the training, which is saved.
     """
     check_loggers()
+    weights = read_released(released, config) if released else None
     job = prepare_job(config, device, processes)
 
-    if released:
-        take_released(released, job.config, job.data(), job.folder, overwrite)
+    if weights:
+        take_released(weights, job.config, job.data(), job.folder, overwrite)
         return train_and_index(job)
 
     return train_and_index(job, overwrite)
@@ -154,25 +156,32 @@ def dry_run(config: EmbedConfig, device: str | None, overwrite: bool) -> None:
     print_plan(config, chosen_device, folder, step, len(training), len(held_out))
 
 
+def read_released(path: Path, config: EmbedConfig) -> dict[str, Tensor]:
+    """The weights in a checkpoint of SAM or UAE.
+
+    Raises:
+        UserError: They do not fit, or the matcher of these settings is another network.
+    """
+    if config.network != PRESETS["paper"].network:
+        raise UserError("-released: these weights need the network of -preset paper")
+    return from_released(path)
+
+
 def take_released(
-    path: Path, config: EmbedConfig, data: dict, folder: Path, overwrite: bool
+    weights: dict[str, Tensor], config: EmbedConfig, data: dict, folder: Path, overwrite: bool
 ) -> None:
     """Make released weights the finished training of a dataset.
 
     Args:
-        path: Checkpoint of SAM or UAE.
+        weights: Of read_released.
         config: Settings that the matcher will be used with.
         data: Description of the data, for the checkpoint.
         folder: Of the matcher and its index.
         overwrite: Remove an earlier training and index.
 
     Raises:
-        UserError: The weights do not fit, or there is a training already.
+        UserError: There is a training already.
     """
-    if config.network != PRESETS["paper"].network:
-        raise UserError("-released: these weights need the network of -preset paper")
-
-    weights = from_released(path)
     folder.mkdir(exist_ok=True)
 
     with locked(folder / LOCK):

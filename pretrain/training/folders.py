@@ -13,7 +13,7 @@ from pathlib import Path
 
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import Held, locked
+from alice_nnunet.files import Held, locked, require_writable
 from alice_nnunet.names import FINAL, LATEST, LOCK, RUNS
 
 CONFIG = "config.json"
@@ -151,14 +151,7 @@ def own_folder(results: Path, encoder: str, name: str | None, resume: bool) -> I
 def first_free(stack: ExitStack, results: Path, encoder: str, name: str | None) -> RunFolder:
     """The first folder for a new run that no process works in, locked on the stack."""
     for folder in new_folders(results, encoder, name):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {folder} ({error.strerror}): check the environment variable "
-                "nnUNet_results"
-            ) from None
-
+        require_writable(folder, "nnUNet_results")
         try:
             stack.enter_context(locked(folder / LOCK))
         except Held:

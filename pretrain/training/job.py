@@ -1,6 +1,7 @@
 """The work of alice-pretrain: from what the user asks for to a run on preprocessed volumes."""
 
 import dataclasses
+import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,18 @@ from alice_nnunet.datasets.raw_dataset import dataset_name, open_raw_dataset
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import file_sha256, require_space
+from alice_nnunet.finetuning.network import check_network
 from alice_nnunet.matcher.index import open_embedding, stem_of
 from alice_nnunet.model.encoders.registry import build_encoder
-from alice_nnunet.names import ANATOMY, COVERAGE_PICTURE, FINAL, PARTNERS
+from alice_nnunet.model.presets import PRESETS as MODEL_PRESETS
+from alice_nnunet.names import ANATOMY, COVERAGE_PICTURE, FINAL, PARTNERS, PRETRAIN_PLANS
 from alice_nnunet.pretrain.datasets.preprocessed import (
     is_preprocessed,
     preprocessed_volumes,
     split_cases,
 )
 from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
-from alice_nnunet.pretrain.embedding.job import ensure_index
+from alice_nnunet.pretrain.embedding.job import check_spacing, ensure_index
 from alice_nnunet.pretrain.runtime.device import (
     autocast,
     choose_device,
@@ -46,6 +49,7 @@ from alice_nnunet.pretrain.training.config import (
 from alice_nnunet.pretrain.training.dry_run import draw_first_pair, print_plan
 from alice_nnunet.pretrain.training.folders import (
     RunFolder,
+    chosen_run,
     own_folder,
     planned_folder,
     results_of,
@@ -126,9 +130,7 @@ def run_request(request: Request, arguments: list[str]) -> int:
     # What is wrong is said before preprocessing, and not once in every process.
     check_loggers()
     device = choose_device(request.device, request.settings.preset)
-    name = dataset_name(request.dataset)
-    config = make_config(name, request.settings)
-    require_space(results_of(name), checkpoint_bytes_at_least(config), "two checkpoints")
+    check_request(request)
 
     if request.num_gpus > 1 and not launched():
         return launch(request.num_gpus, arguments, device)
@@ -138,6 +140,61 @@ def run_request(request: Request, arguments: list[str]) -> int:
         # Wait for process 0 to have saved: where one process ends, the others are ended.
         processes.wait()
     return exit_code(stopped_by) if stopped_by else 0
+
+
+def check_request(request: Request) -> None:
+    """Check what can be known of a run before a scan is read.
+
+    Raises:
+        UserError: It would end later, or what it makes could not be used.
+    """
+    name = dataset_name(request.dataset)
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / name
+    results = results_of(name)
+
+    channels = 1
+    if not is_preprocessed(preprocessed):
+        channels = len(open_raw_dataset(name).dataset_json["channel_names"])
+    config = make_config(name, request.settings, channels)
+    require_space(results, checkpoint_bytes_at_least(config), "two checkpoints")
+
+    if not (request.resume and chosen_run(results, config.encoder, request.name)):
+        check_fine_tuning(config)
+    if config.probe_labels:
+        folder = Path(config.probe_labels)
+        if not (folder / "labels").is_dir():
+            labeled_cases(folder, channels)  # says what it needs
+    if config.matcher == "embedding":
+        check_matcher(preprocessed, config.preset)
+
+
+def check_fine_tuning(config: PretrainConfig) -> None:
+    """Raise UserError where no segmentation network can be built around the encoder."""
+    network_arguments = MODEL_PRESETS[config.encoder][config.preset].network
+    try:
+        check_network(
+            config.encoder,
+            config.encoder_arguments,
+            network_arguments,
+            config.encoder_arguments["in_channels"],
+        )
+    except UserError as error:
+        raise UserError(f"this encoder could not be fine-tuned: {error}") from None
+
+
+def check_matcher(preprocessed: Path, preset: str) -> None:
+    """Raise UserError where a matcher is there that was trained on volumes of another spacing.
+
+    Args:
+        preprocessed: Folder of the dataset, with plans or not yet.
+        preset: Of the run.
+    """
+    plans = preprocessed / f"{PRETRAIN_PLANS}.json"
+    matcher = preprocessed / ANATOMY / FINAL
+    if plans.is_file() and matcher.is_file():
+        check_spacing(
+            load_checkpoint(matcher), json.loads(plans.read_text()), matcher.parent, preset
+        )
 
 
 def checkpoint_bytes_at_least(config: PretrainConfig) -> int:
@@ -216,6 +273,7 @@ def dry_run(request: Request) -> None:
         )
 
     device = choose_device(request.device, request.settings.preset, only_asked=True)
+    check_request(request)
     name = dataset_name(request.dataset)
     run = planned_folder(
         results_of(name), request.settings.encoder_name, request.name, request.resume

@@ -12,6 +12,7 @@ from scipy.ndimage import binary_erosion
 import alice_nnunet
 from alice_nnunet.commands.evaluate import main
 from alice_nnunet.evaluation.organs import FLARE22
+from alice_nnunet.files import locked
 
 LABELS = sorted((Path(alice_nnunet.__file__).parent / "demo" / "volumes").glob("*_labels.nii.gz"))
 
@@ -189,3 +190,15 @@ def test_what_cannot_be_evaluated_is_refused(folders, capsys, tmp_path):
     assert "-np must be 1 or more" in failed(
         predicted, gt, "-organs", "flare22", "-np", "0", capsys=capsys
     )
+
+
+def test_one_evaluation_at_a_time_writes_into_a_folder(folders, capsys, tmp_path):
+    words = (folders / "shifted", folders / "gt", "-organs", "flare22", "-np", 1, "-o", tmp_path)
+    with locked(tmp_path / "alice_evaluation.lock"):
+        error = failed(*words, capsys=capsys)
+    assert "is working in" in error and "alice_evaluation.lock" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["alice_evaluation.lock"]
+
+    main([str(word) for word in words])
+    names = {"alice_evaluation.csv", "alice_evaluation.json", "alice_evaluation.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names  # the lock is gone

@@ -28,7 +28,7 @@ from alice_nnunet.pretrain.commands.embed import main
 from alice_nnunet.pretrain.commands.pretrain import main as pretrain
 from alice_nnunet.pretrain.datasets.preprocessed import split_cases
 from alice_nnunet.pretrain.embedding.config import EmbedConfig, embed_config, embed_config_from_dict
-from alice_nnunet.pretrain.embedding.job import take_released
+from alice_nnunet.pretrain.embedding.job import read_released, take_released
 from alice_nnunet.pretrain.training import run as pretraining
 from tests.helpers.stopping import words as stopped
 
@@ -195,7 +195,7 @@ PRETRAIN = ["-encoder", "vit", "-preset", "tiny", "-device", "cpu", "-np", "1"] 
         "iterations=2",
         "batch_size=2",
         "width=24",
-        "depth=2",
+        "depth=3",
         "heads=2",
         "decoder_width=24",
         "decoder_depth=1",
@@ -369,7 +369,8 @@ def test_released_weights_become_the_finished_training(tmp_path):
 
     folder = tmp_path / "anatomy"
     config = embed_config("Dataset001_X", "paper", ["step=6"])
-    take_released(released, config, {}, folder, overwrite=False)
+    weights_of_ours = read_released(released, config)
+    take_released(weights_of_ours, config, {}, folder, overwrite=False)
 
     network, saved = load_network(folder)
     assert saved["step"] == 6
@@ -377,12 +378,12 @@ def test_released_weights_become_the_finished_training(tmp_path):
     assert torch.equal(kernel, weights["backbone.layer1.0.conv1.conv.weight"].flip(3, 4))
 
     with pytest.raises(UserError, match="--overwrite"):
-        take_released(released, config, {}, folder, overwrite=False)
-    take_released(released, config, {}, folder, overwrite=True)
+        take_released(weights_of_ours, config, {}, folder, overwrite=False)
+    take_released(weights_of_ours, config, {}, folder, overwrite=True)
 
     tiny = embed_config("Dataset001_X", "tiny")
     with pytest.raises(UserError, match="-preset paper"):
-        take_released(released, tiny, {}, folder, overwrite=True)
+        read_released(released, tiny)
 
 
 def test_the_config_survives_a_checkpoint():

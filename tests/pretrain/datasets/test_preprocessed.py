@@ -1,6 +1,7 @@
 """Volumes, their matcher and a run are of one preset, or it is said which is which."""
 
 import json
+import re
 import shutil
 
 import nibabel
@@ -9,12 +10,14 @@ import pytest
 
 from alice_nnunet.data.volumes import case_names
 from alice_nnunet.errors import UserError
+from alice_nnunet.model.presets import CROPS
 from alice_nnunet.pretrain.commands.embed import main as alice_embed
 from alice_nnunet.pretrain.commands.preprocess import main as alice_preprocess
 from alice_nnunet.pretrain.commands.pretrain import main as alice_pretrain
 from alice_nnunet.pretrain.datasets.preprocessed import check_preset, preprocessed_volumes
 from alice_nnunet.pretrain.embedding.job import check_spacing
 
+FINE = "1.5 x 0.76 x 0.76 mm"
 PLANS = "preprocessed/Dataset022_Test/AlicePretrainPlans.json"
 
 
@@ -42,17 +45,27 @@ def refusal(capsys, command, *words: str) -> str:
     return error
 
 
-def test_a_preset_does_not_follow_the_volumes_of_another(preprocess, capsys):
-    preprocess("-preset", "tiny")
-    assert "1 cases good, 0 failed, 3 x 3 x 3 mm" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "there, asked", [("tiny", "paper"), ("tiny", "small"), ("paper", "tiny"), ("small", "tiny")]
+)
+def test_a_preset_does_not_follow_the_volumes_of_another(
+    preprocess, nnunet_folders, capsys, there, asked
+):
+    spacing = {"tiny": "3 x 3 x 3 mm", "small": FINE, "paper": FINE}
+    preprocess("-preset", there)
+    assert f"1 cases good, 0 failed, {spacing[there]}" in capsys.readouterr().out
 
     for command in (alice_pretrain, alice_embed):
         for words in ([], ["--dry-run"]):
-            error = refusal(capsys, command, "-preset", "paper", *words)
-            assert "is preprocessed for preset tiny (3 x 3 x 3 mm)" in error
-            assert "preset paper needs 1.5 x 0.76 x 0.76 mm. Use -preset tiny, or" in error
-            assert "alice-preprocess -d Dataset022_Test -preset paper --overwrite" in error
-            assert "alice-embed -d Dataset022_Test -preset paper --overwrite" in error
+            error = refusal(capsys, command, "-preset", asked, *words)
+            assert f"({spacing[there]}), and preset {asked} needs {spacing[asked]}." in error
+            assert f"alice-preprocess -d Dataset022_Test -preset {asked} --overwrite" in error
+            assert f"alice-embed -d Dataset022_Test -preset {asked} --overwrite" in error
+            (use,) = re.findall(r"Use -preset (\w+), or", error)
+            check_preset(nnunet_folders / PLANS, "Dataset022_Test", use)  # what it offers works
+
+    volumes = nnunet_folders / PLANS.replace(".json", "_3d_fullres")
+    assert case_names(volumes) == ["a"]  # nothing was changed
 
 
 def test_alice_preprocess_goes_by_one_name_too(preprocess, capsys):
@@ -92,14 +105,28 @@ def test_plans_of_earlier_versions_tell_by_their_spacing(preprocess):
     check_preset(plans, "Dataset022_Test", "paper")
 
 
-def test_a_matcher_of_other_volumes_is_refused(preprocess, tmp_path):
-    plans = json.loads(preprocess("-preset", "tiny").read_text())
-    trained = {"config": {"preset": "tiny"}, "data": {"spacing": [3, 3, 3]}}
-    check_spacing(trained, plans, tmp_path, "tiny")
+@pytest.mark.parametrize("preset, other", [("tiny", "paper"), ("paper", "tiny")])
+def test_a_matcher_of_other_volumes_is_refused(preprocess, tmp_path, preset, other):
+    plans = json.loads(preprocess("-preset", preset).read_text())
+    trained = {"config": {"preset": other}, "data": {"spacing": CROPS[preset].spacing}}
+    check_spacing(trained, plans, tmp_path, preset)
 
-    trained["data"]["spacing"] = [1.5, 0.76, 0.76]
-    with pytest.raises(UserError, match=r"now they have 3 x 3 x 3 mm.*-preset tiny --overwrite"):
-        check_spacing(trained, plans, tmp_path, "tiny")
+    trained["data"]["spacing"] = CROPS[other].spacing
+    with pytest.raises(UserError, match=rf"\(preset {other}\), and now .*-preset {preset} --"):
+        check_spacing(trained, plans, tmp_path, preset)
+
+
+def test_two_presets_side_by_side_are_two_datasets(preprocess, nnunet_folders, capsys):
+    """What a user does who wants to keep both: the same scans under another number."""
+    first = preprocess("-preset", "tiny")
+    (nnunet_folders / "raw" / "Dataset023_Fine").symlink_to("Dataset022_Test")
+    alice_preprocess(["-d", "23", "-np", "1", "-preset", "paper"])
+    second = nnunet_folders / "preprocessed" / "Dataset023_Fine" / first.name
+
+    check_preset(first, "Dataset022_Test", "tiny")
+    check_preset(second, "Dataset023_Fine", "paper")
+    preprocessed_volumes("Dataset022_Test", 1, "tiny", CROPS["tiny"].size)
+    preprocessed_volumes("Dataset023_Fine", 1, "paper", CROPS["paper"].size)
 
 
 def test_what_is_missing_is_said_before_any_scan_is_read(
