@@ -41,6 +41,11 @@ def parser() -> CommandParser:
         action="store_true",
         help="predict without mirroring: up to eight times faster",
     )
+    parser.add_argument(
+        "--disable_postprocessing",
+        action="store_true",
+        help="leave out the postprocessing that nnUNetv2_find_best_configuration found to help",
+    )
     return parser
 
 
@@ -59,4 +64,5 @@ def main(argv: list[str] | None) -> None:
         checkpoint=arguments.chk,
         step_size=arguments.step_size,
         mirroring=not arguments.disable_tta,
+        postprocessing=not arguments.disable_postprocessing,
     )

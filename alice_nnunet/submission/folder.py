@@ -15,7 +15,8 @@ import torch
 import alice_nnunet
 from alice_nnunet.environment import external_trainers, own_trainers
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import new_folder, write_json_atomically
+from alice_nnunet.files import new_folder, require_new, write_json_atomically
+from alice_nnunet.submission.postprocessing import find_postprocessing
 from alice_nnunet.submission.requirements import pinned
 
 # What nnU-Net's predictor reads from a checkpoint.
@@ -34,6 +35,7 @@ def write_submission(
     checkpoint: str,
     step_size: float,
     mirroring: bool,
+    postprocessing: bool = True,
 ) -> None:
     """Write the folder out and print what to do with it.
 
@@ -44,7 +46,9 @@ def write_submission(
         checkpoint: file name of each fold's checkpoint.
         step_size: step of the sliding window, as a share of the patch size.
         mirroring: whether predictions of mirrored patches are averaged.
+        postprocessing: whether to do what cross-validation of these folds found to help.
     """
+    require_new(out)
     check_model(model)
     chosen_folds = choose_folds(model, folds, checkpoint)
     settings = {
@@ -52,6 +56,7 @@ def write_submission(
         "checkpoint": checkpoint,
         "step_size": step_size,
         "mirroring": mirroring,
+        "postprocessing": find_postprocessing(model, chosen_folds) if postprocessing else [],
     }
 
     with new_folder(out) as folder:

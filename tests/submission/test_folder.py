@@ -12,13 +12,21 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from batchgenerators.utilities.file_and_folder_operations import load_pickle, save_pickle
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.postprocessing.remove_connected_components import (
+    load_postprocess_save,
+    remove_all_but_largest_component_from_segmentation,
+)
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alice_nnunet.commands.plan import main as alice_plan
 from alice_nnunet.commands.submit import main
 from alice_nnunet.environment import own_trainers
+from alice_nnunet.errors import UserError
 from alice_nnunet.names import CONFIGURATION, FINAL
+from alice_nnunet.submission.postprocessing import find_postprocessing, read_postprocessing
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 from tests.helpers.finetuning import plan_by_hand, write_case, write_checkpoint, write_dataset
 
@@ -48,6 +56,16 @@ def save_untrained(root: Path) -> Path:
     return model
 
 
+def write_postprocessing(model: Path, folds: str, labels: list) -> Path:
+    """What nnUNetv2_find_best_configuration leaves where these steps helped."""
+    folder = model / f"crossval_results_folds_{folds}"
+    folder.mkdir(exist_ok=True)
+    functions = [remove_all_but_largest_component_from_segmentation] * len(labels)
+    arguments = [{"labels_or_regions": step} for step in labels]
+    save_pickle((functions, arguments), folder / "postprocessing.pkl")
+    return folder / "postprocessing.pkl"
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, real_ct):
     """A folder with model/ (results), inputs/ (two cases, one along other axes) and submission/.
@@ -73,6 +91,7 @@ def place(tmp_path_factory, real_ct):
         write_case(root / "inputs" / "a_0000.nii.gz", voxels, "LPS")
         write_case(root / "inputs" / "b_0000.nii.gz", voxels, "SAL")
 
+        write_postprocessing(root / "model", "0_1", [[1]])
         main([str(root / "model"), str(root / "submission")])
         assert not list(root.rglob("*.partial"))
         assert not list((root / "submission").rglob("__pycache__"))
@@ -142,10 +161,54 @@ def test_it_segments_as_nnunet_does_from_the_training(place, predicted, monkeypa
     )
 
     ours = nibabel.load(outputs / "b.nii.gz")
-    theirs = nibabel.load(place / "reference" / "b.nii.gz")
+    theirs = as_nnunet_postprocesses(
+        place / "model", place / "reference" / "b.nii.gz", place / "postprocessed.nii.gz"
+    )
     assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
     assert np.array_equal(ours.affine, theirs.affine)
     assert len(np.unique(np.asarray(ours.dataobj))) == 2
+
+
+def as_nnunet_postprocesses(model: Path, segmentation: Path, result: Path) -> nibabel.Nifti1Image:
+    """What nnUNetv2_apply_postprocessing makes of a segmentation (folds 0 and 1 of a model)."""
+    pickled = model / "crossval_results_folds_0_1" / "postprocessing.pkl"
+    reader = PlansManager(str(model / "plans.json")).image_reader_writer_class()
+    load_postprocess_save(str(segmentation), str(result), reader, *load_pickle(pickled))
+    return nibabel.load(result)
+
+
+class WritesLabels:
+    """A predictor that "predicts" given labels."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, image: nibabel.Nifti1Image):
+        self.image = image
+
+    def predict_from_files_sequential(self, files: list, outputs: list[str]) -> None:
+        nibabel.save(self.image, f"{outputs[0]}.nii.gz")
+
+
+def test_the_submission_postprocesses_as_nnunet_does(place, tmp_path):
+    settings = json.loads((place / "submission" / "settings.json").read_text())
+    assert settings["postprocessing"] == [[1]]
+
+    labels = np.random.default_rng(0).integers(0, 2, (12, 13, 14)).astype(np.uint8)
+    labels[:2] = 0
+    labels[0, 0, 0] = 1  # far from the others
+    image = nibabel.Nifti1Image(labels, np.diag([-1.0, 2.0, 3.0, 1.0]))
+    nibabel.save(image, tmp_path / "before.nii.gz")
+    theirs = as_nnunet_postprocesses(
+        place / "model", tmp_path / "before.nii.gz", tmp_path / "after.nii.gz"
+    )
+
+    script = load_script(place / "submission" / "predict.py")
+    row = script["predict"](WritesLabels(image), "a", ["a_0000.nii.gz"], tmp_path, settings)
+    assert "error" not in row
+    ours = nibabel.load(tmp_path / "a.nii.gz")
+    assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+    assert np.array_equal(ours.affine, image.affine)
+    assert ours.dataobj[0, 0, 0] == 0 and np.asarray(ours.dataobj).any()
 
 
 def names(folder: Path) -> set[str]:
@@ -353,3 +416,45 @@ def test_models_that_cannot_be_submitted(place, tmp_path, capsys):
     (model / "dataset.json").write_text(json.dumps(dataset | {"file_ending": ".nrrd"}))
     assert "'.nrrd'" in refused(capsys, model, out)
     assert names(tmp_path) == {"model"}
+
+
+def test_regions_and_several_steps_as_nnunet_does_them(place, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (12, 13, 14)).astype(np.uint8)
+    image = nibabel.Nifti1Image(labels, np.diag([1.0, 2.0, 3.0, 1.0]))
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    steps = [[1, (2, 3)], [3], (1, 2)]
+    path = write_postprocessing(tmp_path, "0", steps)
+
+    expected = labels
+    for step in steps:
+        expected = remove_all_but_largest_component_from_segmentation(expected, step)
+
+    plain = json.loads(json.dumps(read_postprocessing(path)))  # as settings.json holds them
+    load_script(place / "submission" / "predict.py")["postprocess"](tmp_path / "a.nii.gz", plain)
+    result = nibabel.load(tmp_path / "a.nii.gz")
+    assert np.array_equal(np.asarray(result.dataobj), expected)
+    assert not np.array_equal(expected, labels) and result.header["pixdim"][3] == 3
+
+
+def test_which_postprocessing_is_taken(tmp_path, capsys):
+    assert find_postprocessing(tmp_path, [0, 1]) == []
+    assert "none was determined" in capsys.readouterr().out
+
+    write_postprocessing(tmp_path, "0_1_2", [[1]])
+    assert find_postprocessing(tmp_path, [0, 1]) == []
+    assert "there is one of crossval_results_folds_0_1_2" in capsys.readouterr().out
+
+    assert find_postprocessing(tmp_path, [0, 1, 2]) == [[1]]
+    assert "largest component of label 1 (" in capsys.readouterr().out
+    write_postprocessing(tmp_path, "0_1", [])
+    assert find_postprocessing(tmp_path, [0, 1]) == []
+    assert "none helped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [([os.remove], [{"labels_or_regions": [1]}]), "text", ([], 3)])
+def test_another_postprocessing_is_refused(tmp_path, content):
+    path = write_postprocessing(tmp_path, "0", [])
+    save_pickle(content, path)
+    with pytest.raises(UserError, match="something else than nnU-Net's postprocessing"):
+        find_postprocessing(tmp_path, [0])

@@ -10,8 +10,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.postprocessing.remove_connected_components import (
+    remove_all_but_largest_component_from_segmentation,
+)
 
 HERE = Path(__file__).resolve().parent
 MIB = 2**20
@@ -26,7 +31,8 @@ def main() -> int:
     cases = {} if arguments.load else find_cases(arguments.inputs, channels)
 
     started = time.perf_counter()
-    predictor = load_model()
+    settings = json.loads((HERE / "settings.json").read_text())
+    predictor = load_model(settings)
     rows: list[dict[str, Any]] = []
     report = {
         "device": str(predictor.device),
@@ -45,7 +51,7 @@ def main() -> int:
 
     arguments.outputs.mkdir(parents=True, exist_ok=True)
     for case, files in cases.items():
-        rows.append(predict(predictor, case, files, arguments.outputs))
+        rows.append(predict(predictor, case, files, arguments.outputs, settings))
         (arguments.outputs / "resources.json").write_text(json.dumps(report, indent=4) + "\n")
 
     failed = [row["case"] for row in rows if "error" in row]
@@ -102,9 +108,8 @@ def find_cases(folder: Path, channels: int) -> dict[str, list[str]]:
     return {case: [str(folder / name) for name in files] for case, files in cases.items()}
 
 
-def load_model() -> nnUNetPredictor:
+def load_model(settings: dict) -> nnUNetPredictor:
     """nnU-Net's predictor with the settings of settings.json, on a GPU if there is one."""
-    settings = json.loads((HERE / "settings.json").read_text())
     predictor = nnUNetPredictor(
         tile_step_size=settings["step_size"],
         use_mirroring=settings["mirroring"],
@@ -118,7 +123,9 @@ def load_model() -> nnUNetPredictor:
     return predictor
 
 
-def predict(predictor: nnUNetPredictor, case: str, files: list[str], outputs: Path) -> dict:
+def predict(
+    predictor: nnUNetPredictor, case: str, files: list[str], outputs: Path, settings: dict
+) -> dict:
     """Segment one case; the result appears in outputs in one step.
 
     Returns the case's row of the report: seconds, peaks of memory in MiB, and a failure as error.
@@ -131,6 +138,7 @@ def predict(predictor: nnUNetPredictor, case: str, files: list[str], outputs: Pa
     with tempfile.TemporaryDirectory(dir=outputs, prefix=".") as folder:
         try:
             predictor.predict_from_files_sequential([files], [str(Path(folder) / case)])
+            postprocess(Path(folder) / f"{case}.nii.gz", settings["postprocessing"])
             (Path(folder) / f"{case}.nii.gz").replace(outputs / f"{case}.nii.gz")
         except Exception as error:  # one bad scan must not cost the others
             traceback.print_exc()
@@ -144,6 +152,21 @@ def predict(predictor: nnUNetPredictor, case: str, files: list[str], outputs: Pa
 
     print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     return row
+
+
+def postprocess(path: Path, steps: list[list]) -> None:
+    """Do in a segmentation what nnUNetv2_apply_postprocessing does, by the same function.
+
+    steps: of each, the labels and regions (lists of labels) whose largest component is kept.
+    """
+    if not steps:
+        return
+
+    image = nibabel.load(path)
+    labels = np.asarray(image.dataobj)
+    for labels_or_regions in steps:
+        labels = remove_all_but_largest_component_from_segmentation(labels, labels_or_regions)
+    nibabel.save(nibabel.Nifti1Image(labels, image.affine, image.header), path)
 
 
 def reset_peaks(device: torch.device) -> bool:
