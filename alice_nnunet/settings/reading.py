@@ -72,11 +72,12 @@ ALSO_CALLED = {
 
 
 def unknown_setting(name: str, known: dict) -> str:
-    """Text for a name that is not in known, with the nearest one that is."""
+    """Text for a name that is not in known: the nearest one that is, or where none is near, all."""
     called = ALSO_CALLED.get(name)
-    nearest = [called] if called in known else difflib.get_close_matches(name, known, n=1)
-    question = f" (did you mean {nearest[0]}?)" if nearest else ""
-    return f"unknown setting {name!r}{question}; known settings: {', '.join(sorted(known))}"
+    near = [called] if called in known else difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"unknown setting {name!r}: did you mean {near[0]}?"
+    return f"unknown setting {name!r}; known settings: {', '.join(sorted(known))}"
 
 
 def flatten(settings: dict, left_out: tuple[str, ...]) -> dict:

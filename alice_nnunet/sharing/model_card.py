@@ -170,10 +170,27 @@ def metrics_section(metrics: dict) -> str:
         names = " and ".join(collapsed)
         lines += [f"**{names} ended under {COLLAPSED}: these features may have collapsed.**", ""]
 
+    lines += rank_lines(metrics)
     lines += ["| | last value | at step |", "|---|---|---|"]
     for name, entry in metrics.items():
         lines.append(f"| {name} | {entry['value']:.4g} | {entry['step']} |")
     return "\n".join(lines)
+
+
+def rank_lines(metrics: dict) -> list[str]:
+    """A paragraph on the effective rank; none for runs of version 0.1, which did not measure it."""
+    tokens = metrics.get("rank V")
+    if tokens is None:
+        return []
+    return [
+        f"The encoder's visible tokens (V) have an effective rank of {tokens['value']:.1f}: they "
+        "vary along",
+        "about as many directions. `rank` below is that of each kind of features, "
+        "exp(-sum p log p) over",
+        "the shares p of the eigenvalues of their covariance. One near 1 is a collapse, whatever "
+        "the spread.",
+        "",
+    ]
 
 
 def published_section(published: Published | None, reason: str) -> str:

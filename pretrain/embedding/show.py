@@ -1,5 +1,6 @@
 """alice-embed --show: pictures of what the matcher finds in another person."""
 
+import difflib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from alice_nnunet.names import PARTNERS
 from alice_nnunet.pictures import around_body, matches_figure, pair_figure, save_figure
 
 POINTS = 6
+LISTED = 10  # cases that a message names at most
 WITHOUT_PARTNERS = 0.7  # min_score of a pretraining on an index that has no table of partners
 PAIR_SIZE = (96.0, 192.0, 192.0)  # mm (z, y, x), of the two crops
 
@@ -32,8 +34,7 @@ def show_matches(folder: Path, volumes: Path, first: str, second: str) -> None:
     cases = case_names(volumes)
     for case in (first, second):
         if case not in cases:
-            some = ", ".join(cases[:10]) + (" ..." if len(cases) > 10 else "")
-            raise UserError(f"--show: no case {case} in {volumes}. Cases: {some}")
+            raise UserError(f"--show: no case {case} in {volumes}{suggestion(case, cases)}")
 
     query = open_volume(volumes, first)
     key = open_volume(volumes, second)
@@ -81,6 +82,15 @@ def show_matches(folder: Path, volumes: Path, first: str, second: str) -> None:
         )
     print(f"pictures: {planes_path}, {pair_path}")
     print(f"points for 3D Slicer: {', '.join(map(str, files))}")
+
+
+def suggestion(case: str, cases: list[str]) -> str:
+    """The cases that a user may have meant, as the end of a sentence."""
+    near = difflib.get_close_matches(case, cases, n=2)
+    if near:
+        return f": did you mean {' or '.join(near)}?"
+    more = f" and {len(cases) - LISTED} more" if len(cases) > LISTED else ""
+    return f". Cases: {', '.join(cases[:LISTED])}{more}"
 
 
 def accepted_from(folder: Path) -> float:

@@ -96,6 +96,7 @@ def test_the_card_warns_of_features_that_collapsed(run, tmp_path):
 
     main([str(spoiled(run, tmp_path, collapse)), str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "(V) have an effective rank of 7.2:" in card and "| rank V | 7.25 | 40 |" in card
     assert "**spread S ended under 0.1: these features may have collapsed.**" in card
 
 

@@ -35,6 +35,7 @@ PLANS = {
 HISTORY = {
     "l_r": [[20, 1.75], [40, 1.5]],
     "spread cls": [[20, 0.3], [40, 0.25]],
+    "rank V": [[20, 4.5], [40, 7.25]],
     "validation l_r": [[40, 1.625]],
 }
 LIGHT = ("head_hidden=32", "decoder_width=48", "decoder_depth=1", "decoder_heads=2")
