@@ -34,6 +34,7 @@ COMMANDS = (  # in the order of their use
     "alice-pretrain",
     "alice-plan",
     "alice-evaluate",
+    "alice-features",
     "alice-export",
     "alice-submit",
     "alice-demo",

@@ -23,7 +23,15 @@ HOW_TO = DOCS / "how-to"
 SOURCE = [REPOSITORY / name for name in ("alice_nnunet", "pretrain", "trainers")]
 
 # Guides whose sh blocks are run, each in the state in which the one before ended.
-GUIDES = ("pretrain", "fine-tune", "compare", "share-weights", "submit", "troubleshooting")
+GUIDES = (
+    "pretrain",
+    "fine-tune",
+    "compare",
+    "share-weights",
+    "submit",
+    "features",
+    "troubleshooting",
+)
 OTHER_GUIDES = ("cluster",)
 
 PAGES = [
@@ -115,6 +123,13 @@ def write_labeled_people(folder: Path, ct: nibabel.Nifti1Image) -> None:
     (folder / "dataset.json").write_text(json.dumps(dataset))
 
 
+def write_scans(folder: Path, ct: nibabel.Nifti1Image) -> None:
+    """Three crops of one person."""
+    for index in range(3):
+        voxels = np.asarray(ct.dataobj)[2 * index :, index:, :][:30, :32, :16]
+        write_case(folder / f"scan{index}.nii.gz", voxels)
+
+
 def nnunet_folders(root: Path) -> dict[str, str]:
     """nnU-Net's three variables, for folders in root."""
     return {f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")}
@@ -131,6 +146,7 @@ def place(tmp_path_factory, real_ct, shipped_ct):
     write_unlabeled_people(root / "raw" / "Dataset022_NAME", shipped_ct)
     write_labeled_people(root / "raw" / "Dataset007_NAME", real_ct)
     (root / "IN").symlink_to(root / "raw" / "Dataset007_NAME" / "imagesTs")
+    write_scans(root / "scans", real_ct)
     (root / "organs.json").write_text(fences(HOW_TO / "compare.md", "json")[0])
 
     pretraining = results / "Dataset022_NAME/AlicePretrain__AlicePretrainPlans__3d_fullres"
@@ -220,6 +236,8 @@ def test_the_guides_lead_from_scans_to_a_model_and_its_evaluation(place, printed
 
     assert (root / "shared" / "model.safetensors").is_file()
     assert "2 cases: all there" in printed["submit"]
+    assert "3 scans encoded, 0 left out: features" in printed["features"]
+    assert (root / "features" / "nearest.html").is_file()
     assert "Loaded" in printed["troubleshooting"]
 
 

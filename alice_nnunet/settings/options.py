@@ -30,6 +30,13 @@ def add_processes_option(parser: ArgumentParser, purpose: str) -> None:
     )
 
 
+def add_device_option(parser: ArgumentParser) -> None:
+    """Add the option `-device`."""
+    parser.add_argument(
+        "-device", choices=("cuda", "cpu"), help="default: cuda if available, otherwise cpu"
+    )
+
+
 def default_processes() -> int:
     """nnUNet_def_n_proc if it is set, as in nnU-Net's own commands.
 

@@ -1,0 +1,23 @@
+"""The device of a computation that is no pretraining, and its precision."""
+
+import torch
+
+from alice_nnunet.errors import UserError
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device called name, or cuda if available, else the CPU.
+
+    Raises:
+        UserError: it is cuda, and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("-device cuda: torch finds no CUDA device here; use -device cpu")
+    return torch.device(name or ("cuda" if available else "cpu"))
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """bf16 on a GPU that has it, and fp32 elsewhere."""
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16)
