@@ -15,7 +15,12 @@ from alice_nnunet.checks.labels import label_values
 from alice_nnunet.checks.voxels import AIR, Window, check_extent, content_digest, same_content
 from alice_nnunet.data.body import find_body
 from alice_nnunet.datasets.labeled_case import LabeledCase, channel_windows, check_case
-from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset, passed_over_text
+from alice_nnunet.datasets.raw_dataset import (
+    RawDataset,
+    find_stray_labels,
+    open_raw_dataset,
+    passed_over_text,
+)
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import require_writable, write_json_atomically
@@ -60,13 +65,16 @@ def check_all(dataset: str, processes: int, decisions: Decisions) -> None:
     require_writable(raw.preprocessed, "nnUNet_preprocessed")
     names = raw.dataset_json["channel_names"]
     print(channels_text(names), flush=True)
-    if raw.passed_over:
-        print(passed_over_text(raw.passed_over), flush=True)
 
     windows = channel_windows(raw.dataset_json)
     has_labels = isinstance(raw.dataset_json.get("labels"), dict)
     values = label_values(raw.dataset_json) if has_labels else set()
     cases = {case: with_label(raw, case, has_labels) for case in raw.cases}
+    if has_labels:
+        raw.passed_over.update(stray_labels(raw, cases))
+    if raw.passed_over:
+        print(passed_over_text(raw.passed_over), flush=True)
+
     jobs = {case: (files, windows, values, decisions) for case, files in cases.items()}
 
     results = {}
@@ -103,6 +111,14 @@ def with_label(raw: RawDataset, case: str, has_labels: bool) -> LabeledCase:
     )
     wanted = folder.name == "imagesTr" or label.exists()
     return LabeledCase(tuple(images), label if wanted else None)
+
+
+def stray_labels(raw: RawDataset, cases: dict[str, LabeledCase]) -> dict[str, str]:
+    """Labels without image, with reasons."""
+    folder = nnunet_folder("nnUNet_raw") / raw.name
+    used = {case.label for case in cases.values() if case.label is not None}
+    names = [*cases, *raw.rejected]
+    return find_stray_labels(folder, raw.dataset_json, names, used)
 
 
 def check_one(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")
+LABEL_FOLDERS = ("labelsTr", "labelsTs")
 NIFTI_ENDINGS = (".nii.gz", ".nii")  # what nnU-Net's reorienting reader reads
 DICOM_ENDING = ".dcm"  # each image is a folder, CASE_0000, with the files of one series
 UNLABELED_ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".mhd", DICOM_ENDING)
@@ -130,6 +132,7 @@ def load_dataset_json(path: Path, endings: tuple[str, ...] = NIFTI_ENDINGS) -> d
             f'{path}: "channel_names" must be like {{"0": "CT"}}, got {json.dumps(channels)}'
         )
 
+    check_labels_entry(path, content.get("labels"))
     ending = content.get("file_ending")
     if ending not in endings:
         raise UserError(
@@ -137,6 +140,24 @@ def load_dataset_json(path: Path, endings: tuple[str, ...] = NIFTI_ENDINGS) -> d
             f"Convert the images to NIfTI"
         )
     return content
+
+
+def check_labels_entry(path: Path, labels: object) -> None:
+    """Raise UserError if the entry "labels" of dataset.json is not as nnU-Net version 2 has it."""
+    if not isinstance(labels, dict):
+        return
+
+    for name, value in labels.items():
+        values = value if isinstance(value, list) else [value]
+        if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+            continue
+        remedy = ""
+        if str(name).isdigit() and isinstance(value, str):
+            remedy = ". nnU-Net version 1 had the number first: turn the entries round"
+        raise UserError(
+            f'{path}: "labels" must be like {{"background": 0, "liver": 1}}, got '
+            f"{json.dumps({name: value})}{remedy}"
+        )
 
 
 def find_cases(
@@ -279,22 +300,53 @@ def find_passed_over(
         if path in used or path.name in rejected or case in rejected or of_mhd:
             continue
 
-        if path.name.startswith("."):
-            reason = "a hidden file"
-        elif path.is_dir():
-            inside = sum(file.is_file() for file in path.rglob("*"))
-            reason = f"a folder of {inside} files: images must lie directly in {path.parent.name}"
-        elif path.name.endswith(ending):
-            reason = 'not in the entry "dataset" of dataset.json'
-        elif path.name.lower().endswith(ending):
-            reason = f"dataset.json says that images end in {ending}: rename it"
-        elif path.name.lower().endswith(IMAGE_LIKE):
-            reason = f"dataset.json says that images end in {ending}: convert it"
-        else:
-            reason = f"does not end in {ending}"
-        passed_over[f"{path.parent.name}/{path.name}"] = reason
+        passed_over[f"{path.parent.name}/{path.name}"] = reason_to_pass_over(
+            path, ending, 'not in the entry "dataset" of dataset.json'
+        )
 
     return passed_over
+
+
+def find_stray_labels(
+    folder: Path, dataset_json: dict, cases: Iterable[str], used: set[Path]
+) -> dict[str, str]:
+    """Files and folders among the labels that belong to no image, with reasons.
+
+    Args:
+        folder: of the dataset.
+        dataset_json: its content.
+        cases: names of all cases.
+        used: labels that dataset.json lists.
+    """
+    ending = dataset_json["file_ending"]
+    labels = {f"{case}{ending}" for case in cases}
+    return {
+        f"{path.parent.name}/{path.name}": reason_to_pass_over(path, ending, "there is no image")
+        for path in sorted(path for name in LABEL_FOLDERS for path in (folder / name).glob("*"))
+        if path.name not in labels and path not in used
+    }
+
+
+def reason_to_pass_over(path: Path, ending: str, otherwise: str) -> str:
+    """Why a file or folder is no image or label of a dataset.
+
+    Args:
+        path: of the file.
+        ending: file_ending of dataset.json.
+        otherwise: the reason where the name is like that of an image or label.
+    """
+    if path.name.startswith("."):
+        return "a hidden file"
+    if path.is_dir():
+        inside = sum(file.is_file() for file in path.rglob("*"))
+        return f"a folder of {inside} files: images must lie directly in {path.parent.name}"
+    if path.name.endswith(ending):
+        return otherwise
+    if path.name.lower().endswith(ending):
+        return f"dataset.json says that images end in {ending}: rename it"
+    if path.name.lower().endswith(IMAGE_LIKE):
+        return f"dataset.json says that images end in {ending}: convert it"
+    return f"does not end in {ending}"
 
 
 def passed_over_text(passed_over: dict[str, str]) -> str:

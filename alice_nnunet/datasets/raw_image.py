@@ -87,10 +87,18 @@ def read_case(
 
 
 @contextlib.contextmanager
-def readable(files: list[Path], geometries: dict[str, Geometry]) -> Iterator[list[Path]]:
-    """Yield files that nnU-Net's reader reads in these geometries: the same, or temporary copies.
+def readable(
+    files: list[Path], geometries: dict[str, Geometry], orientation: str | None = None
+) -> Iterator[list[Path]]:
+    """Yield files that nnU-Net's readers read in these geometries: the same, or temporary copies.
 
-    It reads 3D NIfTI files by their first valid form.
+    They read 3D NIfTI files by their first valid form, and readers that do not turn files get
+    files in the orientation that they need.
+
+    Args:
+        files: of the channels.
+        geometries: by file name.
+        orientation: such as LPS; None for that of each file.
     """
     with tempfile.TemporaryDirectory(prefix="alice_") as folder:
         paths = []
@@ -98,14 +106,27 @@ def readable(files: list[Path], geometries: dict[str, Geometry]) -> Iterator[lis
             image = open_image(path)
             geometry = geometries[path.name]
             same = image.ndim == 3 and np.array_equal(image.affine, geometry.affine)
+            stays = orientation in (None, geometry.orientation)
 
-            if is_nifti(path) and same:
+            if same and stays and (is_nifti(path) or orientation):
                 paths.append(path)
                 continue
             voxels = np.asanyarray(image.dataobj).reshape(geometry.shape)
+            copy = nibabel.Nifti1Image(voxels, geometry.affine)
             paths.append(Path(folder) / f"{number:04d}.nii")
-            nibabel.save(nibabel.Nifti1Image(voxels, geometry.affine), paths[-1])
+            if orientation is not None:
+                copy = turned(copy, orientation)
+            nibabel.save(copy, paths[-1])
         yield paths
+
+
+def turned(
+    image: nibabel.spatialimages.SpatialImage, orientation: str
+) -> nibabel.spatialimages.SpatialImage:
+    """The same image with axes that run to, for example, L, P and S. No voxel changes."""
+    now = nibabel.io_orientation(image.affine)
+    wanted = nibabel.orientations.axcodes2ornt(orientation)
+    return image.as_reoriented(nibabel.orientations.ornt_transform(now, wanted))
 
 
 def check_voxels(

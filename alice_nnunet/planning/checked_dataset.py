@@ -12,7 +12,14 @@ from alice_nnunet.datasets.labeled_case import (
     check_case,
     correct_case,
 )
-from alice_nnunet.datasets.raw_dataset import load_dataset_json
+from alice_nnunet.datasets.raw_dataset import (
+    IMAGE_FOLDERS,
+    find_cases,
+    find_passed_over,
+    find_stray_labels,
+    load_dataset_json,
+    passed_over_text,
+)
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import write_json_atomically
 from alice_nnunet.workers import run_each
@@ -47,6 +54,9 @@ def check_dataset(
     print(channels_text(names), flush=True)
     named = settled(check_channel_names(names), decisions)
     refuse(raw.name, named, "dataset.json")
+    passed_over = files_passed_over(raw, dataset_json, cases)
+    if passed_over:
+        print(passed_over_text(passed_over), flush=True)
 
     report = preprocessed / CHECKED
     known = earlier_results(report)
@@ -82,7 +92,23 @@ def check_dataset(
         )
         (preprocessed / FINGERPRINT).unlink(missing_ok=True)  # made of the files as they were
 
-    write_report(report, cases, found, rules)
+    write_report(report, cases, found, rules, passed_over)
+
+
+def files_passed_over(
+    raw: Path, dataset_json: dict, cases: dict[str, LabeledCase]
+) -> dict[str, str]:
+    """Files in the dataset's folders that nnU-Net does not use, with reasons."""
+    test_images = raw / IMAGE_FOLDERS[1]
+    test_cases, rejected = find_cases([test_images], dataset_json)
+    used = {path for files in cases.values() for path in files.files}
+    used.update(path for files in test_cases.values() for path in files)
+
+    passed_over = {f"{test_images.name}/{name}": reason for name, reason in rejected.items()}
+    folders = [raw / name for name in IMAGE_FOLDERS]
+    passed_over |= find_passed_over(folders, dataset_json, used, rejected)
+    every = [*cases, *test_cases]
+    return passed_over | find_stray_labels(raw, dataset_json, every, used)
 
 
 def refuse(dataset: str, findings: list[Finding], what: str) -> None:
@@ -115,8 +141,9 @@ def write_report(
     cases: dict[str, LabeledCase],
     found: dict[str, list[Finding]],
     rules: tuple,
+    passed_over: dict[str, str],
 ) -> None:
-    """Write what was found, and what the user decided."""
+    """Write what was found, what was passed over, and what the user decided."""
     report.parent.mkdir(parents=True, exist_ok=True)
     entries = {
         case: {
@@ -125,7 +152,8 @@ def write_report(
         }
         for case in sorted(cases)
     }
-    write_json_atomically(report, {"decisions": rules[2].to_dict(), "cases": entries})
+    content = {"decisions": rules[2].to_dict(), "passed_over": passed_over, "cases": entries}
+    write_json_atomically(report, content)
 
 
 def check_intensities(

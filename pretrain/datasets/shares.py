@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from alice_nnunet.data.volumes import case_names
+from alice_nnunet.datasets.raw_dataset import open_raw_dataset
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
 
@@ -11,17 +12,18 @@ TEST = "imagesTs"
 
 
 def cases_of(name: str, images: str) -> set[str]:
-    """The cases whose first channel lies in a folder of a raw dataset; none where it is missing.
+    """The complete cases of one folder of a raw dataset; none where the dataset is missing.
 
     Args:
         name: DatasetXXX_NAME.
-        images: imagesTr or imagesTs.
+        images: imagesTr, also for images elsewhere that dataset.json lists, or imagesTs.
     """
     try:
-        folder = nnunet_folder("nnUNet_raw") / name / images
+        cases = open_raw_dataset(name, test_images=True).cases
     except UserError:
         return set()
-    return {path.name.rpartition("_0000")[0] for path in folder.glob("*_0000*")} - {""}
+    in_test = {case for case, files in cases.items() if files[0].parent.name == TEST}
+    return in_test if images == TEST else cases.keys() - in_test
 
 
 def has_test_cases(name: str, volumes: Path) -> bool:

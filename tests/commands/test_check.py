@@ -73,7 +73,9 @@ def test_a_labeled_dataset(nnunet_folders, real_ct, capsys):
     voxels = np.asarray(label.dataobj) * np.uint8(7)
     nibabel.save(nibabel.Nifti1Image(voxels, label.affine), raw / "labelsTr" / "case0.nii.gz")
     (raw / "labelsTr" / "case1.nii.gz").unlink()
+    (raw / "labelsTr" / "case7.nii.gz").touch()
 
     shown, error = refused(capsys, "-d", "7")
     assert "case0.nii.gz: values that dataset.json does not have: 7" in shown
     assert "ERROR: case1.nii.gz: there is no " in shown and "2 cases or files of 3" in error
+    assert "passed over 1 files or folders: labelsTr/case7.nii.gz (there is no image)" in shown

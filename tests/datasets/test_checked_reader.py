@@ -6,6 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nibabel.orientations import axcodes2ornt, ornt_transform
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from alice_nnunet.datasets.checked_reader import TRAINING, check_what_is_read
@@ -77,14 +78,89 @@ def test_what_the_environment_decides(tmp_path, hu, monkeypatch):
     assert np.isfinite(image).all() and image.min() == -1024
 
 
-def test_nnunets_own_plans_refuse_another_orientation(tmp_path, hu):
+def tilted(image: nibabel.Nifti1Image, codes: str) -> nibabel.Nifti1Image:
+    """The image, tilted by some degrees and with spacings that floats round, stored along codes."""
+    rotation = nibabel.eulerangles.euler2mat(0.06, -0.03, 0.04)
+    matrix = rotation @ np.diag([-0.7421875, -0.7421875, 2.5])
+    affine = nibabel.affines.from_matvec(matrix, (101.3, 99.7, -312.25))
+    lps = nibabel.Nifti1Image(np.asarray(image.dataobj), affine)
+    turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(codes))
+    stored = lps.as_reoriented(turn)
+    stored.set_sform(stored.affine, 1)
+    stored.set_qform(stored.affine, 1)
+    return stored
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient"])
+@pytest.mark.parametrize("codes", ["RAS", "PIR", "SAL", "LAS"])
+def test_a_scan_is_the_same_in_any_orientation(tmp_path, real_ct, reader, codes):
+    """The network sees the same voxels and spacing, and each output lies on its scan."""
+    for name in ("LPS", codes):
+        nibabel.save(tilted(real_ct, name), tmp_path / f"{name}_0000.nii.gz")
+    plans = {"image_reader_writer": reader, "alice": {"input": {"flip_axes": [1, 2]}}}
+
+    expected, properties = reader_of(**plans).read_images([str(tmp_path / "LPS_0000.nii.gz")])
+    image, turned = reader_of(**plans).read_images([str(tmp_path / f"{codes}_0000.nii.gz")])
+    np.testing.assert_array_equal(image, expected)
+    np.testing.assert_array_equal(turned["spacing"], properties["spacing"])
+
+    labels = (image[0] > 0).astype(np.uint8)
+    reader_of(**plans).write_seg(labels, str(tmp_path / "out.nii.gz"), turned)
+    scan = nibabel.load(tmp_path / f"{codes}_0000.nii.gz")
+    written = nibabel.load(tmp_path / "out.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(scan.dataobj) > 0)
+    for form in ("get_sform", "get_qform"):
+        np.testing.assert_allclose(getattr(written, form)(), scan.affine, atol=1e-4)
+    by_itk = [sitk.ReadImage(str(tmp_path / n)) for n in ("out.nii.gz", f"{codes}_0000.nii.gz")]
+    assert all(image.GetDirection() == pytest.approx(by_itk[0].GetDirection()) for image in by_itk)
+    assert not list(tmp_path.glob(".alice_*"))
+
+
+def test_files_of_other_formats_are_checked_and_turned(tmp_path, real_ct):
+    nibabel.save(tilted(real_ct, "LPS"), tmp_path / "a_0000.nii.gz")
+    lps = sitk.ReadImage(str(tmp_path / "a_0000.nii.gz"))
+    sitk.WriteImage(lps, str(tmp_path / "a_0000.nrrd"))
+    sitk.WriteImage(sitk.DICOMOrient(lps, "RSA"), str(tmp_path / "b_0000.nrrd"))
+    sitk.WriteImage(lps + 1024, str(tmp_path / "c_0000.nrrd"))
     plans = {"image_reader_writer": "SimpleITKIO", "alice": {"input": {"flip_axes": [1, 2]}}}
-    for codes in ("LPS", "RAS", "PIR"):
-        write_case(tmp_path / f"{codes}_0000.nii.gz", hu, codes)
-    reader_of(**plans).read_images([str(tmp_path / "LPS_0000.nii.gz")])
-    for codes in ("RAS", "PIR"):
-        with pytest.raises(ValueError, match=f"{codes}_0000.nii.gz: stored as {codes}.*LPS"):
-            reader_of(**plans).read_images([str(tmp_path / f"{codes}_0000.nii.gz")])
+
+    reader = reader_of(**plans)
+    expected, _ = reader.read_images([str(tmp_path / "a_0000.nrrd")])
+    image, turned = reader.read_images([str(tmp_path / "b_0000.nrrd")])
+    np.testing.assert_array_equal(image, expected)
+    reader.write_seg((image[0] > 0).astype(np.uint8), str(tmp_path / "b.nrrd"), turned)
+    scan, written = (sitk.ReadImage(str(tmp_path / name)) for name in ("b_0000.nrrd", "b.nrrd"))
+    np.testing.assert_array_equal(*[sitk.GetArrayFromImage(i) > 0 for i in (scan, written)])
+    assert written.GetDirection() == pytest.approx(scan.GetDirection(), abs=1e-6)
+    assert written.GetOrigin() == pytest.approx(scan.GetOrigin(), abs=1e-4)
+
+    with pytest.raises(ValueError, match=r"c_0000\.nrrd: CT that does not look like HU"):
+        reader.read_images([str(tmp_path / "c_0000.nrrd")])
+
+
+def test_the_second_channel_is_checked_too(tmp_path, hu):
+    """A NaN in the second of two CT channels, and a second channel along other axes."""
+    scheme = {"3d_fullres": {"normalization_schemes": 2 * ["CTNormalization"]}}
+    voxels = hu.astype(np.float32)
+    files = [tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"]
+    write_case(files[0], voxels)
+    write_case(files[1], voxels, "RAS")
+    block = {"input": {"flip_axes": [1, 2]}}
+    plans = {"image_reader_writer": "SimpleITKIO", "alice": block, "configurations": scheme}
+    image, _ = reader_of(**plans).read_images([str(file) for file in files])
+    np.testing.assert_array_equal(image[0], image[1])
+
+    voxels[3, 4, 5] = np.nan
+    write_case(files[1], voxels)
+    with pytest.raises(ValueError, match=r"a_0001\.nii\.gz: 1 of .* not finite"):
+        reader_of(**plans).read_images([str(file) for file in files])
+
+
+def test_unknown_words_in_the_environment_are_refused(tmp_path, hu, monkeypatch):
+    write_case(tmp_path / "a_0000.nii.gz", hu)
+    monkeypatch.setenv("alice_take", "sfrom")
+    with pytest.raises(ValueError, match="alice_take=sfrom: it must be some of sform, qform"):
+        reader_of().read_images([str(tmp_path / "a_0000.nii.gz")])
 
 
 def test_the_plans_of_a_training_stay_as_they_are():

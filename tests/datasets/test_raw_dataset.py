@@ -68,6 +68,14 @@ def test_labels_and_number_of_cases_are_not_needed(folder):
         ('{"channel_names": {"0": "CT"}, "file_ending": ".mha"}', r"no file ends in .mha .*a_0000"),
         ('{"modality": {"0": "CT"}, "training": []}', "nnUNetv2_convert_old_nnUNet_dataset"),
         ('{"channel_names": {"0": "CT"}, "file_ending": ".nii"}', "no file ends in .nii "),
+        (
+            '{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz", "labels": {"1": "liver"}}',
+            "version 1 had the number first",
+        ),
+        (
+            '{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz", "labels": {"liver": 0.5}}',
+            '"labels" must be like',
+        ),
     ],
 )
 def test_wrong_dataset_json(folder, content, message):

@@ -169,8 +169,18 @@ def test_last_axes_of_one_and_other_formats_read_as_the_volume(tmp_path, path):
         assert found["spacing"] == pytest.approx(properties["spacing"]) and findings == []
 
 
-def write_dicom(folder, voxels, skip=()) -> None:
-    """One file for each axial slice, LPS, 5 mm apart."""
+def write_dicom(
+    folder, voxels, skip=(), directions="1\\0\\0\\0\\1\\0", step=(0.0, 0.0, 5.0)
+) -> None:
+    """One file for each axial slice of 3 x 4 mm pixels.
+
+    Args:
+        folder: new.
+        voxels: (x, y, z), HU.
+        skip: slices that are missing.
+        directions: of rows and columns, LPS.
+        step: mm from one slice to the next, LPS.
+    """
     folder.mkdir()
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -179,19 +189,66 @@ def write_dicom(folder, voxels, skip=()) -> None:
             continue
         piece = sitk.GetImageFromArray(voxels[:, :, z].T)
         piece.SetSpacing((3.0, 4.0))
+        place = [start + z * along for start, along in zip((-10, 20, 0), step)]
         tags = {
             "0020|000e": "1.2.3",
             "0008|0060": "CT",
             "0018|0050": "5",
             "0020|0013": str(z),
-            "0020|0032": f"-10\\20\\{5 * z}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0020|0032": "\\".join(f"{value:g}" for value in place),
+            "0020|0037": directions,
         }
         for tag, value in tags.items():
             piece.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{z:03d}.dcm"))
         with same_locale():  # GDCM changes it
             writer.Execute(piece)
+
+
+def by_simpleitk(path) -> tuple[np.ndarray, list[float]]:
+    """Voxels (Z, Y, X) and spacing (z, y, x) of a file or series, turned to RAS by SimpleITK."""
+    if path.is_dir():
+        with same_locale():
+            image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path)))
+    else:
+        image = sitk.ReadImage(str(path))
+    turned = sitk.DICOMOrient(image, "RAS")
+    return sitk.GetArrayFromImage(turned), list(turned.GetSpacing()[::-1])
+
+
+SAGITTAL = ("0\\1\\0\\0\\0\\-1", (5.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("kind", ["axial", "head first", "sagittal", "nrrd PSR", "mha tilted"])
+def test_other_formats_are_turned_as_simpleitk_turns_them_and_read_once(
+    tmp_path, kind, monkeypatch
+):
+    voxels = ramp(10, 12, 14)
+    path = tmp_path / "a_0000"
+    if kind == "sagittal":
+        write_dicom(path, voxels, directions=SAGITTAL[0], step=SAGITTAL[1])
+    elif kind in ("axial", "head first"):
+        write_dicom(path, voxels, step=(0, 0, 5 if kind == "axial" else -5))
+    else:
+        image = sitk.GetImageFromArray(voxels)
+        image.SetSpacing((3.0, 4.0, 5.0))
+        image.SetOrigin((-7.0, 11.0, 13.0))
+        path = tmp_path / f"a_0000.{kind[:4].strip()}"
+        if "tilted" in kind:
+            rotation = nibabel.eulerangles.euler2mat(0.05, -0.03, 0.02) @ np.diag([-1, 1, -1])
+            image.SetDirection(rotation.ravel())
+        else:
+            image = sitk.DICOMOrient(image, "PSR")
+        sitk.WriteImage(image, str(path))
+    expected, spacing = by_simpleitk(path)
+
+    reads = []
+    read = sitk.ReadImage
+    monkeypatch.setattr(sitk, "ReadImage", lambda file: reads.append(file) or read(file))
+    image, properties, findings = read_case([path], NibabelIOWithReorient())
+    np.testing.assert_array_equal(image[0], expected)
+    assert properties["spacing"] == pytest.approx(spacing, rel=1e-5)
+    assert findings == [] and len(reads) == 1
 
 
 def test_a_dicom_series_is_one_image(tmp_path):
@@ -209,6 +266,9 @@ def test_a_dicom_series_is_one_image(tmp_path):
     (tmp_path / "c_0000").mkdir()
     with pytest.raises(ValueError, match="no DICOM series"):
         read_case([tmp_path / "c_0000"], NibabelIOWithReorient())
+    write_dicom(tmp_path / "d_0000", voxels, step=(0.0, 1.0, 5.0))  # a tilted gantry
+    with pytest.raises(ValueError, match=r"axes at an angle of 79 degrees.*gantry tilt"):
+        read_case([tmp_path / "d_0000"], NibabelIOWithReorient())
 
 
 def test_the_form_that_the_user_takes_is_read(path):

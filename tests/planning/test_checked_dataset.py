@@ -139,6 +139,69 @@ def test_the_second_channel_is_checked_too(folder, check):
         check()
 
 
+def test_files_that_no_case_uses_are_named(folder, check, tmp_path):
+    (folder / "imagesTs").mkdir()
+    shutil.copy(folder / "imagesTr/case0_0000.nii.gz", folder / "imagesTs/test_0000.nii.gz")
+    expected = {
+        "imagesTr/case2_0000.nii": "convert it",
+        "imagesTr/case3_0000.NII.GZ": "rename it",
+        "imagesTs/scan.nii.gz": "the name must end in the channel's number",
+        "imagesTs/notes.txt": "does not end in .nii.gz",
+        "labelsTr/case9.nii.gz": "there is no image",
+        "labelsTr/case1.nrrd": "convert it",
+        "labelsTr/.case1.nii.gz": "a hidden file",
+    }
+    for name in expected:
+        (folder / name).touch()
+    (folder / "labelsTr" / "old").mkdir()
+
+    shown = check()
+    assert "passed over 8 files or folders" in shown
+    report = json.loads((tmp_path / "preprocessed" / CHECKED).read_text())["passed_over"]
+    assert "a folder of 0 files" in report.pop("labelsTr/old")
+    assert report.keys() == expected.keys()
+    for name, reason in expected.items():
+        assert reason in report[name] and name in shown
+
+
+def test_a_dataset_whose_files_lie_elsewhere(folder, check, tmp_path):
+    """dataset.json lists them, as nnU-Net allows."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    entries = {}
+    for case in ("case0", "case1"):
+        image = (folder / f"imagesTr/{case}_0000.nii.gz").rename(elsewhere / f"{case}.nii.gz")
+        label = (folder / f"labelsTr/{case}.nii.gz").rename(elsewhere / f"{case}_label.nii.gz")
+        entries[case] = {"images": [str(image)], "label": str(label)}
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, "dataset": entries}))
+    (folder / "imagesTr/more_0000.nii.gz").touch()
+
+    shown = check()
+    assert 'imagesTr/more_0000.nii.gz (not in the entry "dataset" of dataset.json)' in shown
+    change(elsewhere / "case1_label.nii.gz", voxels=label_in_halves)
+    with pytest.raises(UserError, match=r"case1_label\.nii\.gz: values that are not whole"):
+        check()
+
+
+def label_in_halves(voxels):
+    return voxels * 0.5
+
+
+@pytest.mark.parametrize("labels", [{"whole": [1, 2], "core": [2], "ignore": 3}, {"dense": 1}])
+def test_regions_and_the_ignore_label_are_values(folder, check, labels):
+    """A label of 0, 1, 2 and 3 is good with regions and ignore, and has unknown values without."""
+    content = json.loads((folder / "dataset.json").read_text())
+    content["labels"] = {"background": 0, **labels}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    change(folder / LABEL, voxels=lambda v: (np.arange(v.size).reshape(v.shape) % 4).astype("u1"))
+    if "ignore" in labels:
+        assert "channels" in check()
+        return
+    with pytest.raises(UserError, match=r"case1\.nii\.gz: values that .* does not have: 2, 3"):
+        check()
+
+
 def test_channels_that_are_called_otherwise(folder, check):
     content = json.loads((folder / "dataset.json").read_text())
     content["channel_names"] = {"0": "CTA"}

@@ -132,18 +132,25 @@ def check(place: Path, outputs: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def predicted(place) -> tuple[Path, str]:
-    """The outputs of predict.sh for a, b, and aa, which is no image, and what it printed.
+    """The outputs of predict.sh for a, b, and others that are no images, and what it printed.
 
     Meanwhile the training that the submission came from is gone.
     """
     broken = place / "inputs" / "aa_0000.nii.gz"
     broken.write_bytes(b"no NIfTI")
+    shifted = place / "inputs" / "shifted_0000.nii.gz"
+    a = nibabel.load(place / "inputs" / "a_0000.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.asarray(a.dataobj) + 1024, a.affine), shifted)
+    others = [place / "inputs" / name for name in ("c_0000.nrrd", "notes.txt", "d_0001.nii.gz")]
+    for other in others:
+        other.write_bytes(b"")
     (place / "model").rename(place / "gone")
 
     done = call(place, "sh", "submission/predict.sh", "inputs", "outputs")
 
     (place / "gone").rename(place / "model")
-    broken.unlink()
+    for path in (broken, shifted, *others):
+        path.unlink()
     assert done.returncode == 1, done.stderr
     return place / "outputs", done.stdout
 
@@ -211,6 +218,16 @@ def test_the_submission_postprocesses_as_nnunet_does(place, tmp_path):
     assert ours.dataobj[0, 0, 0] == 0 and np.asarray(ours.dataobj).any()
 
 
+def test_a_scan_is_segmented_alike_along_any_axes(predicted):
+    """a and b are one scan, stored as LPS and as SAL."""
+    a, b = (nibabel.load(predicted[0] / f"{case}.nii.gz") for case in "ab")
+    turned = [np.asarray(nibabel.as_closest_canonical(image).dataobj) for image in (a, b)]
+    assert np.array_equal(*turned) and nibabel.aff2axcodes(b.affine) == ("S", "A", "L")
+    for image in (a, b):
+        assert image.header["sform_code"] and image.header["qform_code"]
+        np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-4)
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -268,9 +285,10 @@ def test_the_requirements_are_the_installed_versions(place):
 def test_time_and_memory_of_each_case_are_reported(place, predicted):
     report = json.loads((predicted[0] / "resources.json").read_text())
 
-    assert [row["case"] for row in report["cases"]] == ["a", "aa", "b"]
     assert report["device"] in ("cpu", "cuda")
-    for row in report["cases"]:
+    rows = [row for row in report["cases"] if "error" not in row]
+    assert [row["case"] for row in rows] == ["a", "b"]
+    for row in rows:
         assert row["seconds"] >= 0
         assert row["peak_rss_mib"] > 100
         assert ("peak_gpu_mib" in row) == (report["device"] == "cuda")
@@ -287,6 +305,14 @@ def moved(image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
     return nibabel.Nifti1Image(np.asarray(image.dataobj), affine)
 
 
+def contradicting(image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
+    """With forms that ITK and nibabel read differently, whichever of the two ITK takes."""
+    spoiled = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine)
+    spoiled.set_sform(image.affine, 4)
+    spoiled.set_qform(np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine, 1)
+    return spoiled
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -299,6 +325,7 @@ def moved(image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
             "voxels, the image (",
         ),
         (moved, "lies elsewhere"),
+        (contradicting, "lies elsewhere for ITK"),
         (lambda image: None, "b.nii.gz is missing"),
     ],
 )
@@ -317,13 +344,22 @@ def test_the_check_finds_what_is_wrong(place, predicted, tmp_path, change: Calla
     assert len(done.stdout.splitlines()) == 2
 
 
-def test_a_scan_that_cannot_be_read_costs_only_itself(predicted):
+def test_bad_inputs_are_listed_first_and_cost_only_themselves(predicted):
     outputs, said = predicted
-    assert "2 of 3 cases" in said and "failed: aa" in said
+    listed, segmented = said.split("Model loaded in ")
+    assert "passed over: notes.txt" in listed and "4 of 6 inputs cannot be segmented" in listed
+    for reason in (
+        "aa_0000.nii.gz: cannot be read",
+        "shifted_0000.nii.gz: CT that does not look like HU: values from",
+        "c_0000.nrrd: is not called CASE_0000.nii.gz. Rename or convert it",
+        "missing or too many: d_0000.nii.gz, d_0001.nii.gz",
+    ):
+        assert reason in listed
+    assert "2 of 6 cases" in segmented and "failed: c_0000.nrrd, d, aa, shifted" in segmented
     assert not (outputs / "aa.nii.gz").exists()
 
     rows = json.loads((outputs / "resources.json").read_text())["cases"]
-    assert ["error" in row for row in rows] == [False, True, False]
+    assert ["error" in row for row in rows] == [True] * 4 + [False] * 2
 
 
 def load_script(path: Path) -> dict:
@@ -360,8 +396,7 @@ def test_labels_that_a_segmentation_may_have_are_nnunets(place, entries):
     [
         ([], "no .nii.gz files"),
         (["a.nii.gz"], "must hold CASE_0000.nii.gz; it has a.nii.gz"),
-        (["a_0000.nii.gz", "a_0001.nii.gz"], "takes 1 channels"),
-        (["a_0001.nii.gz"], "a_0000.nii.gz, a_0001"),
+        (["a.nrrd", "._a_0000.nii.gz"], "must hold CASE_0000.nii.gz; it has a.nrrd"),
     ],
 )
 def test_inputs_that_are_not_as_prescribed(place, tmp_path, files, said):
@@ -371,6 +406,23 @@ def test_inputs_that_are_not_as_prescribed(place, tmp_path, files, said):
 
     with pytest.raises(SystemExit, match=said):
         script["find_cases"](tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        (["a_0000.nii.gz", "a_0001.nii.gz"], "takes 1 channels"),
+        (["a_0001.nii.gz"], "a_0000.nii.gz, a_0001"),
+    ],
+)
+def test_cases_of_other_channels_are_refused_alone(place, tmp_path, files, said):
+    for name in [*files, "b_0000.nii.gz"]:
+        (tmp_path / name).write_bytes(b"")
+    script = load_script(place / "submission" / "predict.py")
+
+    cases, refused = script["find_cases"](tmp_path, 1)
+    assert cases == {"b": [str(tmp_path / "b_0000.nii.gz")]}
+    assert said in refused.pop("a") and refused == {}
 
 
 def test_a_trainer_of_ones_own_comes_along(place, tmp_path, monkeypatch, capsys):

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
@@ -326,6 +328,7 @@ def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
     assert "Axes flipped on the way into the network and back: ['y', 'x']" in log
     block = saved_plans(folder, "ShortAliceTrainer", "nnUNetPlans")["alice"]
     assert block["input"]["flip_axes"] == [1, 2] and block["input"]["scale"] != [1.0]
+    check_prediction_sees_no_orientation(folder)
 
     class ShortAliceTrainer(AliceTrainer):
         """Finds the same results folder by its name."""
@@ -344,6 +347,27 @@ def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
         weights = write_checkpoint(folder / f"stock_{encoder}.pth", encoder=encoder)
         monkeypatch.setenv("alice_weights", str(weights))
         check_training_and_prediction_share_weights(make(folder, plans="nnUNetPlans"), outputs)
+
+
+def check_prediction_sees_no_orientation(folder: Path) -> None:
+    """A model of stock plans, whose reader turns nothing, segments a scan alike in any file."""
+    source = nibabel.load(folder / "raw" / NAME / "imagesTr" / "case0_0000.nii.gz")
+    model = folder / "results" / NAME / "ShortAliceTrainer__nnUNetPlans__3d_fullres"
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,))
+
+    results = []
+    for codes in ("LPS", "RAS", "PIR"):
+        scan = folder / "in_stock" / f"{codes}_0000.nii.gz"
+        write_case(scan, np.asarray(source.dataobj), codes)
+        predictor.predict_from_files_sequential([[str(scan)]], [str(scan.with_name(codes))])
+        result = nibabel.load(scan.with_name(f"{codes}.nii.gz"))
+        np.testing.assert_allclose(result.affine, nibabel.load(scan).affine, atol=1e-5)
+        assert result.header["qform_code"] and result.header["sform_code"]
+        results.append(np.asarray(nibabel.as_closest_canonical(result).dataobj))
+
+    assert np.unique(results[0]).tolist() == [0, 1]
+    assert np.array_equal(results[1], results[0]) and np.array_equal(results[2], results[0])
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Check that the outputs of predict.sh are complete and valid.
 
 Every case must have its segmentation and there must be no other; each must have the geometry of its
-image and only labels of the model.
+image, for programs that read it by nibabel and by ITK, and only labels of the model.
 
 Usage: python3 check_outputs.py [INPUTS [OUTPUTS]]     default: /workspace/inputs /workspace/outputs
 Exits with 0 if all is well, else with 1 after printing one line for each problem.
@@ -14,9 +14,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import SimpleITK as sitk
 
 ENDING = ".nii.gz"
 TOLERANCE = 1e-3  # mm, for each number of the affine
+RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from the axes of ITK, which run to L, P and S
 
 
 def main(arguments: list[str]) -> int:
@@ -83,6 +85,51 @@ def all_problems(
                 yield f"{case}{ENDING} {problem}"
 
 
+def problems_of_place(
+    image_file: Path, image: nibabel.Nifti1Image, result_file: Path, result: nibabel.Nifti1Image
+) -> Iterator[str]:
+    """Whether a segmentation lies on its image, for programs that use nibabel and for ITK."""
+    try:
+        of_image = affine_by_itk(image_file)
+        of_result = affine_by_itk(result_file)
+    except RuntimeError as error:
+        yield f"cannot be read by ITK ({str(error).strip().splitlines()[-1]})"
+        return
+
+    # an image whose header leaves a choice may have been read in any of these ways
+    places = [image.affine, of_image]
+    if not image.header["sform_code"] and not image.header["qform_code"]:
+        places.append(np.diag([*image.header.get_zooms()[:3], 1.0]))
+
+    if not any(is_close(result.affine, place) for place in places):
+        yield (
+            f"lies elsewhere than the image: affine {result.affine.tolist()}, "
+            f"the image's {image.affine.tolist()}"
+        )
+    elif not is_close(of_result, result.affine):
+        yield (
+            f"lies elsewhere for ITK (3D Slicer, ITK-SNAP) than for nibabel: affine "
+            f"{of_result.tolist()} and {result.affine.tolist()}; its header's two forms "
+            f"contradict each other"
+        )
+
+
+def is_close(first: np.ndarray, second: np.ndarray) -> bool:
+    return np.allclose(first, second, rtol=0, atol=TOLERANCE)
+
+
+def affine_by_itk(path: Path) -> np.ndarray:
+    """The affine, (4, 4) to mm in RAS, that ITK reads from a header."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    affine = np.eye(4)
+    direction = np.reshape(reader.GetDirection()[:9], (3, 3))
+    affine[:3, :3] = direction * reader.GetSpacing()[:3]
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    return RAS @ affine
+
+
 def problems_of(image_file: Path, result_file: Path, labels: set[int]) -> Iterator[str]:
     """What is wrong with one segmentation."""
     try:
@@ -96,11 +143,7 @@ def problems_of(image_file: Path, result_file: Path, labels: set[int]) -> Iterat
     if result.shape != image.shape:
         yield f"has {result.shape} voxels, the image {image.shape}"
 
-    if not np.allclose(result.affine, image.affine, rtol=0, atol=TOLERANCE):
-        yield (
-            f"lies elsewhere than the image: affine {result.affine.tolist()}, "
-            f"the image's {image.affine.tolist()}"
-        )
+    yield from problems_of_place(image_file, image, result_file, result)
 
     unknown = sorted(set(np.unique(values).tolist()) - labels)
     if unknown:

@@ -1,4 +1,7 @@
-"""Segment the cases of a folder with the nnU-Net model beside this file. Called by predict.sh."""
+"""Segment the cases of a folder with the nnU-Net model beside this file. Called by predict.sh.
+
+All inputs are looked at first. Those that cannot be used are listed, and the others segmented.
+"""
 
 import argparse
 import json
@@ -18,6 +21,10 @@ from nnunetv2.postprocessing.remove_connected_components import (
     remove_all_but_largest_component_from_segmentation,
 )
 
+from alice_nnunet.checks.findings import BadImage
+from alice_nnunet.datasets.checked_reader import check_scans
+from alice_nnunet.datasets.raw_dataset import IMAGE_LIKE
+
 HERE = Path(__file__).resolve().parent
 MIB = 2**20
 
@@ -26,9 +33,7 @@ def main() -> int:
     arguments = parse_arguments()
 
     # The model takes seconds to load: look at the inputs first.
-    dataset_json = json.loads((HERE / "model" / "dataset.json").read_text())
-    channels = len(dataset_json["channel_names"])
-    cases = {} if arguments.load else find_cases(arguments.inputs, channels)
+    cases, refused = ({}, {}) if arguments.load else look_at_inputs(arguments.inputs)
 
     started = time.perf_counter()
     settings = json.loads((HERE / "settings.json").read_text())
@@ -50,13 +55,14 @@ def main() -> int:
         return 0
 
     arguments.outputs.mkdir(parents=True, exist_ok=True)
+    rows += [{"case": case, "error": reason} for case, reason in refused.items()]
     for case, files in cases.items():
         rows.append(predict(predictor, case, files, arguments.outputs, settings))
         (arguments.outputs / "resources.json").write_text(json.dumps(report, indent=4) + "\n")
 
     failed = [row["case"] for row in rows if "error" in row]
     failures = f"; failed: {', '.join(failed)}" if failed else ""
-    print(f"{len(cases) - len(failed)} of {len(cases)} cases are in {arguments.outputs}{failures}")
+    print(f"{len(rows) - len(failed)} of {len(rows)} cases are in {arguments.outputs}{failures}")
     return 1 if failed else 0
 
 
@@ -77,35 +83,69 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_cases(folder: Path, channels: int) -> dict[str, list[str]]:
-    """Case -> its files, one for each channel. Exits with a message if any is missing."""
+def look_at_inputs(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Find the cases, and list on the screen what cannot be segmented.
+
+    Returns:
+        The files of each case that can be segmented, and the reasons for the other cases.
+        Exits with a message if no case can be segmented.
+    """
+    dataset_json = json.loads((HERE / "model" / "dataset.json").read_text())
+    plans = json.loads((HERE / "model" / "plans.json").read_text())
+
+    cases, refused = find_cases(folder, len(dataset_json["channel_names"]))
+    paths = {case: [Path(file) for file in files] for case, files in cases.items()}
+    for case, findings in check_scans(paths, plans).items():
+        refused[case] = "; ".join(finding.text for finding in findings)
+        del cases[case]
+
+    if refused:
+        print(f"{len(refused)} of {len(refused) + len(cases)} inputs cannot be segmented:")
+        print("\n".join(f"  {reason}" for reason in refused.values()), flush=True)
+    if not cases:
+        sys.exit(f"predict.sh: no case in {folder} can be segmented")
+    return cases, refused
+
+
+def find_cases(folder: Path, channels: int) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The files of each case, one for each channel, and the reasons for what is not complete.
+
+    Exits with a message if there is no case at all.
+    """
     if not folder.is_dir():
         sys.exit(f"predict.sh: no folder {folder}")
 
-    names = sorted(path.name for path in folder.glob("*.nii.gz"))
-    cases = {}
-    strange = []
-    for name in names:
-        parts = re.fullmatch(r"(.+)_\d{4}\.nii\.gz", name)
-        if parts is None:
-            strange.append(name)
+    files_of: dict[str, list[str]] = {}
+    refused = {}
+    for path in sorted(folder.iterdir()):
+        parts = re.fullmatch(r"(.+)_\d{4}\.nii\.gz", path.name)
+        if path.name.startswith(".") or path.is_dir():
+            print(f"passed over: {path.name}, a hidden file or a folder", flush=True)
+        elif parts:
+            files_of.setdefault(parts[1], []).append(path.name)
+        elif path.name.lower().endswith(IMAGE_LIKE):
+            refused[path.name] = (
+                f"{path.name}: is not called CASE_0000.nii.gz. Rename or convert it"
+            )
         else:
-            case = parts[1]
-            cases[case] = [f"{case}_{channel:04d}.nii.gz" for channel in range(channels)]
+            print(f"passed over: {path.name}, no image", flush=True)
 
-    if strange or not names:
-        found = ", ".join(strange) or "no .nii.gz files"
+    if not files_of:
+        found = ", ".join(refused) or "no .nii.gz files"
         sys.exit(f"predict.sh: {folder} must hold CASE_0000.nii.gz; it has {found}")
 
-    expected = {name for files in cases.values() for name in files}
-    wrong = sorted(expected ^ set(names))
-    if wrong:
-        sys.exit(
-            f"predict.sh: the model takes {channels} channels, so in {folder} these files are "
-            f"missing or too many: {', '.join(wrong)}"
-        )
-
-    return {case: [str(folder / name) for name in files] for case, files in cases.items()}
+    cases = {}
+    for case, names in files_of.items():
+        expected = [f"{case}_{channel:04d}.nii.gz" for channel in range(channels)]
+        wrong = sorted({*expected} ^ {*names})
+        if wrong:
+            refused[case] = (
+                f"{case}: the model takes {channels} channels, so these files are missing or too "
+                f"many: {', '.join(wrong)}"
+            )
+        else:
+            cases[case] = [str(folder / name) for name in expected]
+    return cases, refused
 
 
 def load_model(settings: dict) -> nnUNetPredictor:
@@ -140,6 +180,8 @@ def predict(
             predictor.predict_from_files_sequential([files], [str(Path(folder) / case)])
             postprocess(Path(folder) / f"{case}.nii.gz", settings["postprocessing"])
             (Path(folder) / f"{case}.nii.gz").replace(outputs / f"{case}.nii.gz")
+        except BadImage as error:
+            row["error"] = str(error)
         except Exception as error:  # one bad scan must not cost the others
             traceback.print_exc()
             row["error"] = f"{type(error).__name__}: {error}"

@@ -8,6 +8,7 @@ import pytest
 
 from alice_nnunet.data.volumes import open_volume
 from alice_nnunet.pretrain.commands.preprocess import main
+from alice_nnunet.pretrain.datasets.preprocessed import preprocessed_volumes
 
 COARSE = ["-np", "1", "-spacing", "9", "9", "9", "-patch", "16", "16", "16"]
 
@@ -82,6 +83,25 @@ def test_each_fault_is_named_and_good_scans_have_no_warning(raw_dataset, cases, 
     assert report["passed_over"].keys() == {"imagesTr/other_0000.nrrd"}
     assert "other_0000.nrrd" in shown and '0 "CT" is CT in HU' in shown
     assert report["decisions"] == {}
+
+
+def test_scans_that_were_added_later_are_said(raw_dataset, cases, preprocess, capsys):
+    """A scan of another ending is no such scan: alice-preprocess would not add it."""
+    folder = raw_dataset({"base": cases["base"]})
+    preprocess()
+    (folder / "imagesTr" / "other_0000.nrrd").touch()
+    (folder / "imagesTr" / "._base_0000.nii.gz").touch()
+    preprocessed_volumes("Dataset022_Test", 1, "tiny", (16, 16, 16))
+    assert "added after" not in capsys.readouterr().out
+
+    nibabel.save(cases["four_d"], folder / "imagesTr" / "later_0000.nii.gz")
+    preprocessed_volumes("Dataset022_Test", 1, "tiny", (16, 16, 16))
+    shown = capsys.readouterr().out
+    assert "1 scans in imagesTr were added after preprocessing and are not used (later)" in shown
+
+    report, shown = preprocess()
+    assert report["ok"] == ["base", "later"] and "1 of 2 cases are already" in shown
+    assert "added after" not in shown
 
 
 def test_decisions_of_the_user_are_followed_and_recorded(
