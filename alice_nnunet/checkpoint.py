@@ -26,9 +26,10 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
         # torch raises RuntimeError for every failure while it writes; the cause is its context
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = str(cause).splitlines()[0]
+        there = "The previous file is intact. " if Path(path).is_file() else ""
         raise UserError(
-            f"{path} could not be written ({reason}). The previous file is intact. "
-            f"Free some space or make the folder writable, then continue from there"
+            f"{path} could not be written ({reason}). {there}Free some space or make the folder "
+            "writable, then run the same command again"
         ) from error
 
 

@@ -1,11 +1,17 @@
 """Errors that users can correct end in one clear line and exit code 2, never in a traceback."""
 
 import argparse
+import errno
 import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+# A full disk, a quota that is used up, a file larger than is allowed. Windows has no quota error.
+NO_SPACE = tuple(
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)
+)
 
 
 class UserError(Exception):
@@ -28,11 +34,22 @@ class CommandParser(argparse.ArgumentParser):
 
 @contextmanager
 def exit_on_user_error(name: str) -> Iterator[None]:
-    """Turn a UserError inside the block into "name: message" on stderr and exit code 2."""
+    """Turn a UserError or a full disk inside the block into one line on stderr and exit code 2."""
     try:
         yield
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        print(
+            f"{name}: no space is left on the disk{where} ({error.strerror}). What was finished is "
+            "kept: free some space, then run the same command again",
+            file=sys.stderr,
+            flush=True,
+        )
         raise SystemExit(2) from None
 
 

@@ -231,10 +231,9 @@ def holder(path: Path) -> str:
 
 def held(path: Path, text: str) -> Held:
     """The error for a lock that another process holds. text: of the lock file."""
-    who = f" ({text})" if text else ""
+    who = f"{text}," if text else "another process"
     return Held(
-        f"another process{who} is working in {path.parent}: wait until it has finished. "
-        f"Its lock is {path.name}"
+        f"{who} is working in {path.parent}: wait until it has finished (lock file: {path.name})"
     )
 
 

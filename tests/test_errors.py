@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from alice_nnunet.errors import CommandParser, UserError, command
@@ -30,6 +33,17 @@ def test_interrupting_is_130(capsys):
         raise KeyboardInterrupt
 
     assert run(body) == 130 and "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_one_line_and_code_2(capsys, number):
+    def body(argv):
+        raise OSError(number, os.strerror(number), "/disk/file")
+
+    assert run(body) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("alice-x: no space is left on the disk for /disk/file (")
+    assert "free some space" in error and error.count("\n") == 1
 
 
 def test_our_own_mistakes_keep_their_traceback():

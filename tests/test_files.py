@@ -82,7 +82,7 @@ def test_lock_keeps_a_second_process_out_until_the_first_ends(tmp_path):
 
     with pytest.raises(UserError) as refused, locked(path):
         pass
-    message = rf"another process \(process {first.pid} on .+, since .+\) is working in"
+    message = rf"process {first.pid} on .+, since .+, is working in"
     assert re.match(message, str(refused.value))
 
     first.kill()
@@ -196,7 +196,10 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 def test_two_processes_do_not_fill_one_folder(tmp_path):
     with new_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("x")
-        with pytest.raises(UserError, match=r"Its lock is out\.lock"), new_folder(tmp_path / "out"):
+        with (
+            pytest.raises(UserError, match=r"\(lock file: out\.lock\)"),
+            new_folder(tmp_path / "out"),
+        ):
             raise AssertionError("the block does not run")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
 

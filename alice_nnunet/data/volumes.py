@@ -4,6 +4,7 @@ CASE.b2nd holds the image, CASE.pkl its properties. CASE.pkl is written last: a 
 incomplete.
 """
 
+import errno
 import hashlib
 import itertools
 import os
@@ -292,6 +293,9 @@ def save_volume(
         properties: nnU-Net's, with properties['alice'] = {'spacing': mm of image (z, y, x),
             'body': Body.to_dict(), 'plans_sha256': str}. Checksums are added to it.
         patch_size: voxels (z, y, x) of the crops that will be read; the file's blocks fit them.
+
+    Raises:
+        OSError: it could not be written; with ENOSPC, the disk is full.
     """
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
@@ -329,6 +333,11 @@ def save_volume(
             sync(partial / f"{case}.{ending}")
             (partial / f"{case}.{ending}").replace(folder / f"{case}.{ending}")
         sync(folder)
+    except RuntimeError as error:
+        # blosc2 does not say why it could not write; only now the unfinished files take space.
+        if shutil.disk_usage(partial).free < CHUNK_BYTES:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

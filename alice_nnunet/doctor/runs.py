@@ -63,7 +63,9 @@ def runs_of(folder: Path, findings: Findings) -> list[RunState]:
             if saved:
                 runs.append(look_at_run(path, saved[0]))
             elif at_work(path / LOCK):
-                findings.notes.append(f"{path} has no checkpoint yet; {at_work(path / LOCK)}")
+                findings.notes.append(
+                    f"{path} has no checkpoint yet; {at_work(path / LOCK)}, works in it"
+                )
     return runs
 
 

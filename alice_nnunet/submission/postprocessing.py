@@ -86,4 +86,7 @@ def read_postprocessing(path: Path) -> list[Step]:
 def as_step(labels_or_regions: Any) -> Step:
     """nnU-Net's argument as plain values: a label, a region (tuple) or a list of both."""
     parts = labels_or_regions if isinstance(labels_or_regions, list) else [labels_or_regions]
-    return [int(part) if np.isscalar(part) else [int(label) for label in part] for part in parts]
+    return [
+        int(part) if isinstance(part, (int, np.integer)) else [int(label) for label in part]
+        for part in parts
+    ]

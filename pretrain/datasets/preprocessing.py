@@ -32,7 +32,7 @@ from alice_nnunet.data.volumes import (
 )
 from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset, passed_over_text
 from alice_nnunet.datasets.raw_image import check_header, check_voxels, read_case
-from alice_nnunet.errors import UserError
+from alice_nnunet.errors import NO_SPACE, UserError
 from alice_nnunet.files import locked, require_space, require_writable, write_json_atomically
 from alice_nnunet.geometry import Spacing, Triple
 from alice_nnunet.model.presets import CROPS
@@ -413,6 +413,8 @@ def preprocess_case(
     except ValueError as error:
         return CaseResult(first_line(error))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise  # the case is not at fault
         return CaseResult(f"{type(error).__name__}: {first_line(error)}")
     return CaseResult(None, warnings, digest)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import Held, locked, require_writable
+from alice_nnunet.files import Held, at_work, locked, require_writable
 from alice_nnunet.names import FINAL, LATEST, LOCK, RUNS
 
 CONFIG = "config.json"
@@ -64,12 +64,16 @@ def last_change(folder: Path) -> float:
     return (newest_checkpoint(folder) or folder / CONFIG).stat().st_mtime
 
 
-def describe_runs(results: Path) -> str:
-    """'nnformer (finished), nnformer_long (unfinished)', or 'none'."""
-    words = [
-        f"{run.name} ({'finished' if is_finished(run) else 'unfinished'})"
-        for run in sorted(runs_in(results))
-    ]
+def describe_runs(results: Path, but: Path | None = None) -> str:
+    """'nnformer (finished), nnformer_1 (in training), nnformer_long (unfinished)', or 'none'."""
+    words = []
+    for run in sorted(runs_in(results)):
+        if run == but:
+            continue
+        state = "finished" if is_finished(run) else "unfinished"
+        if at_work(run / LOCK):
+            state = "in training"
+        words.append(f"{run.name} ({state})")
     return ", ".join(words) or "none"
 
 

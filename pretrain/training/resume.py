@@ -137,7 +137,7 @@ def prepare_folder(run: RunFolder, config: PretrainConfig, step: int, resume: bo
 
 def say_that_it_is_new(folder: Path, resume: bool) -> None:
     """Print where a new run goes and which others there are."""
-    earlier = describe_runs(folder.parent)
+    earlier = describe_runs(folder.parent, but=folder)
 
     if resume:
         print(
@@ -146,7 +146,7 @@ def say_that_it_is_new(folder: Path, resume: bool) -> None:
         )
     elif earlier != "none":
         print(
-            f"a new run, in {folder}; the earlier ones are kept: {earlier} "
-            "(--c goes on with the newest unfinished one)",
+            f"a new run, in {folder}; the earlier ones are kept: {earlier}. --c goes on with the "
+            "newest unfinished one",
             flush=True,
         )

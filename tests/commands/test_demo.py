@@ -21,5 +21,5 @@ def test_a_folder_in_which_another_demo_runs_is_refused_by_its_process(tmp_path,
         main(["-o", str(tmp_path)])
 
     error = capsys.readouterr().err
-    assert left.value.code == 2 and f"another process (process {os.getpid()} on " in error
-    assert f"is working in {tmp_path}" in error
+    assert left.value.code == 2 and f"process {os.getpid()} on " in error
+    assert f", is working in {tmp_path}: wait" in error

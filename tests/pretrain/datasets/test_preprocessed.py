@@ -7,7 +7,9 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from alice_nnunet.data import volumes
 from alice_nnunet.data.volumes import case_names
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.presets import CROPS
@@ -178,3 +180,29 @@ def test_labels_and_scans_that_were_added_later_are_named(preprocess, nnunet_fol
     preprocessed_volumes("Dataset022_Test", 1, "tiny", (32, 64, 64))
     printed = capsys.readouterr().out
     assert "1 scans in imagesTr were added after preprocessing and are not used (new)" in printed
+
+
+def test_a_disk_that_fills_up_is_no_fault_of_the_scans(
+    preprocess, nnunet_folders, monkeypatch, capsys
+):
+    """blosc2 raises RuntimeError where it cannot write, whatever the reason."""
+
+    def cannot_write(*words, **options):
+        raise RuntimeError("Error while creating the NDArray")
+
+    add_scan(nnunet_folders, "imagesTr", "b")
+    usage = shutil.disk_usage(nnunet_folders)
+    monkeypatch.setattr(nnUNetDatasetBlosc2, "save_case", cannot_write)
+    monkeypatch.setattr(
+        volumes.shutil,
+        "disk_usage",
+        lambda path: usage if volumes.PARTIAL not in str(path) else usage._replace(free=0),
+    )
+    with pytest.raises(SystemExit) as end:
+        preprocess("-preset", "tiny")
+
+    assert end.value.code == 2
+    assert "no space is left on the disk for" in capsys.readouterr().err
+    folder = nnunet_folders / PLANS.replace(".json", "_3d_fullres")
+    assert list(folder.iterdir()) == []
+    assert not (nnunet_folders / PLANS.replace(".json", "_report.json")).exists()

@@ -40,6 +40,10 @@ def test_a_new_run_never_takes_the_folder_of_another(tmp_path):
     with pytest.raises(UserError, match="a run named long exists"):
         folder_of(tmp_path, "long")
     assert describe_runs(tmp_path) == "vit (finished), vit_1 (unfinished), vit_long (unfinished)"
+    with locked(tmp_path / "vit_1" / "lock"):
+        assert describe_runs(tmp_path, but=tmp_path / "vit") == (
+            "vit_1 (in training), vit_long (unfinished)"
+        )
 
 
 def test_an_empty_folder_is_not_left_behind(tmp_path):
