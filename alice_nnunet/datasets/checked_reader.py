@@ -6,6 +6,7 @@ with the same plans, so the trainer can put these plans in their place.
 
 import functools
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from alice_nnunet.checks.findings import (
 from alice_nnunet.checks.formats import is_nifti
 from alice_nnunet.checks.voxels import Window, check_channel
 from alice_nnunet.datasets.labeled_case import CT_WINDOW, LabeledCase, check_case
+from alice_nnunet.datasets.raw_dataset import passed_over_text, reason_to_pass_over
 from alice_nnunet.datasets.raw_image import check_headers, readable, turned
 
 FORMS = "alice_header_forms"  # entry of a case's properties
@@ -133,6 +135,7 @@ class CheckedReader:
         """nnU-Net's. Raises BadImage, with the names of the files, if they cannot be used."""
         files = [Path(name) for name in image_fnames]
         decisions = decisions_of_environment()
+        print_passed_over(files[0])
         geometries, findings = check_headers(files, decisions)
         raise_errors(findings, name_files=True)
 
@@ -165,6 +168,8 @@ class CheckedReader:
 
     def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
         """nnU-Net's, in the orientation of the scan and with both forms of the header."""
+        if not np.any(seg):
+            print(f"WARNING: {Path(output_fname).name}: nothing was segmented", flush=True)
         forms = properties.get(FORMS)
         if forms is None:
             self.reader.write_seg(seg, output_fname, properties)
@@ -179,6 +184,29 @@ class CheckedReader:
             else:
                 turn_by_itk(written, forms["affine"])
             written.replace(output)
+
+
+def print_passed_over(first_channel: Path) -> None:
+    """Name the files beside a scan that nnU-Net passes over without a word.
+
+    Several processes read the scans of one folder: that of the first scan names them.
+    """
+    parts = re.fullmatch(r".+_\d{4}(\.[a-z.]+)", first_channel.name)
+    if parts is None:
+        return
+
+    ending = parts[1]
+    files = sorted(first_channel.parent.glob("*"))
+    scans = [path for path in files if re.fullmatch(r"[^.].*_\d{4}" + re.escape(ending), path.name)]
+    if scans[0] != first_channel:
+        return
+
+    reason = "the name must end in the channel's number"
+    passed_over = {
+        path.name: reason_to_pass_over(path, ending, reason) for path in files if path not in scans
+    }
+    if passed_over:
+        print(passed_over_text(passed_over), flush=True)
 
 
 def restore_nonfinite(image: np.ndarray, paths: list[Path]) -> None:

@@ -156,6 +156,40 @@ def test_the_second_channel_is_checked_too(tmp_path, hu):
         reader_of(**plans).read_images([str(file) for file in files])
 
 
+def test_four_axes_with_one_volume_are_read_and_with_two_refused(tmp_path, hu):
+    for name, voxels in (("a", hu), ("b", hu[..., None]), ("c", np.stack([hu, hu], -1))):
+        image = nibabel.Nifti1Image(voxels, np.diag([-3.0, -3.0, 3.0, 1.0]))
+        nibabel.save(image, tmp_path / f"{name}_0000.nii.gz")
+    plans = {"image_reader_writer": "SimpleITKIO", "alice": {"input": {"flip_axes": [1, 2]}}}
+
+    reader = reader_of(**plans)
+    expected, _ = reader.read_images([str(tmp_path / "a_0000.nii.gz")])
+    image, properties = reader.read_images([str(tmp_path / "b_0000.nii.gz")])
+    np.testing.assert_array_equal(image, expected)
+    reader.write_seg((image[0] > 0).astype(np.uint8), str(tmp_path / "b.nii.gz"), properties)
+    assert nibabel.load(tmp_path / "b.nii.gz").shape == hu.shape
+    with pytest.raises(ValueError, match=r"c_0000\.nii\.gz: not a 3D volume"):
+        reader.read_images([str(tmp_path / "c_0000.nii.gz")])
+
+
+def test_what_is_passed_over_and_an_empty_segmentation_are_said(tmp_path, hu, capsys):
+    for name in ("a", "b"):
+        write_case(tmp_path / f"{name}_0000.nii.gz", hu)
+    for name in ("c_0000.nii", "d.nii.gz", "e_0000.NII.GZ", "._a_0000.nii.gz"):
+        (tmp_path / name).touch()
+
+    reader = reader_of()
+    reader.read_images([str(tmp_path / "b_0000.nii.gz")])
+    assert capsys.readouterr().out == ""
+    image, properties = reader.read_images([str(tmp_path / "a_0000.nii.gz")])
+    shown = capsys.readouterr().out
+    assert "passed over 4 files or folders" in shown and "c_0000.nii (" in shown
+    assert "d.nii.gz (the name must end in the channel's number)" in shown
+
+    reader.write_seg(np.zeros(image.shape[1:], np.uint8), str(tmp_path / "a.nii.gz"), properties)
+    assert capsys.readouterr().out == "WARNING: a.nii.gz: nothing was segmented\n"
+
+
 def test_unknown_words_in_the_environment_are_refused(tmp_path, hu, monkeypatch):
     write_case(tmp_path / "a_0000.nii.gz", hu)
     monkeypatch.setenv("alice_take", "sfrom")

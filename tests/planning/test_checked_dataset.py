@@ -53,10 +53,19 @@ def contradict(image) -> None:
     image.set_qform(np.diag([-1.0, 1, 1, 1]) @ image.affine, 1)
 
 
+def forget_place(image) -> None:
+    image.set_sform(np.diag([3.0, 3.0, 3.0, 1.0]))
+
+
 LABEL = "labelsTr/case1.nii.gz"
 IMAGE = "imagesTr/case1_0000.nii.gz"
 FAULTS = {
     "mirrored": (LABEL, {"affine": np.diag([-1.0, 1, 1, 1])}, "lies elsewhere than its image"),
+    "without affine": (LABEL, {"edit": forget_place}, "lies elsewhere than its image"),
+    "other spacing": (LABEL, {"affine": np.diag([1, 1, 1.1, 1])}, "lies elsewhere than its image"),
+    "inverted": (IMAGE, {"voxels": lambda v: -v}, "not look like HU"),
+    "zero to one": (IMAGE, {"voxels": lambda v: ((v + 160) / 400).clip(0, 1)}, "not look like HU"),
+    "4D image": (IMAGE, {"voxels": lambda v: np.stack([v, v], -1)}, "not a 3D volume"),
     "short": (LABEL, {"voxels": lambda v: v[:, :, :-1]}, "30 x 32 x 15 voxels"),
     "halves": (LABEL, {"voxels": lambda v: v * 0.5}, "not whole numbers: 0.5"),
     "unknown": (LABEL, {"voxels": lambda v: v * np.uint8(7)}, "does not have: 7"),

@@ -1,7 +1,8 @@
-"""What the recipe does in a training: seed, frozen encoder, layer decay, augmentation."""
+"""What the recipe does in a training (seed, frozen encoder, layer decay, augmentation), and NaN."""
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from alice_nnunet.finetuning.recipes import NNUNET_AUGMENTATION
 from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
@@ -170,3 +172,46 @@ def test_weights_in_the_variable_that_do_not_belong_to_the_plans(
         "alice_weights", str(write_checkpoint(folder / "foreign.pth", seed=2, **change))
     )
     assert re.search(said, refusal(capsys, lambda: make(folder, plans=plans).on_train_start()))
+
+
+class SpoiledTrainer(AliceTrainer):
+    """After its first epoch, the preprocessed images on the disk are NaN."""
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        folder = self.preprocessed_dataset_folder
+        for case in nnUNetDatasetBlosc2.get_identifiers(folder):
+            data, seg, _, properties = nnUNetDatasetBlosc2(folder, [case]).load_case(case)
+            labels = np.asarray(seg[:])
+            file = Path(folder) / case
+            (file.parent / f"{case}.b2nd").unlink()
+            (file.parent / f"{case}_seg.b2nd").unlink()
+            spoiled = np.full(data.shape, np.nan, np.float32)
+            nnUNetDatasetBlosc2.save_case(spoiled, labels, properties, str(file))
+
+
+def test_nan_in_the_images_ends_the_run_and_keeps_the_last_checkpoint(folder, capsys):
+    """The whole of nnUNetv2_train: an epoch is trained and saved, the next meets NaN."""
+    plan_on_the_same_data(folder, "vit", "Spoiled", "-epochs", "3", "-iterations", "1")
+    preprocessed = folder / "preprocessed" / NAME
+    kept = shutil.copytree(preprocessed / "AlicePlans_3d_fullres", folder / "kept")
+    shutil.copytree(kept, preprocessed / "Spoiled_3d_fullres")
+    plans = json.loads((preprocessed / "Spoiled.json").read_text())
+    plans["configurations"]["3d_fullres"]["data_identifier"] = "Spoiled_3d_fullres"
+    (preprocessed / "Spoiled.json").write_text(json.dumps(plans))
+
+    trainer = make(folder, SpoiledTrainer, "Spoiled")
+    trainer.save_every = 1
+    error = refusal(capsys, trainer.run_training)
+    checkpoint = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    assert "the loss of a training step in epoch 1 is nan" in error
+    assert f"{checkpoint} is from before and is kept" in error
+
+    splits = json.loads((preprocessed / "splits_final.json").read_text())
+    named = re.search("cases of its batch are (.*?), in ", error)[1].split(", ")
+    assert named and set(named) <= set(splits[0]["train"])
+
+    saved = torch.load(checkpoint, weights_only=False)
+    assert saved["current_epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in saved["network_weights"].values())
+    assert not (checkpoint.parent / "checkpoint_final.pth").exists()

@@ -43,9 +43,9 @@ def cases(real_ct) -> dict[str, nibabel.Nifti1Image]:
     unoriented.set_qform(affine, 0)
     outside = hu.astype(np.float32)
     outside[:4] = np.nan
-    thin = np.full(hu.shape, -1000, np.int16)
-    middle = tuple(slice(n // 2 - 1, n // 2 + 1) for n in hu.shape)
-    thin[middle] = 40
+    piece = np.full(hu.shape, -1000, np.int16)
+    middle = tuple(slice(n // 2 - 3, n // 2 + 4) for n in hu.shape)  # 21 mm
+    piece[middle] = hu[middle]
 
     return {
         "base": image(hu),
@@ -57,6 +57,8 @@ def cases(real_ct) -> dict[str, nibabel.Nifti1Image]:
         "plus1024": image((hu + 1024).astype(np.uint16)),
         "zero_to_one": image(np.clip((hu + 160) / 400, 0, 1).astype(np.float32)),
         "slices": image(hu[:, :, :2], affine @ np.diag([1, 1, 0.4, 1])),
+        "cube": image(hu[20:25, 20:25, 20:25], affine @ np.diag([0.4, 0.4, 0.4, 1])),
+        "piece": image(piece, np.diag([-3.0, -3.0, 3.0, 1.0])),
     }
 
 
@@ -74,6 +76,8 @@ def test_each_fault_is_named_and_good_scans_have_no_warning(raw_dataset, cases, 
         "plus1024": "does not look like HU",
         "zero_to_one": "does not look like HU",
         "slices": "a fragment",
+        "cube": "a fragment: the volume is",
+        "piece": "a fragment: the body is",
     }
     assert report["failed"].keys() == words.keys()
     for case, text in words.items():
