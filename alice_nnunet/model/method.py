@@ -66,6 +66,7 @@ class Method:
     weight_an: float = 2.0
     anatomy_channels: int = 32  # of the matcher's vectors; the index says where it is not given
 
+    online_intensity: float = 0.0  # light change of online views: factor 1 +- it, shift +- it
     online_flips: bool = False  # flip the online views too, not only the target's
     target_flips: bool = False  # flip the target views: to l_dv a left kidney is then a right one
 
@@ -93,6 +94,8 @@ class Method:
                 "or a larger mask_ratio"
             )
 
+        if not 0 <= self.online_intensity < 1:
+            raise ValueError(f"online_intensity must be in [0, 1), got {self.online_intensity}")
         if self.memory < 0:
             raise ValueError(f"memory must be at least 0, got {self.memory}")
         if self.compares_by_place and (self.target_mask_ratio or self.online_flips):

@@ -99,6 +99,12 @@ def draw_flips(batch: int, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, (batch, 3), generator=generator, device=generator.device) * 2.0 - 1
 
 
+def draw_intensity(batch: int, largest: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw factors, 1 +- largest, and shifts, 0 +- largest in units of the window, (B,) each."""
+    uniform = torch.rand(batch, 2, generator=generator, device=generator.device) * 2 - 1
+    return 1 + largest * uniform[:, 0], largest * uniform[:, 1]
+
+
 def draw_augmentation(batch: int, generator: torch.Generator, flips: bool = True) -> Augmentation:
     """Draw random resized rotation, flips, intensity scale and shift (Alice, Sec. 4.2).
 
@@ -163,13 +169,27 @@ def augment(
     grid = F.affine_grid(affine, list(crops.shape), align_corners=False).to(crops.dtype)
     moved = F.grid_sample(crops, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
-    factor = drawn.factor.to(crops, non_blocking=True).view(-1, 1, 1, 1, 1)
-    shift = drawn.shift.to(crops, non_blocking=True).view(-1, 1, 1, 1, 1)
-    changed = moved * factor + shift
+    return change_intensity(moved, drawn.factor, drawn.shift, windowed)
+
+
+def change_intensity(
+    crops: Tensor, factor: Tensor, shift: Tensor, windowed: Sequence[int] = ()
+) -> Tensor:
+    """Each crop times its factor, plus its shift.
+
+    Args:
+        crops: (B, C, D, H, W).
+        factor: (B,).
+        shift: (B,), in units of the window.
+        windowed: see augment.
+    """
+    factor = factor.to(crops, non_blocking=True).view(-1, 1, 1, 1, 1)
+    shift = shift.to(crops, non_blocking=True).view(-1, 1, 1, 1, 1)
+    changed = crops * factor + shift
 
     for channel in windowed:
         in_window = changed[:, channel].clamp(0, 1)
-        changed[:, channel] = torch.where(moved[:, channel] > 0, in_window, 0)
+        changed[:, channel] = torch.where(crops[:, channel] > 0, in_window, 0)
     return changed
 
 
@@ -262,6 +282,11 @@ def make_views(
     target_keep = None
     if method.target_mask_ratio:
         target_keep = random_keep(batch, tokens, method.target_mask_ratio, generator)[own]
+
+    # Drawn last, so that all other numbers are the same without it.
+    if method.online_intensity:
+        factor, shift = draw_intensity(batch, method.online_intensity, generator)
+        online = change_intensity(online, factor[own], shift[own], windowed)
 
     moved = view_to_crop(augmentation, triple(crops.shape[2:]), spacing)
     masked = masked_from(keep, tokens).to(crops.device, non_blocking=True)

@@ -99,7 +99,13 @@ def views_of(crops: torch.Tensor, method: Method, rank: int = 0, world: int = 1)
 
 def test_views_are_the_same_however_a_batch_is_divided():
     crops = torch.rand(4, 1, 32, 32, 32)
-    method = Method(dv_by="crop", weight_an=0, online_flips=True, target_mask_ratio=0.5)
+    method = Method(
+        dv_by="crop",
+        weight_an=0,
+        online_flips=True,
+        online_intensity=0.1,
+        target_mask_ratio=0.5,
+    )
 
     whole = views_of(crops, method)
     parts = [views_of(crops[:2], method, 0, 2), views_of(crops[2:], method, 1, 2)]
@@ -120,6 +126,29 @@ def test_views_hide_the_online_view_and_augment_the_target():
     flipped = views_of(crops, flipping)
     assert flipped.target_keep.shape == (3, 4) and not torch.equal(flipped.online, crops)
     assert torch.allclose(flipped.online.sum((2, 3, 4)), crops.sum((2, 3, 4)), rtol=1e-4)
+
+
+def test_a_light_change_of_online_intensities_is_an_option_that_changes_no_other_number():
+    crops = torch.rand(16, 2, 32, 32, 32)
+    crops[:, :, :16] = 0  # air
+    plain = views_of(crops, Method())
+
+    generator = torch.Generator().manual_seed(0)
+    changing = Method(online_intensity=0.1)
+    light = make_views(crops, (16,) * 3, (3.0,) * 3, changing, generator, windowed=[1])
+    for name in ("keep", "masked", "moved"):
+        assert torch.equal(getattr(plain, name), getattr(light, name)), name
+
+    # Each crop has a factor and a shift of its own: read them off a line through its voxels.
+    shifts = light.online[:, 0, 0, 0, 0]
+    factors = (light.online[:, 0, -1, 0, 0] - shifts) / crops[:, 0, -1, 0, 0]
+    assert ((factors - 1).abs() <= 0.1001).all() and factors.std() > 0.03
+    assert (shifts.abs() <= 0.1001).all() and shifts.std() > 0.03
+
+    by_hand = crops * factors.view(-1, 1, 1, 1, 1) + shifts.view(-1, 1, 1, 1, 1)
+    assert torch.allclose(light.online[:, 0], by_hand[:, 0], atol=1e-5)
+    assert (light.online[:, 1, :16] == 0).all()
+    assert torch.allclose(light.online[:, 1, 16:], by_hand[:, 1, 16:].clamp(0, 1), atol=1e-5)
 
 
 def test_target_flips_are_an_option_that_changes_no_other_number():
