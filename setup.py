@@ -53,6 +53,7 @@ COMMANDS = {
     "alice-pretrain": "alice_nnunet.pretrain.commands.pretrain",
     "alice-plan": "alice_nnunet.commands.plan",
     "alice-evaluate": "alice_nnunet.commands.evaluate",
+    "alice-classify": "alice_nnunet.commands.classify",
     "alice-features": "alice_nnunet.commands.features",
     "alice-export": "alice_nnunet.commands.export",
     "alice-submit": "alice_nnunet.commands.submit",

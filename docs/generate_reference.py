@@ -34,6 +34,7 @@ COMMANDS = (  # in the order of their use
     "alice-pretrain",
     "alice-plan",
     "alice-evaluate",
+    "alice-classify",
     "alice-features",
     "alice-export",
     "alice-submit",
@@ -122,17 +123,29 @@ def usage(parser: argparse.ArgumentParser, actions: list[argparse.Action]) -> st
 
 
 def command_section(command: str) -> str:
+    """What a command does, its usage and its arguments; of one with subcommands those of each."""
     parser = parser_of(command)
+    parts = [f"## {command}", *parser_parts(parser)]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parts = [*parts[:2]]
+            for name, subparser in action.choices.items():
+                parts += [f"### {command} {name}", *parser_parts(subparser)]
+    return "\n\n".join(parts)
+
+
+def parser_parts(parser: argparse.ArgumentParser) -> list[str]:
+    """Description, usage, and the table of arguments if there are any."""
     actions = [action for action in parser._actions if action.dest != "help"]
     options = [action for action in actions if action.option_strings]
     positionals = [action for action in actions if not action.option_strings]
 
     description = textwrap.fill(str(parser.description), 100)
-    parts = [f"## {command}", description, usage(parser, [*options, *positionals])]
+    parts = [description, usage(parser, [*options, *positionals])]
     if actions:
         rows = [(f"`{shown(a)}`", help_of(parser, a)) for a in [*positionals, *options]]
         parts.append(table(("argument", "meaning"), rows))
-    return "\n\n".join(parts)
+    return parts
 
 
 def cli_page() -> str:
@@ -361,6 +374,18 @@ def recipe_sections() -> list[str]:
     ]
 
 
+def classification_sections() -> list[str]:
+    """What alice-classify train --set takes."""
+    from alice_nnunet.classification.recipe import ClassificationRecipe
+
+    return [
+        "## alice-classify",
+        "`--set NAME=VALUE` of `alice-classify train`. The defaults are those of the paper's\n"
+        "supplement, B.2 and B.3.",
+        settings_table(settings_of(ClassificationRecipe)),
+    ]
+
+
 def settings_page() -> str:
     """docs/reference/settings.md."""
     from alice_nnunet.model.method import Method
@@ -384,6 +409,7 @@ def settings_page() -> str:
         *encoder_sections(),
         *embed_sections(),
         *recipe_sections(),
+        *classification_sections(),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -30,6 +30,7 @@ GUIDES = (
     "share-weights",
     "submit",
     "features",
+    "classify",
     "troubleshooting",
 )
 OTHER_GUIDES = ("cluster",)
@@ -75,6 +76,8 @@ ADDED = {
     "nnUNetv2_find_best_configuration": ["-f", "0", "1"],
     "nnUNetv2_accumulate_crossval_results": ["-f", "0"],
 }
+SHORT = "--set size=16,32,32 iterations=2 warmup_iterations=0 batch_size=2 workers=0"
+CLASSIFY = {"-percent 20 100": f"-percent 20 100 -seeds 2 -np 1 {SHORT}"}
 TWO_FOLDS = {"0 1 2 3 4": "0 1", "folds_0_1_2_3_4": "folds_0_1"}
 
 
@@ -130,6 +133,14 @@ def write_scans(folder: Path, ct: nibabel.Nifti1Image) -> None:
         write_case(folder / f"scan{index}.nii.gz", voxels)
 
 
+def write_studies(folder: Path, ct: nibabel.Nifti1Image) -> None:
+    """Four studies of each of two kinds, in MosMedData's layout."""
+    for index in range(8):
+        voxels = np.asarray(ct.dataobj)[index:, index:, :][:30, :32, :16]
+        name = f"CT-{index % 2}/study_{index + 1:04d}.nii.gz"
+        write_case(folder / "studies" / name, voxels)
+
+
 def nnunet_folders(root: Path) -> dict[str, str]:
     """nnU-Net's three variables, for folders in root."""
     return {f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")}
@@ -147,6 +158,7 @@ def place(tmp_path_factory, real_ct, shipped_ct):
     write_labeled_people(root / "raw" / "Dataset007_NAME", real_ct)
     (root / "IN").symlink_to(root / "raw" / "Dataset007_NAME" / "imagesTs")
     write_scans(root / "scans", real_ct)
+    write_studies(root / "COVID19_1110", real_ct)
     (root / "organs.json").write_text(fences(HOW_TO / "compare.md", "json")[0])
 
     pretraining = results / "Dataset022_NAME/AlicePretrain__AlicePretrainPlans__3d_fullres"
@@ -196,7 +208,7 @@ def printed(place) -> dict[str, str]:
     for guide in GUIDES:
         blocks = fences(HOW_TO / f"{guide}.md", "sh")
         script = "\n".join(["set -euo pipefail", *blocks])
-        for whole, part in TWO_FOLDS.items():
+        for whole, part in (TWO_FOLDS | CLASSIFY).items():
             script = script.replace(whole, part)
 
         code, printed[guide] = run_script(script, root, variables)
@@ -238,6 +250,8 @@ def test_the_guides_lead_from_scans_to_a_model_and_its_evaluation(place, printed
     assert "2 cases: all there" in printed["submit"]
     assert "3 scans encoded, 0 left out: features" in printed["features"]
     assert (root / "features" / "nearest.html").is_file()
+    assert "classified less classified_scratch" in printed["classify"]
+    assert "3 scans, 0 left out, 2 models" in printed["classify"]
     assert "Loaded" in printed["troubleshooting"]
 
 

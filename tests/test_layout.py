@@ -36,6 +36,7 @@ LIBRARY_ROOMS = (
     "planning",
     "evaluation",
     "features",
+    "classification",
     "demo",
     "submission",
     "doctor",

@@ -19,6 +19,7 @@ WRONG = {
     "alice-pretrain": ["-d", "1", "-encoder", "resnet"],
     "alice-plan": ["-d", "1", "-weights", "c.pth", "-lr", "2"],
     "alice-evaluate": ["predictions", "references", "-np", "0"],
+    "alice-classify": ["train", "22", "-weights", "W", "-o", "OUT", "--set", "lr=0"],
     "alice-features": ["IN", "OUT", "-weights", "W", "--pca", "-stages", "none"],
     "alice-export": ["checkpoint.pth"],
     "alice-submit": ["model", "out", "-step_size", "2"],
