@@ -74,7 +74,7 @@ def dataset_lines(dataset: DatasetState) -> list[str]:
         lines.append(row(f"  run {run.name}", run_text(run)))
     for training in dataset.trainings:
         lines.append(row("  trained", training_text(training)))
-    return lines or ["  nothing of this package"]
+    return lines or ["  nothing that can be used"]
 
 
 def raw_text(raw: RawState) -> str:

@@ -40,9 +40,11 @@ def find_weights(given: str) -> str:
 
 
 def is_of_runs(folder: Path) -> bool:
-    """Whether a folder holds a run of alice-pretrain, or folders of such."""
+    """Whether a folder holds a run of alice-pretrain, also an early one, or folders of such."""
     if not folder.is_dir() or (folder / MODEL).is_file():
         return False
+    if (folder / CONFIG).is_file() and not (folder / PLAN).is_file():
+        return True  # a run has written its settings, and no checkpoint yet
     return any(folder.glob("checkpoint_*.pth")) or any(folder.glob("*/checkpoint_*.pth"))
 
 

@@ -152,6 +152,12 @@ def test_a_results_folder_means_its_final_checkpoint(tmp_path):
         find_weights(str(run.parent))
 
 
+def test_a_run_that_has_saved_nothing_is_no_exported_folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"no checkpoint at {tmp_path}/checkpoint_final.pth"):
+        find_weights(str(tmp_path))
+
+
 def test_an_unfinished_pretraining_is_told_by_its_step(tmp_path):
     checkpoint = pretraining_checkpoint()
     assert unfinished(checkpoint) is None  # of one that does not say how many steps it has
