@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +11,14 @@ import pytest
 
 import alice_nnunet
 from tests.helpers.warm_commands import warm_commands
+from tests.helpers.warm_processes import warm_processes
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # for the commands that tests start: idle threads must not spin,
-os.environ.setdefault(
-    "nnUNet_def_n_proc", "1"
-)  # and nnU-Net must not start eight processes to export one case
+for variable, value in {
+    "OMP_NUM_THREADS": "1",  # pytest runs a process on each core,
+    "OMP_WAIT_POLICY": "PASSIVE",  # idle threads must not spin,
+    "nnUNet_def_n_proc": "1",  # and nnU-Net must not start eight processes to export one case
+}.items():
+    os.environ.setdefault(variable, value)
 
 LARGEST_AXIS = 48  # voxels of real_ct
 
@@ -35,14 +35,16 @@ def nnunet_folders(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory) -> Iterator[Path]:
-    """A folder of the installed commands that start quickly, see warm_commands.
-
-    nnUNetv2_predict is the real one: it starts processes of its own.
-    """
+    """A folder of the installed commands that start quickly, see warm_commands."""
     with warm_commands(tmp_path_factory.mktemp("programs")) as folder:
-        (folder / "nnUNetv2_predict").unlink()
-        (folder / "nnUNetv2_predict").symlink_to(Path(sys.executable).parent / "nnUNetv2_predict")
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_spawning() -> Iterator[None]:
+    """Processes that the tests' own process spawns start quickly, see warm_processes."""
+    with warm_processes():
+        yield
 
 
 @pytest.fixture(scope="session")

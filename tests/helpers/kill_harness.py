@@ -28,6 +28,7 @@ import alice_nnunet
 from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.names import FINAL, LATEST
 from alice_nnunet.pretrain.commands.pretrain import main
+from tests.helpers.warm_processes import start_fork_server
 
 REACHED = "reached"  # file that says that a process waits to be killed
 SAVE_EVERY = 4  # steps; every second one is logged
@@ -162,9 +163,10 @@ def start(
     root: Path, results: str, steps: int, moment: Moment | None = None
 ) -> multiprocessing.Process:
     """pretrain() in a new process, without the seconds that its imports take."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["alice_nnunet.pretrain.training.job"])
-    process = context.Process(target=pretrain, args=(root, results, steps, moment))
+    start_fork_server()
+    process = multiprocessing.get_context("forkserver").Process(
+        target=pretrain, args=(root, results, steps, moment)
+    )
     process.start()
     return process
 

@@ -1,9 +1,9 @@
 """A command that gets a signal in one of its steps, and waits until it has arrived.
 
-    python stopping.py alice-pretrain 5 SIGTERM -d 31 ...
+    stopping alice-pretrain 5 SIGTERM -d 31 ...
 
-The step is the one after so many. Of several processes the first signals their launcher, which
-passes it on.
+It is one of the programs of warm_commands, and can be started by Python, too. The step is the one
+after so many. Of several processes the first signals their launcher, which passes it on.
 """
 
 import os
@@ -20,9 +20,16 @@ from alice_nnunet.pretrain.training.run import Run
 COMMANDS = {"alice-pretrain": (pretrain.main, Run), "alice-embed": (embed.main, EmbedRun)}
 
 
-def words(command: str, step: int, number: int) -> list[str]:
-    """The words that start a command to be stopped, in the place of its own name."""
-    return [sys.executable, __file__, command, str(step), signal.Signals(number).name]
+def words(program: list[str], command: str, step: int, number: int) -> list[str]:
+    """The words that start a command to be stopped, in the place of its own name.
+
+    Args:
+        program: The words that start this one.
+        command: To be stopped.
+        step: In which it gets the signal, counted from 0.
+        number: Of the signal.
+    """
+    return [*program, command, str(step), signal.Signals(number).name]
 
 
 def send_in_step(training: type, step: int, number: int) -> None:
@@ -51,7 +58,7 @@ def command() -> None:
     main, training = COMMANDS[name]
     number = signal.Signals[signal_name]
     send_in_step(training, int(step), number)
-    distributed.PROGRAM = words(name, int(step), number)
+    distributed.PROGRAM = words([sys.executable, __file__], name, int(step), number)
     main(arguments)
 
 

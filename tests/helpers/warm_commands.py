@@ -1,22 +1,27 @@
 """The installed commands without the seconds in which each of them imports torch and nnU-Net.
 
-A process that has imported them waits at a socket. Small programs of the commands' names, in a
-folder to put first on PATH, pass it their arguments, environment, folder and open files; it forks,
-and the fork calls the command's own entry point. So whole pages of shell commands run in a real
-shell at the cost of what they do.
+A process that has imported them (see warm_processes) waits at a socket. Small programs of the
+commands' names, in a folder to put first on PATH, pass it their arguments, environment, folder and
+open files; it forks, and the fork calls the command's own entry point. So whole pages of shell
+commands run in a real shell at the cost of what they do. The processes that a command spawns start
+as quickly.
 """
 
-import gc
 import json
 import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from multiprocessing import connection, process
 from pathlib import Path
+
+from tests.helpers.warm_processes import WarmProcess, join_fork_server
+
+# Commands of the tests' own.
+OURS = {"stopping": "tests.helpers.stopping:command"}
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
@@ -26,13 +31,16 @@ name = os.path.basename(sys.argv[0])
 request = json.dumps([name, sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(request).to_bytes(4, "big")], [0, 1, 2])
 server.sendall(request)
-sys.exit(int(server.makefile().read() or 1))
+code = int(server.makefile().read() or 1)
+if code < 0:  # of the signal that ended the command
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 """
 
 
 @contextmanager
 def warm_commands(folder: Path, appended: dict[str, list[str]] | None = None) -> Iterator[Path]:
-    """Programs for all alice-* and nnUNetv2_* commands, as long as the context lasts.
+    """Programs for all alice-* and nnUNetv2_* commands and OURS, as long as the context lasts.
 
     Args:
         folder: Where the folder of the programs, which is yielded, is made.
@@ -48,53 +56,61 @@ def warm_commands(folder: Path, appended: dict[str, list[str]] | None = None) ->
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen()
-        words = [sys.executable, __file__, str(listening.fileno()), json.dumps(appended or {})]
-        server = subprocess.Popen(words, pass_fds=[listening.fileno()])
+        server = WarmProcess(target=serve, args=(listening, appended or {}))
+        server.start()
+        process._children.discard(server)  # type: ignore[attr-defined]  # none that tests count
         try:
             yield programs
         finally:
             server.terminate()
-            server.wait()
+            server.join()
 
 
-def commands() -> dict:
+def commands() -> dict[str, EntryPoint]:
     """Entry points by the command's name."""
-    return {
+    group = "console_scripts"
+    ours = {name: EntryPoint(name, value, group) for name, value in OURS.items()}
+    installed = {
         point.name: point
-        for point in entry_points(group="console_scripts")
+        for point in entry_points(group=group)
         if point.name.startswith(("alice-", "nnUNetv2_"))
     }
+    return installed | ours
 
 
 def serve(listening: socket.socket, appended: dict[str, list[str]]) -> None:
-    """Answer one request after the other with the exit code of the command.
+    """Start a process for each request, until the process that started this one has ended.
 
-    It ends when the process that started this one has ended.
+    Args:
+        listening: Where the programs connect.
+        appended: Of warm_commands.
     """
-    import nnunetv2.run.run_training  # noqa: F401  what takes long, and nothing that starts threads
+    join_fork_server()
+    forks = multiprocessing.get_context("fork")
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
-    import alice_nnunet.networks.unetr  # noqa: F401
+    while parent.sentinel not in (ready := connection.wait([listening, parent.sentinel])):
+        assert ready == [listening]
+        client, _ = listening.accept()
+        with client:
+            forks.Process(target=answer, args=(client, appended)).start()
+        multiprocessing.active_children()  # joins those that have ended
+
+
+def answer(client: socket.socket, appended: dict[str, list[str]]) -> None:
+    """Run the command that a program asks for, and send it the exit code."""
+    header, files, _, _ = socket.recv_fds(client, 4, 3)
+    request = json.loads(client.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL))
 
     forks = multiprocessing.get_context("fork")
-    gc.freeze()  # a fork that collects garbage would copy all that is imported
-    listening.settimeout(1)
+    command = forks.Process(target=run, args=(*request, files, appended))
+    command.start()
+    for file in files:
+        os.close(file)
 
-    parent = os.getppid()
-    while os.getppid() == parent:
-        try:
-            connection, _ = listening.accept()
-        except TimeoutError:
-            continue
-
-        with connection:
-            header, files, _, _ = socket.recv_fds(connection, 4, 3)
-            request = json.loads(connection.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL))
-            child = forks.Process(target=run, args=(*request, files, appended))
-            child.start()
-            for file in files:
-                os.close(file)
-            child.join()
-            connection.sendall(str(child.exitcode).encode())
+    command.join()
+    client.sendall(str(command.exitcode).encode())
 
 
 def run(
@@ -123,7 +139,3 @@ def run(
     os.environ.update(environment)
     sys.argv = [name, *words, *appended.get(name, [])]
     sys.exit(commands()[name].load()())
-
-
-if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])), json.loads(sys.argv[2]))

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from alice_nnunet.checkpoint import load_checkpoint
+from alice_nnunet.pretrain.commands.pretrain import main
 from alice_nnunet.pretrain.datasets.preprocessing import preprocess_dataset
+from tests.helpers.warm_processes import start_command
 
-COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
 SETTINGS = [
     f"--set={s}"
     for s in (
@@ -65,28 +64,34 @@ class Training:
         self.run = results / "AlicePretrain__AlicePretrainPlans__3d_fullres" / "vit"
         self.latest = self.run / "checkpoint_latest.pth"
 
+        self.output = folder / "output.txt"
+
         options = "-d 31 -encoder vit -preset tiny -matcher body -device cpu"
-        self.process = subprocess.Popen(
-            [COMMAND, *options.split(), *SETTINGS, f"--set=workers={workers}"],
-            env={
-                **os.environ,
-                "nnUNet_raw": str(prepared / "raw"),
-                "nnUNet_preprocessed": str(folder / "preprocessed"),
-                "nnUNet_results": str(folder / "results"),
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        environment = {
+            **os.environ,
+            "nnUNet_raw": str(prepared / "raw"),
+            "nnUNet_preprocessed": str(folder / "preprocessed"),
+            "nnUNet_results": str(folder / "results"),
+        }
+        words = [*options.split(), *SETTINGS, f"--set=workers={workers}"]
+        self.process = start_command(main, words, environment, self.output)
         while not self.latest.exists():
-            assert self.process.poll() is None, self.process.communicate()[0]
+            assert self.process.is_alive(), self.output.read_text()
             time.sleep(0.05)
 
     def loaders(self) -> list[int]:
         """The processes that load."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in children.read_text().split()]
+
+    def ended(self, pids: list[int]) -> bool:
+        """Whether all of these processes end within a minute; killed ones do so at once."""
+        deadline = time.monotonic() + 60
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
 
     def stop_writes(self) -> None:
         """Put a folder where the next checkpoint would be written."""
@@ -97,8 +102,9 @@ class Training:
 
     def last_word(self) -> str:
         """The error that the run ends with: one line, code 2, and a checkpoint that loads."""
-        output = self.process.communicate()[0]
-        assert self.process.returncode == 2 and "Traceback" not in output, output
+        self.process.join()
+        output = self.output.read_text()
+        assert self.process.exitcode == 2 and "Traceback" not in output, output
         assert load_checkpoint(self.latest)["step"] % 2 == 0
         return output.splitlines()[-1]
 
@@ -151,7 +157,7 @@ def test_a_process_that_loads_and_ends_is_reported(prepared, tmp_path, number):
     word = training.last_word()
     assert "one of 2 processes that load data has ended" in word
     assert "alice-pretrain --c --set workers=1" in word
-    assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
+    assert training.ended(loaders)
 
 
 def test_a_run_with_loading_processes_that_cannot_save_ends(prepared, tmp_path):
@@ -159,4 +165,4 @@ def test_a_run_with_loading_processes_that_cannot_save_ends(prepared, tmp_path):
     loaders = training.loaders()
     training.stop_writes()
     assert "checkpoint_latest.pth could not be written" in training.last_word()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
+    assert training.ended(loaders)

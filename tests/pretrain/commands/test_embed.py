@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -54,8 +55,8 @@ SMALL = ["-preset", "tiny", "-device", "cpu", "-np", "1"] + [
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, shipped_ct) -> dict:
-    """Environment with a raw dataset of three people."""
+def folders(tmp_path_factory, shipped_ct, programs) -> dict:
+    """Environment with a raw dataset of three people; commands start quickly in it."""
     root = tmp_path_factory.mktemp("nnunet")
     raw = root / "raw" / "Dataset032_Torso"
     (raw / "imagesTr").mkdir(parents=True)
@@ -70,6 +71,7 @@ def folders(tmp_path_factory, shipped_ct) -> dict:
         "nnUNet_raw": str(root / "raw"),
         "nnUNet_preprocessed": str(root / "preprocessed"),
         "nnUNet_results": str(root / "results"),
+        "PATH": f"{programs}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
 
@@ -91,12 +93,17 @@ def run(folders: dict, command: Callable, *words: str) -> str:
     return printed.getvalue()
 
 
+def stop(folders: dict, step: int, number: int, *words: str) -> subprocess.CompletedProcess:
+    """Send alice-embed a signal in the step after so many."""
+    program = shutil.which("stopping", path=folders["PATH"])
+    words = (*stopped([program], "alice-embed", step, number), "-d", "32", *words)
+    return subprocess.run(words, env=folders, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def embedded(folders) -> str:
     """What a first alice-embed prints; it is killed once and started again."""
-    first = [*stopped("alice-embed", 5, signal.SIGKILL), "-d", "32", *SMALL]
-    killed = subprocess.run(first, env=folders, stdout=subprocess.DEVNULL, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert stop(folders, 5, signal.SIGKILL, *SMALL).returncode == -signal.SIGKILL
     return run(folders, main, *SMALL)
 
 
@@ -142,8 +149,7 @@ def test_asked_to_end_it_saves_and_goes_on_with_the_same_weights(
     folders, embedded, tmp_path, number, code
 ):
     other = copy_without_matcher(folders, tmp_path)
-    first = [*stopped("alice-embed", 4, number), "-d", "32", *SMALL]
-    done = subprocess.run(first, env=other, capture_output=True, text=True, check=False)
+    done = stop(other, 4, number, *SMALL)
     assert done.returncode == code, done.stderr
     name = signal.Signals(number).name
     assert f"stopped by {name} after step 5, which is saved. Run the same" in done.stdout
@@ -344,9 +350,7 @@ def test_contexts_are_learned_in_closed_form_and_resumed(folders, embedded, tmp_
     for interrupted in (True, False):
         other = copy_without_matcher(folders, tmp_path / str(interrupted))
         if interrupted:
-            words = [*stopped("alice-embed", 1, signal.SIGTERM), "-d", "32", *few]
-            stop = subprocess.run(words, env=other, stdout=subprocess.DEVNULL, check=False)
-            assert stop.returncode == 75
+            assert stop(other, 1, signal.SIGTERM, *few).returncode == 75
 
         output = run(other, main, *few)
         assert ("resuming from step 2" in output) == interrupted

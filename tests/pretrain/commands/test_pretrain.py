@@ -7,9 +7,11 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,8 +27,7 @@ from alice_nnunet.pretrain.training.config import config_from_dict
 from alice_nnunet.pretrain.training.state import build_state
 from tests.helpers.stopping import words as stopped
 
-COMMAND = str(Path(sys.executable).parent / "alice-pretrain")
-STEPS = 24
+STEPS = 12
 SETTINGS = [
     f"--set={s}"
     for s in (
@@ -41,8 +42,8 @@ SETTINGS = [
         "head_hidden=64",
         "save_every=4",
         "log_every=4",
-        "validate_every=12",
-        "probe_every=12",
+        "validate_every=6",
+        "probe_every=6",
         "probe_pairs=4",
     )
 ]
@@ -50,8 +51,11 @@ RUN = "AlicePretrain__AlicePretrainPlans__3d_fullres"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, shipped_ct) -> dict:
-    """Environment with a raw dataset of three real people; the first run preprocesses it."""
+def folders(tmp_path_factory, shipped_ct, programs) -> dict:
+    """Environment with a raw dataset of three real people; the first run preprocesses it.
+
+    Commands start quickly in it.
+    """
     root = tmp_path_factory.mktemp("nnunet")
     raw = root / "raw" / "Dataset031_Torso"
     (raw / "imagesTr").mkdir(parents=True)
@@ -65,18 +69,22 @@ def folders(tmp_path_factory, shipped_ct) -> dict:
         **os.environ,
         "nnUNet_raw": str(root / "raw"),
         "nnUNet_preprocessed": str(root / "preprocessed"),
-        "OMP_NUM_THREADS": "2",
+        "PATH": f"{programs}:{os.environ['PATH']}",
     }
 
 
 def words(*more: str) -> list[str]:
+    """Arguments of alice-pretrain."""
     options = "-d 31 -encoder vit -preset tiny -matcher body -device cpu -np 1"
-    return [COMMAND, *options.split(), *SETTINGS, *more]
+    return [*options.split(), *SETTINGS, *more]
 
 
-def start(folders: dict, results: Path, *more: str, program=(COMMAND,)) -> subprocess.Popen:
+def start(
+    folders: dict, results: Path, *more: str, program: Sequence[str] = ("alice-pretrain",)
+) -> subprocess.Popen:
+    file = shutil.which(program[0], path=folders["PATH"])
     return subprocess.Popen(
-        [*program, *words(*more)[1:]],
+        [file, *program[1:], *words(*more)],
         env={**folders, "nnUNet_results": str(results)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -182,7 +190,7 @@ def test_the_checkpoint_is_what_others_need(unbroken):
         "ema",
         "memory",
     } <= history.keys()
-    assert [step for step, _ in history["retrieval"]] == [0, 12, STEPS]
+    assert [step for step, _ in history["retrieval"]] == [0, 6, STEPS]
 
 
 def assert_same_end(results: Path, others: Path) -> None:
@@ -206,7 +214,8 @@ def stop(folders: dict, results: Path, step: int, number: int, *more: str) -> in
 
     Returns its exit code.
     """
-    process = start(folders, results, *more, program=stopped("alice-pretrain", step, number))
+    program = stopped(["stopping"], "alice-pretrain", step, number)
+    process = start(folders, results, *more, program=program)
     output = process.communicate()[0]
 
     name = signal.Signals(number).name
@@ -218,7 +227,7 @@ def stop(folders: dict, results: Path, step: int, number: int, *more: str) -> in
 
 def test_asked_to_end_it_saves_and_goes_on_with_the_same_weights(folders, unbroken, tmp_path):
     assert stop(folders, tmp_path, 5, signal.SIGUSR1, "--c") == 75
-    assert stop(folders, tmp_path, 13, signal.SIGINT, "--c") == 130
+    assert stop(folders, tmp_path, 8, signal.SIGINT, "--c") == 130
     finish(folders, tmp_path, "--c")
     assert_same_end(tmp_path, unbroken[0])
 
@@ -229,7 +238,7 @@ def test_two_processes_stop_together_and_one_goes_on(folders, unbroken, tmp_path
     But for rounding: the gradients are added in another order, and AdamW turns the last bits of
     small ones into whole steps of single weights. All weights together end near the others.
     """
-    assert stop(folders, tmp_path, 9, signal.SIGTERM, "-num_gpus", "2", "--set=batch_size=1") == 75
+    assert stop(folders, tmp_path, 6, signal.SIGTERM, "-num_gpus", "2", "--set=batch_size=1") == 75
 
     run = Path("Dataset031_Torso") / RUN / "vit"
     saved = load_checkpoint(tmp_path / run / "checkpoint_latest.pth")
@@ -264,7 +273,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_the_last_checkpoint_intact(
     resource.setrlimit(resource.RLIMIT_FSIZE, (latest.stat().st_size // 2, limit[1]))
     try:
         with pytest.raises(SystemExit) as left:
-            main([*words()[1:], "--c"])
+            main([*words(), "--c"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
@@ -283,7 +292,7 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(
     for name, value in {**folders, "nnUNet_results": str(unbroken[0])}.items():
         monkeypatch.setenv(name, value)
 
-    main([*words()[1:], "--dry-run", "-num_gpus", "4"])
+    main([*words(), "--dry-run", "-num_gpus", "4"])
     plan = capsys.readouterr().out
     assert "2 training and 1 held-out volumes" in plan
     assert "2 pairs x 4 processes = 8 pairs in a step" in plan
@@ -295,11 +304,11 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(
     )
     assert folder.with_name("vit_dry_run.png").read_bytes()[:4] == b"\x89PNG"
 
-    main([*words()[1:], "--dry-run", "--c"])
+    main([*words(), "--dry-run", "--c"])
     assert f"resumes from step {STEPS}" in capsys.readouterr().out
 
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "none"))
-    main([*words()[1:], "--dry-run"])
+    main([*words(), "--dry-run"])
     assert "3 cases, not (completely) preprocessed." in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -357,14 +366,15 @@ def test_wrong_use_is_one_line_and_code_2(folders, unbroken, change, message, mo
     for name, value in {**folders, "nnUNet_results": str(unbroken[0])}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as left:
-        main([*words()[1:], *change])
+        main([*words(), *change])
     error = capsys.readouterr().err
     assert left.value.code == 2 and message in error and error.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none_is_refused_by_the_real_command(folders, unbroken):
-    process = start(folders, unbroken[0], "-device", "cuda")
+    real = str(Path(sys.executable).with_name("alice-pretrain"))
+    process = start(folders, unbroken[0], "-device", "cuda", program=[real])
     output = process.communicate()[0]
     assert (
         process.returncode == 2

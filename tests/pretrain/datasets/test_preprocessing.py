@@ -302,26 +302,22 @@ def test_folder_that_cannot_be_written_or_is_in_use(
         preprocess_dataset(22, 1)
 
 
-def start(folder, processes: int) -> subprocess.Popen:
+def start(folder: Path, program: Path, processes: int) -> subprocess.Popen:
     """The command as a user starts it, from another folder."""
-    command = [
-        Path(sys.executable).with_name("alice-preprocess"),
-        "-d",
-        "22",
-        "-np",
-        str(processes),
-    ]
+    command = [program, "-d", "22", "-np", str(processes)]
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def test_killed_command_goes_on_where_it_was(raw_dataset, dataset_folder, cases_folder, tmp_path):
+def test_killed_command_goes_on_where_it_was(
+    raw_dataset, dataset_folder, cases_folder, tmp_path, programs
+):
     raw_dataset({f"case{n}": thing((40, 40, 40), seed=n) for n in range(8)})
     dataset_folder.mkdir()
     settle_plans(open_raw_dataset(22), False, (2.0, 1.5, 1.5), (32, 32, 32))
 
-    killed = start(tmp_path, processes=2)
+    killed = start(tmp_path, Path(sys.executable).with_name("alice-preprocess"), processes=2)
     while not case_names(cases_folder) and killed.poll() is None:
         time.sleep(0.02)
     killed.kill()
@@ -332,7 +328,7 @@ def test_killed_command_goes_on_where_it_was(raw_dataset, dataset_folder, cases_
     assert 1 <= len(done) < 8
     assert not (dataset_folder / "AlicePretrainPlans_report.json").exists()
 
-    command = start(tmp_path, processes=1)
+    command = start(tmp_path, programs / "alice-preprocess", processes=1)
     out, err = command.communicate()
 
     assert command.returncode == 0, err
