@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -11,8 +12,10 @@ import pytest
 from alice_nnunet.commands.export import main as alice_export
 from alice_nnunet.commands.plan import main
 from alice_nnunet.files import file_sha256
-from alice_nnunet.finetuning.block import block_of_plans
+from alice_nnunet.finetuning.block import AliceBlock, block_of_plans
 from alice_nnunet.finetuning.compatibility import check_compatible
+from alice_nnunet.planning import planner
+from alice_nnunet.planning.step_memory import training_memory
 from tests.helpers.exporting import write_run
 from tests.helpers.finetuning import (
     plan_by_hand,
@@ -21,6 +24,23 @@ from tests.helpers.finetuning import (
     write_checkpoint,
     write_dataset,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_estimated_once() -> Iterator[None]:
+    """For each network, patch and batch: an estimate takes a second."""
+    known: dict[str, int] = {}
+
+    def remembered(block: AliceBlock, *sizes) -> int:
+        arguments = (block.origin.name, block.origin.arguments, block.network_arguments)
+        key = repr((*arguments, block.input, block.recipe, sizes))
+        if key not in known:
+            known[key] = training_memory(block, *sizes)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(planner, "training_memory", remembered)
+        yield
 
 
 @pytest.fixture
