@@ -1,17 +1,55 @@
-"""All steps on real CT, by the real commands: alice-demo with less training than a user gets."""
+"""All steps on real CT, by the real commands: alice-demo with less data than a user gets, and less
+training."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 
-from alice_nnunet.demo.datasets import LABELED, LABELS, TEST_PERSON
-from alice_nnunet.demo.page import PICTURES
+from alice_nnunet.demo import pipeline
+from alice_nnunet.demo.datasets import (
+    LABELED,
+    LABELS,
+    TEST_PERSON,
+    TRAINING_PEOPLE,
+    UNLABELED,
+    write_datasets,
+)
+from alice_nnunet.demo.page import MATCHED_PEOPLE, PICTURES
 from alice_nnunet.demo.pipeline import Demo
+from tests.helpers.warm_commands import warm_commands
+
+LARGEST_AXIS = 72  # voxels
 
 
-def test_from_unlabeled_scans_to_a_segmentation(tmp_path, programs):
-    demo = Demo(tmp_path, "vit", pretraining_steps=20, epochs=1, iterations=4)
+def write_smaller_datasets(raw: Path) -> None:
+    """write_datasets, with four unlabeled people, and of every volume the part in the middle."""
+    write_datasets(raw)
+    for file in (raw / UNLABELED / "imagesTr").iterdir():
+        if file.name.removesuffix("_0000.nii.gz") not in (*MATCHED_PEOPLE, *TRAINING_PEOPLE):
+            file.unlink()
+
+    for file in raw.rglob("*.nii.gz"):
+        image = nibabel.load(file)
+        cuts = [max(0, size - LARGEST_AXIS) // 2 for size in image.shape]
+        middle = image.slicer[tuple(slice(cut, cut + LARGEST_AXIS) for cut in cuts)]
+        nibabel.save(nibabel.Nifti1Image(np.asarray(middle.dataobj), middle.affine), file)
+
+
+@pytest.fixture
+def programs(tmp_path_factory) -> Iterator[Path]:
+    """The commands, of which alice-embed learns for a few steps."""
+    folder = tmp_path_factory.mktemp("programs")
+    with warm_commands(folder, {"alice-embed": ["--set=iterations=4"]}) as programs:
+        yield programs
+
+
+def test_from_unlabeled_scans_to_a_segmentation(tmp_path, programs, monkeypatch):
+    monkeypatch.setattr(pipeline, "write_datasets", write_smaller_datasets)
+    demo = Demo(tmp_path, "vit", pretraining_steps=4, epochs=1, iterations=1)
     demo.environment["PATH"] = f"{programs}:{demo.environment['PATH']}"
     demo.run()
 
