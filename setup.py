@@ -36,7 +36,7 @@ DEPENDENCIES = [
 
 TEST_DEPENDENCIES = [
     "pytest",
-    "pytest-xdist",
+    "pytest-xdist>=3.7",  # --no-loadscope-reorder
     "hypothesis",
     "scikit-image",
     "ruff",
