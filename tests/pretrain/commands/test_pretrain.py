@@ -412,5 +412,5 @@ def test_split_holds_out_a_tenth():
     # At least one, where two remain for training.
     assert [len(part) for part in split_cases(cases[:3], 0.1, 0)] == [2, 1]
     assert [len(part) for part in split_cases(cases[:2], 0.1, 0)] == [2, 0]
-    with pytest.raises(UserError, match="at least two"):
+    with pytest.raises(UserError, match="at least 2 volumes"):
         split_cases(cases[:1], 0.1, 0)
