@@ -33,7 +33,8 @@ class Finding:
         found: what was found, a phrase.
         expected: what was expected, a phrase.
         remedy: what the user can do, a sentence without full stop.
-        severity: "error" if the file cannot be used as it is, or "warning".
+        severity: "error" if the file cannot be used as it is, "warning", or "note" for what may
+            well be right.
     """
 
     kind: str

@@ -6,6 +6,7 @@ from alice_nnunet.checks.findings import Decisions, Finding
 from alice_nnunet.checks.header import Geometry, corner_distance, is_same_grid
 from alice_nnunet.text import voxels
 
+EMPTY = "label-empty"  # kind of the finding on a label of background alone, which may be right
 LISTED = 10  # values that a message lists at most
 
 
@@ -97,7 +98,7 @@ def check_label_values(label: np.ndarray, allowed: set[int], name: str) -> list[
 
     unknown = [int(value) for value in finite if int(value) not in allowed]
     if not unknown:
-        return []
+        return [] if finite.any() else [Finding(EMPTY, name, "only background", severity="note")]
     return [
         Finding(
             "label-values",
@@ -105,6 +106,26 @@ def check_label_values(label: np.ndarray, allowed: set[int], name: str) -> list[
             f"values that dataset.json does not have: {listed(unknown)}",
             f"the values of dataset.json: {listed(sorted(allowed))}",
             'Correct the label, or name the values in "labels" of dataset.json',
+        )
+    ]
+
+
+def check_not_all_empty(found: dict[str, list[Finding]]) -> list[Finding]:
+    """A finding if no label of a dataset has a voxel that is not background.
+
+    Args:
+        found: findings of each labeled case.
+    """
+    empty = [any(f.kind == EMPTY for f in findings) for findings in found.values()]
+    if not empty or not all(empty):
+        return []
+    return [
+        Finding(
+            EMPTY,
+            "labelsTr",
+            f"all {len(empty)} labels hold only background",
+            "voxels of the labels of dataset.json",
+            "Were the labels made, and copied, as whole numbers?",
         )
     ]
 

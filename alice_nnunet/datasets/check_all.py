@@ -11,7 +11,7 @@ from tqdm import tqdm
 from alice_nnunet.checks.channels import channels_text, check_channel_names
 from alice_nnunet.checks.findings import Decisions, Finding, settled
 from alice_nnunet.checks.formats import open_image
-from alice_nnunet.checks.labels import label_values
+from alice_nnunet.checks.labels import check_not_all_empty, label_values
 from alice_nnunet.checks.voxels import AIR, Window, check_extent, content_digest, same_content
 from alice_nnunet.data.body import find_body
 from alice_nnunet.datasets.labeled_case import LabeledCase, channel_windows, check_case
@@ -87,6 +87,8 @@ def check_all(dataset: str, processes: int, decisions: Decisions) -> None:
     for name, reason in raw.rejected.items():
         found[name] = [Finding("incomplete", name, reason)]
     add_same_content(found, results)
+    labeled = {case: found[case] for case in results if cases[case].label is not None}
+    found["labelsTr"] = check_not_all_empty(labeled)
     found = {case: findings for case, findings in found.items() if findings}
 
     for findings in found.values():
@@ -223,7 +225,7 @@ def finish(
 
     errors = [f for findings in found.values() for f in findings if f.is_error]
     wrong = sum(any(f.is_error for f in findings) for findings in found.values())
-    warned = len(found) - wrong
+    warned = sum(any(f.severity == "warning" for f in of_one) for of_one in found.values())
     written = f"written: {raw.preprocessed / REPORT} and {PAGE}"
     if errors:
         raise UserError(
@@ -245,8 +247,11 @@ def thumbnails(found: dict[str, list[Finding]], results: dict[str, CheckedCase])
     for axis, case in zip(axes, order):
         result = results[case]
         colour = "black"
-        if case in found:
-            colour = "red" if any(f.is_error for f in found[case]) else "darkorange"
+        severities = {finding.severity for finding in found.get(case, ())}
+        if "error" in severities:
+            colour = "red"
+        elif "warning" in severities:
+            colour = "darkorange"
         axis.set_title(case, fontsize=7, color=colour)
         if result.slice is not None:
             show_axial(axis, result.slice, result.spacing)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alice_nnunet.checks.channels import channels_text, check_channel_names
 from alice_nnunet.checks.findings import Decisions, Finding, settled
-from alice_nnunet.checks.labels import label_values
+from alice_nnunet.checks.labels import check_not_all_empty, label_values
 from alice_nnunet.datasets.labeled_case import (
     LabeledCase,
     channel_windows,
@@ -76,10 +76,11 @@ def check_dataset(
 
     findings = [finding for case in sorted(found) for finding in found[case]]
     for finding in findings:
-        prefix = "" if finding.is_error else "WARNING: "
+        prefix = "" if finding.is_error else f"{finding.severity.upper()}: "
         print(f"{prefix}{finding.text}", flush=True)
     wrong = sum(any(f.is_error for f in of_case) for of_case in found.values())
     refuse(raw.name, findings, f"{wrong} of {len(cases)} cases")
+    refuse(raw.name, check_not_all_empty(found), "labels")
 
     corrected = []
     for case in sorted(jobs):

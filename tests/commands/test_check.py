@@ -79,3 +79,18 @@ def test_a_labeled_dataset(nnunet_folders, real_ct, capsys):
     assert "case0.nii.gz: values that dataset.json does not have: 7" in shown
     assert "ERROR: case1.nii.gz: there is no " in shown and "2 cases or files of 3" in error
     assert "passed over 1 files or folders: labelsTr/case7.nii.gz (there is no image)" in shown
+
+
+def test_labels_of_background_alone(nnunet_folders, real_ct, capsys):
+    raw = write_dataset(nnunet_folders / "raw", real_ct, cases=2)
+    for case in ("case0", "case1"):
+        label = nibabel.load(raw / "labelsTr" / f"{case}.nii.gz")
+        empty = nibabel.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine)
+        nibabel.save(empty, raw / "labelsTr" / f"{case}.nii.gz")
+        if case == "case0":
+            main(["-d", "7", "-np", "1"])
+            shown = capsys.readouterr().out
+            assert "NOTE: case0.nii.gz: only background" in shown and "0 with warnings" in shown
+
+    _, error = refused(capsys, "-d", "7")
+    assert "labelsTr: all 2 labels hold only background" in error

@@ -148,6 +148,15 @@ def test_the_second_channel_is_checked_too(folder, check):
         check()
 
 
+def test_an_empty_label_is_noted_and_a_dataset_of_them_refused(folder, check):
+    change(folder / LABEL, voxels=lambda v: v * np.uint8(0))
+    shown = check()
+    assert "NOTE: case1.nii.gz: only background" in shown and "WARNING" not in shown
+    change(folder / "labelsTr/case0.nii.gz", voxels=lambda v: v * np.uint8(0))
+    with pytest.raises(UserError, match="labelsTr: all 2 labels hold only background"):
+        check()
+
+
 def test_files_that_no_case_uses_are_named(folder, check, tmp_path):
     (folder / "imagesTs").mkdir()
     shutil.copy(folder / "imagesTr/case0_0000.nii.gz", folder / "imagesTs/test_0000.nii.gz")
