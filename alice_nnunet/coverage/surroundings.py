@@ -51,7 +51,8 @@ def surroundings_at(embedding: Embedding, positions: np.ndarray) -> Surroundings
     steps = NEIGHBOURS * BLOCK * np.array(embedding.step)
     points = positions[:, None] + steps  # (P, 53, 3)
     vectors = embedding.vectors(points.reshape(-1, 3))
-    return Surroundings(positions, vectors.reshape(len(positions), len(NEIGHBOURS), -1))
+    channels = vectors.shape[-1]  # there may be no positions, so -1 would not do
+    return Surroundings(positions, vectors.reshape(len(positions), len(NEIGHBOURS), channels))
 
 
 def joined(parts: list[Surroundings]) -> Surroundings:
@@ -84,6 +85,9 @@ def best_scores(
         scores: (P,), at most 1; -1 where there is nothing to search.
         positions: (P, 3) mm in the key.
     """
+    if not len(wanted):
+        return np.zeros(0, np.float32), np.zeros((0, 3))
+
     scores = coarse_scores(key, wanted)  # (A, P)
     scores[~key.middles.any(1)] = -1
 

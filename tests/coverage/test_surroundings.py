@@ -61,3 +61,15 @@ def test_in_its_own_volume_a_place_finds_itself_unless_it_may_not():
 
     nowhere, _ = best_scores(query, wanted, not_within=1e4)
     assert nowhere == pytest.approx(-1)
+
+
+def test_a_body_between_the_middles_of_blocks_has_no_places():
+    """As that of an accepted fragment may be: nothing can be drawn in it, and no run ends."""
+    vectors = np.zeros((8, 5, 9, 9), np.float32)
+    vectors[0, 0, 0, 0] = 1
+    empty = random_surroundings(
+        pack(vectors, (4.0, 5.0, 6.0), (0.0, 0.0, 0.0)), 30, np.random.default_rng(0)
+    )
+    assert len(empty) == 0 and empty.vectors.shape == (0, len(NEIGHBOURS), 8)
+    scores, places = best_scores(field(1), empty)
+    assert scores.shape == (0,) and places.shape == (0, 3)
