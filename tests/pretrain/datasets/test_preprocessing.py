@@ -292,7 +292,7 @@ def test_folder_that_cannot_be_written_or_is_in_use(
     dataset_folder.mkdir()
     with (
         locked(dataset_folder / "AlicePretrainPlans.lock"),
-        pytest.raises(UserError, match="another process"),
+        pytest.raises(UserError, match="is working in"),
     ):
         preprocess_dataset(22, 1)
 
