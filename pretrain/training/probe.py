@@ -33,7 +33,7 @@ class MatchProbe:
 
 @torch.no_grad()
 def matched_crops_found(state: State, batches: Iterable[PairBatch], precision: str) -> MatchProbe:
-    """Do the two crops of aligned pairs find each other among the crops of other people?
+    """Do the two crops of aligned pairs find each other among the others?
 
     A crop is described by the mean of the online encoder's last features over its tokens.
 
@@ -65,9 +65,10 @@ def matched_crops_found(state: State, batches: Iterable[PairBatch], precision: s
 def share_found(
     queries: Tensor, keys: Tensor, query_case: Sequence[str], key_case: Sequence[str]
 ) -> MatchProbe:
-    """Do rows of the same number find each other, each among the rows of other cases?
+    """Do rows of the same number find each other?
 
-    Other crops of the same scan are left out: they resemble a crop more than any other person's.
+    Where they show two people, a crop is compared with crops of other people alone: those of its
+    own scan resemble it more. Where both are of one scan, nothing is left out.
 
     Args:
         queries: (P, E).
@@ -75,16 +76,19 @@ def share_found(
         query_case: Case of each query.
         key_case: Case of each key.
     """
-    own = torch.eye(len(queries), dtype=torch.bool)
-    same_case = np.array(query_case)[:, None] == np.array(key_case)[None]
-    candidate = (own | ~torch.from_numpy(same_case)).to(queries.device)
+    same_scan = np.array(query_case)[:, None] == np.array(key_case)[None]
+    one_scan = same_scan.diagonal().copy()  # of the pairs
+    of_others = torch.from_numpy(~same_scan | np.eye(len(one_scan), dtype=bool))
+    for_query = of_others | torch.from_numpy(one_scan)[:, None]
+    for_key = of_others.T | torch.from_numpy(one_scan)[:, None]
+    candidates = torch.cat([for_query, for_key]).to(queries.device)
 
     similarity = centered(queries) @ centered(keys).T
-    similarity = similarity.masked_fill(~candidate, -torch.inf)
-    row = torch.arange(len(queries), device=queries.device)
-    found = torch.cat([similarity.argmax(1) == row, similarity.argmax(0) == row])
+    similarity = torch.cat([similarity, similarity.T]).masked_fill(~candidates, -torch.inf)
+    own = torch.arange(len(queries), device=queries.device).repeat(2)
+    found = similarity.argmax(1) == own
 
-    among = torch.cat([candidate.sum(1), candidate.sum(0)]).double()
+    among = candidates.sum(1).double()
     return MatchProbe(found.double().mean().item(), among.mean().item(), (1 / among).mean().item())
 
 

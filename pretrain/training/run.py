@@ -398,7 +398,7 @@ class Run:
         log.scalars(self.state.step, means, self.state.history)
         log.line(
             f"probe | {found.share:.1%} of held-out crops find their match among "
-            f"{found.among:.0f} of other people, chance {found.chance:.1%}"
+            f"{found.among:.0f} crops, chance {found.chance:.1%}"
         )
 
     def probe_organs(self, log: RunLog) -> None:

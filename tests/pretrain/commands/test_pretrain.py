@@ -116,7 +116,7 @@ def test_the_first_run_preprocesses_and_leaves_what_the_design_lists(unbroken):
         " ema 0.9",
         " GB | left",
         "left 0:00:00",
-        "of held-out crops find their match among 4 of other people, chance 25.0%",
+        "of held-out crops find their match among 4 crops, chance 25.0%",
     ):
         assert words in output
 

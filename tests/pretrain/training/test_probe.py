@@ -15,18 +15,19 @@ def test_share_is_counted_pair_by_pair():
     rng = np.random.default_rng(0)
     queries, keys = (torch.from_numpy(rng.normal(size=(9, 5))) for _ in range(2))
     query_case = list("aabbccdda")
-    key_case = list("bcacabaab")
+    key_case = list("bcacabaaa")  # the last pair is of one scan
 
     q, k = (f - f.mean(0) for f in (queries, keys))
     cosine = np.array([[float(a @ b / (a.norm() * b.norm())) for b in k] for a in q])
     right = 0
     candidates = []
     for i in range(9):
-        others = [j for j in range(9) if j == i or key_case[j] != query_case[i]]
+        one_scan = query_case[i] == key_case[i]
+        others = [j for j in range(9) if one_scan or j == i or key_case[j] != query_case[i]]
         right += max(others, key=lambda j: cosine[i, j]) == i
         candidates.append(len(others))
 
-        others = [j for j in range(9) if j == i or query_case[j] != key_case[i]]
+        others = [j for j in range(9) if one_scan or j == i or query_case[j] != key_case[i]]
         right += max(others, key=lambda j: cosine[j, i]) == i
         candidates.append(len(others))
 
@@ -53,6 +54,14 @@ def test_crops_of_the_same_scan_do_not_hide_the_match():
 
     found = share_found(queries, keys, ["a"] * 4 + ["b"] * 4, ["b"] * 4 + ["a"] * 4)
     assert found.share == 1.0 and found.among == 4
+
+
+def test_pairs_of_one_scan_are_told_from_other_places_of_it():
+    """As with -matcher same: to leave out the scan would leave the match alone, always found."""
+    rng = np.random.default_rng(0)
+    queries, keys = (torch.from_numpy(rng.normal(size=(16, 5))) for _ in range(2))
+    found = share_found(queries, keys, ["a"] * 16, ["a"] * 16)
+    assert found.among == 16 and found.chance == 1 / 16 and found.share < 0.5
 
 
 def test_features_that_are_all_the_same_are_at_chance():
