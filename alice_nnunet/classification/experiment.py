@@ -3,6 +3,8 @@
 import hashlib
 import json
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from alice_nnunet.classification.report import (
     write_runs,
 )
 from alice_nnunet.classification.splits import Split, fold_split, random_split
-from alice_nnunet.classification.training import train_classifier
+from alice_nnunet.classification.training import Validation, train_classifier
 from alice_nnunet.classification.volumes import VolumeCache, cache_of, make_volumes
 from alice_nnunet.environment import nnunet_folder
 from alice_nnunet.errors import UserError
@@ -45,6 +47,7 @@ from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.pictures import save_figure
 from alice_nnunet.settings.device import chosen_device
 from alice_nnunet.settings.reading import differences
+from alice_nnunet.text import duration
 
 MAY_DIFFER = ("workers",)  # settings that change no result
 SCRATCH = 4  # stream of random numbers: the weights of an encoder from scratch
@@ -195,11 +198,8 @@ def planned_runs(request: Request, scans: LabeledScans) -> list[PlannedRun]:
 
 def check_resuming(request: Request) -> None:
     """Raise UserError if there is something in the folder, and nobody asked to go on with it."""
-    there = (request.output / CONFIG).is_file()
-    if there and not request.resume:
+    if (request.output / CONFIG).is_file() and not request.resume:
         raise UserError(f"{request.output} holds runs already: go on with --c, or give another -o")
-    if request.resume and not there:
-        raise UserError(f"--c: {request.output} holds no runs of alice-classify train")
 
 
 def config_of(
@@ -266,7 +266,14 @@ def train_run(
     encoder = fresh_encoder(pretrained, request.scratch, run.number)
     parts = (train, validation, test)
     trained = train_classifier(
-        encoder, cache, parts, len(scans.classes), request.recipe, run.number, device
+        encoder,
+        cache,
+        parts,
+        len(scans.classes),
+        request.recipe,
+        run.number,
+        device,
+        progress_of(run.name, request.recipe.iterations),
     )
 
     result = RunResult(
@@ -295,6 +302,21 @@ def train_run(
         folder / RESULT, {**result.to_dict(), "split": split, "validation": history}
     )
     return result
+
+
+def progress_of(name: str, iterations: int) -> Callable[[Validation], None]:
+    """What prints, after each validation, how far a run is and the time left."""
+    started = time.monotonic()
+
+    def tell(found: Validation) -> None:
+        left = (time.monotonic() - started) / found.step * (iterations - found.step)
+        print(
+            f"{name} | step {found.step} of {iterations} | validation AUC {found.auc:.4f} log loss "
+            f"{found.log_loss:.4f} | left {duration(left)}",
+            flush=True,
+        )
+
+    return tell
 
 
 def write_report(folder: Path, classes: tuple[str, ...]) -> None:

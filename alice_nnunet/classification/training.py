@@ -1,7 +1,7 @@
 """One run: train a classifier, keep the step with the best validation AUC, test it once."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +94,7 @@ def train_classifier(
     recipe: ClassificationRecipe,
     seed: int,
     device: torch.device,
+    tell: Callable[[Validation], None],
 ) -> TrainedRun:
     """Train on the first part, choose the step by the second, test on the third.
 
@@ -105,6 +106,7 @@ def train_classifier(
         recipe: of the run.
         seed: of the linear layer, the order and the augmentation.
         device: to train on.
+        tell: is called after each validation.
 
     Raises:
         UserError: the loss is not finite.
@@ -146,6 +148,7 @@ def train_classifier(
         if not history or key_of(found) > max(map(key_of, history)):
             weights = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
         history.append(found)
+        tell(found)
 
     network.load_state_dict(weights)
     best = max(history, key=key_of)

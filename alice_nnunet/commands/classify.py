@@ -86,7 +86,11 @@ def add_train_options(parser: ArgumentParser) -> None:
         metavar="OTHER",
         help="folder of other runs, compared pairwise (Wilcoxon signed-rank p)",
     )
-    parser.add_argument("--c", action="store_true", help="go on with the runs in -o")
+    parser.add_argument(
+        "--c",
+        action="store_true",
+        help="go on with the runs in -o; start there if there are none",
+    )
     parser.add_argument(
         "-cache",
         type=Path,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import nibabel
@@ -211,8 +212,12 @@ def test_a_run_killed_in_the_middle_and_resumed_gives_the_same(
     monkeypatch.setattr(training, "warmup_cosine", interrupted)
     options = ["-seeds", 2, "-percent", 50, 100]
     with pytest.raises(SystemExit) as stopped:
-        train(studies, weights, out, *options)
+        train(studies, weights, out, *options, "--c")  # where there is nothing, it begins
     assert stopped.value.code == 130 and len(read_results(out)) == 1
+    assert re.search(
+        r"percent50_seed0 \| step \d+ of \d+ \| validation AUC [\d.]+ log loss [\d.]+ \| left",
+        capsys.readouterr().out,
+    )
 
     with pytest.raises(SystemExit):
         train(studies, weights, out, *options)
@@ -298,7 +303,6 @@ def test_balanced_weights_are_the_inverse_frequencies(studies):
         (["--set", "learning_rate=1"], "did you mean lr"),
         (["-percent", "101"], "-percent must be 1 to 100"),
         (["-folds", "30"], "needs at least 30"),
-        (["--c"], "holds no runs"),
     ],
 )
 def test_wrong_use_ends_in_one_line(studies, weights, tmp_path, capsys, options, message):
