@@ -29,7 +29,7 @@ class ClassificationRecipe:
         augment: rotation, scaling, flips, noise, blur, brightness, contrast, low resolution.
         class_weights: of the loss: none, or balanced (the inverse of the frequency of a class).
         frozen: train the linear layer alone (linear probe).
-        workers: processes that augment.
+        workers: processes that augment. Default: none on a CPU, else as many as -np by default.
     """
 
     size: tuple[int, int, int] = (64, 128, 128)
@@ -44,7 +44,7 @@ class ClassificationRecipe:
     augment: bool = True
     class_weights: str = "none"
     frozen: bool = False
-    workers: int = 4
+    workers: int | None = None
 
     def __post_init__(self):
         require_positive(self, "iterations", "batch_size", "lr", "validate_every")

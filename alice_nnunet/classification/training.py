@@ -21,6 +21,7 @@ from alice_nnunet.finetuning.seeded_loading import seed_generators
 from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.schedules import warmup_cosine
 from alice_nnunet.settings.device import half_precision
+from alice_nnunet.settings.options import default_processes
 
 ORDER, AUGMENTATION, HEAD = 1, 2, 3  # streams of random numbers
 
@@ -168,11 +169,16 @@ def batches(
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images (B, C, D, H, W) and labels (B,) on the device, one batch for each step."""
+    on_gpu = device.type == "cuda"
+    workers = recipe.workers
+    if workers is None:
+        workers = default_processes() if on_gpu else 0
+
     loader = DataLoader(
         TrainingVolumes(cache, cases, recipe, seed),
         recipe.batch_size,
-        num_workers=recipe.workers,
-        pin_memory=device.type == "cuda",
+        num_workers=workers,
+        pin_memory=on_gpu,
     )
     for image, label in loader:
         yield image.to(device, non_blocking=True), label.to(device, non_blocking=True)

@@ -1,5 +1,7 @@
 """Scans as the classifier takes them (Alice, B.2), each made once and kept on disk."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,11 +103,22 @@ def make_volumes(cache: VolumeCache, cases: tuple[Case, ...], processes: int) ->
     return failed
 
 
-def make_volume(cache: VolumeCache, case: Case) -> str | None:
-    """Make one volume. Returns why it cannot be made, None if it is there."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread inside: processes that prepare volumes share the cores."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        image = prepare(list(case.files), cache.recipe, cache.decisions)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def make_volume(cache: VolumeCache, case: Case) -> str | None:
+    """Make one volume. Returns why it cannot be made, None if it is there."""
+    try:
+        with one_thread():
+            image = prepare(list(case.files), cache.recipe, cache.decisions)
     except ValueError as error:
         return str(error)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -23,7 +24,7 @@ from alice_nnunet.classification.recipe import ClassificationRecipe
 from alice_nnunet.classification.report import read_results
 from alice_nnunet.classification.splits import random_split
 from alice_nnunet.classification.training import probabilities_of
-from alice_nnunet.classification.volumes import prepare, resized
+from alice_nnunet.classification.volumes import cache_of, make_volumes, prepare, resized
 from alice_nnunet.commands.classify import main
 from alice_nnunet.features.encoder import load_encoder
 from tests.helpers.finetuning import SPACING, write_case, write_checkpoint
@@ -37,7 +38,6 @@ SMALL = [
     "validate_every=3",
     "batch_size=2",
     "lr=0.002",
-    "workers=0",
 ]
 
 
@@ -286,6 +286,32 @@ def test_a_frozen_encoder_stays_and_another_one_moves(trained, studies, weights,
     moved = encoder_of(trained)
     assert all(torch.equal(frozen[name], tensor) for name, tensor in before.items())
     assert any(not torch.equal(moved[name], tensor) for name, tensor in before.items())
+
+
+def test_preparing_in_this_process_leaves_its_threads_to_the_training(studies, tmp_path):
+    cases = mosmed_scans(studies / "studies", None, 1).cases[:1]
+    recipe = ClassificationRecipe(size=(16, 32, 32))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert not make_volumes(cache_of(tmp_path, recipe, NO_DECISIONS), cases, processes=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_batches_do_not_depend_on_the_processes_that_augment(studies, tmp_path):
+    cases = mosmed_scans(studies / "studies", None, 1).cases[:3]
+    recipe = ClassificationRecipe(size=(16, 32, 32), iterations=2, warmup_iterations=0)
+    cache = cache_of(tmp_path, recipe, NO_DECISIONS)
+    make_volumes(cache, cases, processes=1)
+
+    alone, by_two = (
+        list(training.batches(cache, cases, replace(recipe, workers=n), 0, torch.device("cpu")))
+        for n in (0, 2)
+    )
+    for ours, theirs in zip(alone, by_two, strict=True):
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
 
 
 def test_balanced_weights_are_the_inverse_frequencies(studies):
