@@ -1,6 +1,7 @@
 """Call one function for many cases, in several processes or in the present one; show how far."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -8,13 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
-from signal import SIG_DFL, SIGINT, signal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.text import duration
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 SECONDS_BETWEEN_LINES = 20.0  # of progress that goes to a file
 
@@ -95,7 +98,7 @@ def run_each(
 
 def start_worker() -> None:
     """Prepare a new process: it ends silently on Ctrl-C, and when its parent ends or is killed."""
-    signal(SIGINT, SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
@@ -105,3 +108,18 @@ def end_with_parent() -> None:
     assert parent is not None  # this is a started process
     connection.wait([parent.sentinel])
     os._exit(1)
+
+
+def started(loader: "DataLoader") -> Iterator:
+    """iter(loader), without torch's handler of SIGCHLD.
+
+    That handler raises wherever this process is, even in the middle of a file that it writes.
+    DataLoader checks its processes every few seconds too, while it waits for them.
+    """
+    if not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+
+    earlier = signal.getsignal(signal.SIGCHLD)
+    items = iter(loader)
+    signal.signal(signal.SIGCHLD, earlier)
+    return items

@@ -9,7 +9,7 @@ from alice_nnunet.settings.ranges import (
     require_positive,
     require_share,
 )
-from alice_nnunet.settings.reading import given_settings
+from alice_nnunet.settings.reading import OptionalValue, given_settings
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def read_recipe(assignments: list[str]) -> ClassificationRecipe:
         UserError: a name does not exist, or a value is wrong.
     """
     known = {field.name: field.default for field in fields(ClassificationRecipe)}
+    known["workers"] = OptionalValue(0)
     given = given_settings(None, assignments, known, ())
     try:
         return ClassificationRecipe(**given)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.schedules import warmup_cosine
 from alice_nnunet.settings.device import half_precision
 from alice_nnunet.settings.options import default_processes
+from alice_nnunet.workers import started
 
 ORDER, AUGMENTATION, HEAD = 1, 2, 3  # streams of random numbers
 
@@ -180,7 +181,7 @@ def batches(
         num_workers=workers,
         pin_memory=on_gpu,
     )
-    for image, label in loader:
+    for image, label in started(loader):
         yield image.to(device, non_blocking=True), label.to(device, non_blocking=True)
 
 

@@ -1,8 +1,7 @@
 """Batches from processes that load them, and what is reported when one of these ends."""
 
 import multiprocessing
-import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing import connection
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.pretrain.runtime.stop import ignore_signals
+from alice_nnunet.workers import started
 
 SECONDS_TO_END = 2.0  # for a process that broke its connection
 
@@ -85,21 +85,6 @@ def batches(
         if ended:
             raise worker_ended(error, workers) from error
         raise
-
-
-def started(loader: DataLoader) -> Iterator:
-    """iter(loader), without torch's handler of SIGCHLD.
-
-    That handler raises wherever this process is, even in the middle of a file that it writes.
-    DataLoader checks its processes every few seconds too, while it waits for them.
-    """
-    if not hasattr(signal, "SIGCHLD"):
-        return iter(loader)
-
-    earlier = signal.getsignal(signal.SIGCHLD)
-    items = iter(loader)
-    signal.signal(signal.SIGCHLD, earlier)
-    return items
 
 
 def worker_ended(error: BaseException, workers: int) -> UserError:

@@ -42,7 +42,9 @@ def left() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left():
-    handler = signal.getsignal(signal.SIGCHLD)
+    # A DataLoader of an earlier test in this process may have left torch's handler, which raises.
+    handler = signal.SIG_DFL
+    signal.signal(signal.SIGCHLD, handler)
     yield
     assert signal.getsignal(signal.SIGCHLD) is handler
     for process in multiprocessing.active_children():
