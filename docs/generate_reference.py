@@ -386,12 +386,44 @@ def classification_sections() -> list[str]:
     ]
 
 
+def method_sections() -> list[str]:
+    """For each method of pretraining its settings."""
+    from alice_nnunet.model.pretraining.registry import DEFAULT, METHODS, settings_class
+
+    sections = [
+        "### Method alice",
+        "Why these defaults depart from the paper:\n"
+        "[differences from the paper](../explanation/differences-from-the-paper.md).",
+        settings_table(settings_of(settings_class(DEFAULT))),
+    ]
+    for name in METHODS:
+        if name == DEFAULT:
+            continue
+        kind = settings_class(name)
+        sections += [
+            f"### Method {name}",
+            f"{METHODS[name].title}. See [methods](../explanation/methods.md).",
+            settings_table(settings_of(kind)),
+        ]
+        if kind.run:
+            changed = ", ".join(f"`{n}={value:g}`" for n, value in kind.run.items())
+            sections.append(f"It also changes the run: {changed}.")
+    return sections
+
+
 def settings_page() -> str:
     """docs/reference/settings.md."""
-    from alice_nnunet.model.method import Method
     from alice_nnunet.pretrain.training.config import PretrainConfig
 
-    decided = ("dataset", "encoder", "preset", "encoder_arguments", "windowed", "method")
+    decided = (
+        "dataset",
+        "encoder",
+        "preset",
+        "encoder_arguments",
+        "windowed",
+        "method_name",
+        "method",
+    )
     parts = [
         "# Settings",
         NOTE,
@@ -402,10 +434,7 @@ def settings_page() -> str:
         "## alice-pretrain",
         "### Run",
         settings_table(settings_of(PretrainConfig, decided)),
-        "### Method",
-        "Why these defaults depart from the paper:\n"
-        "[differences from the paper](../explanation/differences-from-the-paper.md).",
-        settings_table(settings_of(Method)),
+        *method_sections(),
         *encoder_sections(),
         *embed_sections(),
         *recipe_sections(),

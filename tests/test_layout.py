@@ -175,7 +175,7 @@ def test_method_and_step_run_without_nnunet():
     code = (
         "import sys\n"
         f"for name in {SEAMS!r}: sys.modules[name] = None\n"
-        "import alice_nnunet.model.alice, alice_nnunet.model.encoders.registry\n"
+        "import alice_nnunet.model.methods.alice, alice_nnunet.model.encoders.registry\n"
         "import alice_nnunet.model.losses, alice_nnunet.model.views\n"
         "import alice_nnunet.data.pairs, alice_nnunet.matcher.baselines\n"
         "import alice_nnunet.checkpoint, alice_nnunet.schedules\n"
@@ -188,7 +188,7 @@ def test_no_one_keeps_state_or_works_at_import():
     code = (
         "import torch, numpy as np\n"
         "a, b = torch.get_rng_state(), np.random.get_state()[1].copy()\n"
-        "import alice_nnunet.model.alice, alice_nnunet.pretrain.training.run\n"
+        "import alice_nnunet.model.methods.alice, alice_nnunet.pretrain.training.run\n"
         "import alice_nnunet.finetuning.network\n"
         "assert torch.equal(a, torch.get_rng_state()) and (b == np.random.get_state()[1]).all()\n"
     )

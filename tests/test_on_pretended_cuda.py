@@ -13,9 +13,9 @@ from alice_nnunet.finetuning.network import build_network
 from alice_nnunet.finetuning.optimizers import build_optimizer, encoder_depths, parameter_groups
 from alice_nnunet.finetuning.recipes import RECIPES
 from alice_nnunet.geometry import grid_of
-from alice_nnunet.model.alice import Alice
 from alice_nnunet.model.encoders.registry import unit_of
 from alice_nnunet.model.encoders.vit import ViT
+from alice_nnunet.model.methods.alice import Alice
 from alice_nnunet.planning.step_memory import training_step
 from alice_nnunet.pretrain.embedding import state as embedding_state
 from alice_nnunet.pretrain.embedding import step as embedding_step
@@ -247,13 +247,13 @@ def test_a_planted_fault_is_caught(fault, monkeypatch, cuda):
 
 
 def test_one_wait_more_is_over_the_budget(monkeypatch, cuda):
-    update_target = Alice.update_target
+    after_step = Alice.after_step
 
-    def update_and_wait(self, momentum, target_means, keys) -> None:
-        update_target(self, momentum, target_means, keys)
-        target_means["st"].sum().item()
+    def update_and_wait(self, momentum, running, remembered) -> None:
+        after_step(self, momentum, running, remembered)
+        running["st"].sum().item()
 
-    monkeypatch.setattr(Alice, "update_target", update_and_wait)
+    monkeypatch.setattr(Alice, "after_step", update_and_wait)
     config = small_config("compile=off", "precision=fp32")
     state = build_state(config, CUDA)
     cuda.reset()

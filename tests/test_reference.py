@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alice_nnunet.model.method import Method
+from alice_nnunet.model.pretraining.settings import AliceSettings
 from alice_nnunet.pretrain.embedding.config import EmbedConfig
 from alice_nnunet.pretrain.training.config import PretrainConfig
 
@@ -35,7 +35,7 @@ def test_every_installed_command_is_in_the_reference(generator):
     assert {name for name in installed if name.startswith("alice-")} == set(generator["COMMANDS"])
 
 
-@pytest.mark.parametrize("config", [PretrainConfig, Method, EmbedConfig])
+@pytest.mark.parametrize("config", [PretrainConfig, AliceSettings, EmbedConfig])
 def test_every_setting_says_what_it_means(generator, config):
     for setting in generator["settings_of"](config):
         assert setting.comment.meaning, setting.name

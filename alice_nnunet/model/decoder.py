@@ -23,10 +23,19 @@ class Decoder(nn.Module):
         width: width of the decoder's own tokens.
         depth: number of transformer blocks.
         heads: attention heads of each block.
+        tokens: whether it also returns tokens. They return to width E, so that phi and its EMA copy
+            psi have the same shape.
     """
 
     def __init__(
-        self, encoder_width: int, grid: Triple, voxels: int, width: int, depth: int, heads: int
+        self,
+        encoder_width: int,
+        grid: Triple,
+        voxels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        tokens: bool = True,
     ):
         super().__init__()
         self.enter = nn.Linear(encoder_width, width)
@@ -36,14 +45,13 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-        # Tokens return to width E, so that phi and its EMA copy psi have the same shape.
         self.to_voxels = nn.Linear(width, voxels)
-        self.to_tokens = nn.Linear(width, encoder_width)
+        self.to_tokens = nn.Linear(width, encoder_width) if tokens else None
 
         self.apply(truncated_normal)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, visible: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, visible: Tensor, keep: Tensor) -> tuple[Tensor, Tensor | None]:
         """Reconstruct whole crops.
 
         Args:
@@ -51,15 +59,16 @@ class Decoder(nn.Module):
             keep: (B, V) indices of these tokens.
 
         Returns:
-            Predicted voxels (B, N, voxels), and tokens (B, N, E).
+            Predicted voxels (B, N, voxels), and tokens (B, N, E) or None.
         """
-        tokens = self.enter(visible)  # (B, V, width)
-        mask_token = self.mask_token.to(tokens.dtype)
-        background = mask_token.expand(len(tokens), self.positions.shape[1], -1)
-        x = put_tokens(tokens, keep, background) + self.positions  # (B, N, width)
+        entered = self.enter(visible)  # (B, V, width)
+        mask_token = self.mask_token.to(entered.dtype)
+        background = mask_token.expand(len(entered), self.positions.shape[1], -1)
+        x = put_tokens(entered, keep, background) + self.positions  # (B, N, width)
 
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
 
-        return self.to_voxels(x), self.to_tokens(x)
+        tokens = self.to_tokens(x) if self.to_tokens is not None else None
+        return self.to_voxels(x), tokens

@@ -18,8 +18,8 @@ def normalised_tokens(
     Args:
         crop: (B, C, D, H, W).
         unit: voxels of a token (z, y, x).
-        together: Method.normalise, what has one mean and variance: each channel of a token, the
-            whole token, or nothing (none).
+        together: what has one mean and variance: each channel of a token (channel), the whole
+            token (token), or nothing (none).
         eps: added to the variance.
 
     Returns:
@@ -61,7 +61,7 @@ def reconstruction_loss(
         predicted: (B, N, C * unit voxels).
         crop: (B, C, D, H, W).
         counted: (B, N), True where a token counts: where it is hidden and, as
-            Method.reconstruct says, has content.
+            AliceSettings.reconstruct says, has content.
         unit: voxels of a token (z, y, x).
         together: see normalised_tokens.
 

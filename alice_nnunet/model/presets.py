@@ -29,7 +29,7 @@ class Preset:
     Attributes:
         crops: size and spacing of the crops.
         encoder: arguments of the encoder's class, apart from `in_channels` and `crop_size`.
-        method: fields of `Method` that differ from its defaults, such as the decoder's size.
+        method: fields of `AliceSettings` that differ from its defaults, such as the decoder's size.
         run: fields of `PretrainConfig` that differ from its defaults.
         network: arguments of the segmentation network that fine-tuning builds around the encoder.
     """

@@ -10,7 +10,8 @@ same for every device, and sizes that depend on them are known without waiting f
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from alice_nnunet.data.rotation import rotation_matrices
 from alice_nnunet.geometry import Spacing, Triple, grid_of, triple
-from alice_nnunet.model.method import Method
+from alice_nnunet.model.pretraining.settings import AliceSettings
 from alice_nnunet.model.tokens import masked_from, random_keep
 
 LARGEST_ANGLES = (30.0, 15.0, 15.0)  # degrees about z, y, x
@@ -28,8 +29,38 @@ INTENSITY_SHIFT = 0.1  # in units of the window
 
 
 @dataclass
-class Views:
-    """One crop of each pair, Q or K, as the two branches see it."""
+class CropViews:
+    """What a method makes of B crops. Every field has a row for each crop, or is None."""
+
+    def __len__(self) -> int:
+        """B."""
+        return next(len(v) for _, v in items(self) if v is not None)
+
+    def rows(self: "AnyViews", part: slice) -> "AnyViews":
+        """The views of some of the crops."""
+        return type(self)(**{name: None if v is None else v[part] for name, v in items(self)})
+
+
+def items(views: CropViews) -> list[tuple[str, Tensor | None]]:
+    """Names and values of the fields."""
+    return [(field.name, getattr(views, field.name)) for field in fields(views)]
+
+
+AnyViews = TypeVar("AnyViews", bound=CropViews)
+
+
+def joined(query: AnyViews, key: AnyViews) -> AnyViews:
+    """The views of both crops of each pair as those of twice as many crops, queries first."""
+    both: dict[str, Tensor | None] = {}
+    for (name, of_query), (_, of_key) in zip(items(query), items(key)):
+        missing = of_query is None or of_key is None
+        both[name] = None if missing else torch.cat([of_query, of_key])  # type: ignore[list-item]
+    return type(query)(**both)
+
+
+@dataclass
+class Views(CropViews):
+    """One crop of each pair, Q or K, as the two branches of Alice see it."""
 
     online: Tensor  # (B, C, D, H, W): u of Q or r of K; the branch sees only the tokens in keep
     keep: Tensor  # (B, V) indices of the visible tokens, on the generator's device
@@ -42,35 +73,6 @@ class Views:
     )
     # (B, N, A): the matcher's vectors at the crop's tokens, 0 outside the body; None if unused
     anatomy: Tensor | None = None
-
-    def rows(self, part: slice) -> "Views":
-        """The views of some of the crops."""
-        return Views(
-            online=self.online[part],
-            keep=self.keep[part],
-            masked=self.masked[part],
-            target=None if self.target is None else self.target[part],
-            target_keep=None if self.target_keep is None else self.target_keep[part],
-            moved=self.moved[part],
-            anatomy=None if self.anatomy is None else self.anatomy[part],
-        )
-
-
-def joined(query: Views, key: Views) -> Views:
-    """The views of both crops of each pair as those of twice as many crops, queries first."""
-
-    def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-        return None if first is None or second is None else torch.cat([first, second])
-
-    return Views(
-        online=torch.cat([query.online, key.online]),
-        keep=torch.cat([query.keep, key.keep]),
-        masked=torch.cat([query.masked, key.masked]),
-        target=both(query.target, key.target),
-        target_keep=both(query.target_keep, key.target_keep),
-        moved=torch.cat([query.moved, key.moved]),
-        anatomy=both(query.anatomy, key.anatomy),
-    )
 
 
 @dataclass
@@ -247,7 +249,7 @@ def make_views(
     crops: Tensor,
     unit: Triple,
     spacing: Spacing,
-    method: Method,
+    method: AliceSettings,
     generator: torch.Generator,
     rank: int = 0,
     world: int = 1,

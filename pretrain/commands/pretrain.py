@@ -7,13 +7,15 @@ from pathlib import Path
 
 from alice_nnunet.errors import CommandParser, command
 from alice_nnunet.model.presets import CROPS, PRESETS
+from alice_nnunet.model.pretraining.registry import DEFAULT, METHODS
 from alice_nnunet.pretrain.training.config import MATCHERS, read_settings
 from alice_nnunet.settings.options import add_processes_option, add_set_option, positive_int
 
 
 def parser() -> CommandParser:
     parser = CommandParser(
-        "alice-pretrain", description="Pretrain an encoder on unlabeled volumes (Alice, ICCV 2023)."
+        "alice-pretrain",
+        description="Pretrain an encoder on unlabeled volumes, by Alice or another method.",
     )
 
     parser.add_argument(
@@ -24,6 +26,12 @@ def parser() -> CommandParser:
     )
     parser.add_argument(
         "-encoder", default="nnformer", choices=sorted(PRESETS), help="default: nnformer"
+    )
+    parser.add_argument(
+        "-method",
+        default=DEFAULT,
+        choices=sorted(METHODS),
+        help="method of pretraining (default: alice; docs/explanation/methods.md describes all)",
     )
     parser.add_argument(
         "-preset",
@@ -69,8 +77,8 @@ def parser() -> CommandParser:
         "--c",
         action="store_true",
         dest="resume",
-        help="go on with the newest unfinished run of the encoder, or the one that -n names, from "
-        "its last checkpoint; start a new run if there is none",
+        help="go on with the newest unfinished run of encoder and method, or the one that -n "
+        "names, from its last checkpoint; start a new run if there is none",
     )
     parser.add_argument(
         "-n",
@@ -98,7 +106,9 @@ def main(argv: list[str] | None = None) -> None:
     assignments = arguments.assignments
     if arguments.matcher:
         assignments = [*assignments, f"matcher={arguments.matcher}"]
-    settings = read_settings(arguments.encoder, arguments.preset, assignments, arguments.config)
+    settings = read_settings(
+        arguments.encoder, arguments.preset, assignments, arguments.config, arguments.method
+    )
 
     from alice_nnunet.pretrain.training.job import Request, dry_run, run_request
 

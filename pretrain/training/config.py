@@ -5,16 +5,17 @@
 2. `read_settings` checks names and kinds of values, and sorts them into three groups, each on top
    of what the preset (`alice_nnunet.model.presets`) says:
        encoder   `crop_size` and the arguments of the encoder's class
-       method    the fields of `Method` (masking, losses, heads, decoder)
+       method    the fields of the method's settings (masking, losses, heads, decoder)
        run       the fields of `PretrainConfig` below (steps, optimizer, matcher, files)
    `known_settings` declares which name belongs to which group.
 3. `make_config` adds what the data decides, the number of channels, builds the encoder once on no
    device to check its arguments, and combines all in one `PretrainConfig`, which checks ranges.
 4. `build_encoder(config.encoder, config.encoder_arguments)` makes the encoder and
-   `Alice(..., config.method)` the method around it. The loop reads the other fields.
+   `build_method(config.method_name, ...)` the method around it. The loop reads the other fields.
 5. The config is saved as config.json and in each checkpoint; `config_from_dict` reads it back.
 
-Only the check of the encoder's arguments imports torch: other wrong settings are reported at once.
+Only the check of the encoder's arguments imports torch: other wrong settings of Alice are reported
+at once. The pages of other methods, which hold their settings, import it.
 """
 
 import dataclasses
@@ -25,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.method import Method
 from alice_nnunet.model.presets import PRESETS
+from alice_nnunet.model.pretraining.registry import DEFAULT, settings_class
+from alice_nnunet.model.pretraining.settings import AliceSettings, MethodSettings
 from alice_nnunet.settings.ranges import (
     require_not_negative,
     require_one_of,
@@ -42,7 +44,7 @@ CROP_PLACES = ("inside", "centred")
 WARMUP_SHARE = 0.028  # of the iterations: 100 epochs of 1800 volumes in batches of 64, as the paper
 
 # Decided by the command's own options and by the data, not by --set.
-IDENTITY = ("dataset", "encoder", "preset")
+IDENTITY = ("dataset", "encoder", "preset", "method_name")
 
 # Encoders whose steps were faster in bf16 on CPUs that have it, in preset tiny and paper. Those of
 # swin were slower in preset tiny and not measured in preset paper (docs/results/encoders.md).
@@ -86,6 +88,7 @@ class PretrainConfig:
         encoder_arguments: of the encoder's class: in_channels, crop_size (z, y, x), width ...
         windowed: channels that are a window of HU as 0 to 1, in which the target views stay. None
             in runs of version 0.1.
+        method_name: of the method, see alice_nnunet.model.pretraining.registry.
         method: the choices of the method: masking, losses, heads, decoder.
         iterations: number of training steps.
         batch_size: pairs for each GPU and step.
@@ -140,7 +143,8 @@ class PretrainConfig:
     preset: str = "paper"
     encoder_arguments: dict = field(default_factory=dict)
     windowed: tuple[int, ...] = ()
-    method: Method = field(default_factory=Method)
+    method_name: str = DEFAULT
+    method: MethodSettings = field(default_factory=AliceSettings)
     iterations: int = 100_000
     batch_size: int = 8
     lr: float = 5e-5  # the paper's, in batches of 64
@@ -203,17 +207,17 @@ class PretrainConfig:
                 f"accumulate must divide batch_size, got {self.accumulate} and {self.batch_size}"
             )
 
-        if self.method.weight_an > 0 and self.matcher != "embedding":
+        if self.method.vector_channels and self.matcher != "embedding":
             raise ValueError(
                 f"weight_an needs the vectors of matcher embedding, got matcher {self.matcher}: "
                 "set weight_an=0"
             )
 
-        compares_all_pairs = self.method.similarity == "infonce" or self.method.head == "byol"
+        compares_all_pairs = self.method.compares_all_pairs
         if self.accumulate > 1 and compares_all_pairs:
             raise ValueError(
-                "accumulate must be 1 with similarity infonce and head byol, which compare every "
-                f"pair of a batch with all others, got {self.accumulate}"
+                f"accumulate must be 1 with {compares_all_pairs}, which compare every pair of a "
+                f"batch with all others, got {self.accumulate}"
             )
 
     def peak_lr(self, processes: int) -> float:
@@ -234,21 +238,30 @@ class Settings:
     Attributes:
         encoder_name: vit, swin or nnformer.
         preset: tiny, small or paper.
+        method_name: of the method.
         encoder: `crop_size` and the arguments of the encoder's class, without `in_channels`.
-        method: fields of `Method`.
+        method: fields of the method's settings.
         run: fields of `PretrainConfig`.
         given: flat names and values that the user gave, whatever their group.
     """
 
     encoder_name: str
     preset: str
+    method_name: str
     encoder: dict[str, Any]
     method: dict[str, Any]
     run: dict[str, Any]
     given: dict[str, Any]
 
+    @property
+    def run_name(self) -> str:
+        """How the folders of runs with this encoder and method begin: vit, or mae_vit."""
+        if self.method_name == DEFAULT:
+            return self.encoder_name
+        return f"{self.method_name}_{self.encoder_name}"
 
-def known_settings(encoder: str, preset: str) -> dict[str, dict[str, Any]]:
+
+def known_settings(encoder: str, preset: str, method: str = DEFAULT) -> dict[str, dict[str, Any]]:
     """For each group the names that --set accepts, with an example of the kind of value."""
     chosen = PRESETS[encoder][preset]
 
@@ -258,7 +271,7 @@ def known_settings(encoder: str, preset: str) -> dict[str, dict[str, Any]]:
 
     return {
         "encoder": {**chosen.encoder, "crop_size": chosen.crops.size},
-        "method": dataclasses.asdict(Method()),
+        "method": dataclasses.asdict(settings_class(method)()),
         "run": {
             **fields,
             **{name: OptionalValue(value) for name, value in NOT_SET.items()},
@@ -268,7 +281,11 @@ def known_settings(encoder: str, preset: str) -> dict[str, dict[str, Any]]:
 
 
 def read_settings(
-    encoder: str, preset: str, assignments: Sequence[str] = (), file: Path | None = None
+    encoder: str,
+    preset: str,
+    assignments: Sequence[str] = (),
+    file: Path | None = None,
+    method_name: str = DEFAULT,
 ) -> Settings:
     """Read the settings of a run: the preset's, then those of a JSON file, then `name=value`.
 
@@ -277,34 +294,43 @@ def read_settings(
         preset: tiny, small or paper.
         assignments: words `name=value` of the command line.
         file: JSON file of settings, such as the config.json of another run.
+        method_name: of the method.
 
     Raises:
         UserError: a name does not exist, a value is of the wrong kind or out of range, the file
-            cannot be read.
+            cannot be read, or the method cannot train this encoder.
     """
     chosen = PRESETS[encoder][preset]
-    known = known_settings(encoder, preset)
+    settings_kind = settings_class(method_name)
+    known = known_settings(encoder, preset, method_name)
     all_known = {**known["encoder"], **known["method"], **known["run"]}
 
+    if file is not None:
+        check_method_of(file, method_name)
     given = given_settings(
         file, list(assignments), all_known, (*IDENTITY, "in_channels", "windowed")
     )
     given = none_where_not_set(given)
-    if file is not None:
+    if file is not None and method_name == DEFAULT:
         given = {**left_out_by_0_1(file), **given}
 
     def given_of(group: str) -> dict[str, Any]:
         return {name: value for name, value in given.items() if name in known[group]}
 
-    run = {**chosen.run, **given_of("run")}
-    method = {**chosen.method, **given_of("method")}
-    if not compares_people(run, method):
-        method.setdefault("weight_an", 0.0)
+    run = {**chosen.run, **settings_kind.run, **given_of("run")}
+    of_preset = {name: v for name, v in chosen.method.items() if name in known["method"]}
+    method = settings_kind.completed({**of_preset, **given_of("method")}, run)
+
+    arguments = {**chosen.encoder, "crop_size": chosen.crops.size, **given_of("encoder")}
+    refusal = settings_kind.refusal(encoder, arguments)
+    if refusal:
+        raise UserError(f"-method {method_name} cannot train encoder {encoder}: {refusal}")
 
     settings = Settings(
         encoder_name=encoder,
         preset=preset,
-        encoder={**chosen.encoder, "crop_size": chosen.crops.size, **given_of("encoder")},
+        method_name=method_name,
+        encoder=arguments,
         method=method,
         run=run,
         given=given,
@@ -324,17 +350,19 @@ def left_out_by_0_1(file: Path) -> dict[str, Any]:
     return run | method
 
 
-def compares_people(run: dict[str, Any], method: dict[str, Any]) -> bool:
-    """Whether tokens may name the matcher's vectors (weight_an) where nobody says so.
+def check_method_of(file: Path, method_name: str) -> None:
+    """Raise UserError if file is the config.json of a run of another method."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return  # given_settings says what is wrong
 
-    Only matcher embedding has vectors, and weight_dv=0 asks for a run that compares no people:
-    with weight_st=0, for reconstruction alone.
-
-    Args:
-        run: fields of `PretrainConfig` that differ from its defaults.
-        method: fields of `Method` that do.
-    """
-    return run.get("matcher", "embedding") == "embedding" and method.get("weight_dv", 1) > 0
+    of_run = content.get("method_name", method_name) if isinstance(content, dict) else method_name
+    if of_run != method_name:
+        raise UserError(
+            f"{file} has the settings of a run of method {of_run}, this one is of {method_name}: "
+            f"add -method {of_run}"
+        )
 
 
 def none_where_not_set(values: dict[str, Any]) -> dict[str, Any]:
@@ -380,7 +408,8 @@ def combine(
             preset=settings.preset,
             encoder_arguments=encoder_arguments,
             windowed=windowed,
-            method=Method(**settings.method),
+            method_name=settings.method_name,
+            method=settings_class(settings.method_name)(**settings.method),
             **settings.run,
         )
     except ValueError as error:
@@ -407,11 +436,13 @@ def config_from_dict(saved: dict) -> PretrainConfig:
         ValueError: a value is out of range.
     """
     arguments = {name: as_tuples(value) for name, value in saved["encoder_arguments"].items()}
+    method_name = saved.get("method_name", DEFAULT)
+    of_earlier = METHOD_OF_0_1 if method_name == DEFAULT else {}
     return PretrainConfig(
         **{
             **RUN_OF_0_1,
             **none_where_not_set(saved),
-            "method": Method(**{**METHOD_OF_0_1, **saved["method"]}),
+            "method": settings_class(method_name)(**{**of_earlier, **saved["method"]}),
             "encoder_arguments": arguments,
             "windowed": tuple(saved.get("windowed", ())),
             "betas": tuple(saved["betas"]),

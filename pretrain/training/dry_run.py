@@ -8,6 +8,7 @@ import torch
 from alice_nnunet.data.pairs import noise_pairs
 from alice_nnunet.geometry import Spacing
 from alice_nnunet.memory import GB, Ledger
+from alice_nnunet.model.pretraining.method import Drawing
 from alice_nnunet.pictures import pair_figure, save_figure
 from alice_nnunet.pretrain.runtime.device import autocast
 from alice_nnunet.pretrain.runtime.estimate import (
@@ -180,7 +181,7 @@ def bytes_of_pairs(state: State, config: PretrainConfig, pairs: int) -> tuple[in
 
         generator = torch.Generator().manual_seed(0)
         batch = noise_pairs(pairs, crop_shape(config), state.device)
-        views = views_of(batch, model, generator, NOISE_SPACING)
+        views = views_of(batch, model, Drawing(generator, NOISE_SPACING))
         with (
             autocast(state.device, config.precision),
             torch.autograd.graph.saved_tensors_hooks(keep, give_back),

@@ -158,7 +158,7 @@ def check_request(request: Request) -> None:
     config = make_config(name, request.settings, channels)
     require_space(results, checkpoint_bytes_at_least(config), "two checkpoints")
 
-    if not (request.resume and chosen_run(results, config.encoder, request.name)):
+    if not (request.resume and chosen_run(results, request.settings.run_name, request.name)):
         check_fine_tuning(config)
     if config.probe_labels:
         folder = Path(config.probe_labels)
@@ -214,7 +214,7 @@ def pretrain(request: Request, processes: Team) -> int:
         0, or the signal that stopped the run, which is saved.
     """
     results = results_of(dataset_name(request.dataset))
-    encoder = request.settings.encoder_name
+    encoder = request.settings.run_name
 
     with ExitStack() as stack:
         run = None
@@ -275,9 +275,7 @@ def dry_run(request: Request) -> None:
     device = choose_device(request.device, request.settings.preset, only_asked=True)
     check_request(request)
     name = dataset_name(request.dataset)
-    run = planned_folder(
-        results_of(name), request.settings.encoder_name, request.name, request.resume
-    )
+    run = planned_folder(results_of(name), request.settings.run_name, request.name, request.resume)
 
     if not is_preprocessed(nnunet_folder("nnUNet_preprocessed") / name):
         raw = open_raw_dataset(name)
@@ -309,7 +307,7 @@ def dry_run(request: Request) -> None:
             "The matcher is not trained, or not every volume is indexed. That comes first "
             "(alice-embed); the pair drawn here is matched by the body's box"
         )
-        method = dataclasses.replace(config.method, weight_an=0)
+        method = config.method.without_vectors()
         config = dataclasses.replace(config, matcher="body", method=method)
     config = with_min_score(config, volumes)
 
@@ -425,20 +423,20 @@ def with_vectors_of_index(job: Job, given: dict) -> Job:
         UserError: The user gave another number, or the run that is there has one.
     """
     method = job.config.method
-    if not method.weight_an:
+    if method.vector_channels is None:
         return job
 
     found = open_embedding(job.matcher_folder, job.training[0]).blocks.shape[2]
-    if found == method.anatomy_channels:
+    if found == method.vector_channels:
         return job
     if job.run.checkpoint or "anatomy_channels" in given:
         raise UserError(
             f"weight_an: the matcher's vectors in {job.matcher_folder} have {found} channels, "
-            f"anatomy_channels is {method.anatomy_channels}. Use --set anatomy_channels={found}"
+            f"anatomy_channels is {method.vector_channels}. Use --set anatomy_channels={found}"
         )
 
-    method = dataclasses.replace(method, anatomy_channels=found)
-    return dataclasses.replace(job, config=dataclasses.replace(job.config, method=method))
+    config = dataclasses.replace(job.config, method=method.with_vector_channels(found))
+    return dataclasses.replace(job, config=config)
 
 
 def check_pairs(job: Job) -> None:

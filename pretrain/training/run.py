@@ -17,7 +17,7 @@ from alice_nnunet.geometry import Spacing, grid_of
 from alice_nnunet.matcher.baselines import match_by_body, match_same
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.model.encoders.registry import unit_of
-from alice_nnunet.model.method import Method
+from alice_nnunet.model.pretraining.method import PretrainingMethod
 from alice_nnunet.names import ANATOMY, PARTNERS
 from alice_nnunet.pictures import AIR, pair_figure, reconstruction_figure
 from alice_nnunet.pretrain.runtime.device import PROBE, TRAINING, VALIDATION, peak_memory
@@ -41,57 +41,29 @@ from alice_nnunet.schedules import ema_momentum
 
 COLLAPSED = 0.1  # spread under which a run warns
 EARLY_STEPS = 300  # in which low spreads and ranks are normal
+FURTHER_RANKS = ("V", "H")  # of features that no loss compares; H is not in the log line
 UNMATCHED = "unmatched.jsonl"  # of the results folder: pairs of crops that do not match
 VALIDATION_PAIRS = 32  # at most, but for whole batches: they stay in memory
 
-LOSSES = ("l_r", "l_dv", "l_st", "l_an")  # Eqs. 1, 2 and 5, and the matcher's vectors
-SPREADS = ("cls", "S", "T")
-RANKS = ("cls", "S", "T", "V")  # in the log line; that of H is in progress.png and TensorBoard
-
-# At the top of the log
-ON_RECONSTRUCTION = (
-    "l_r is the reconstruction of hidden voxels: it falls from about 2 and shows that something is "
-    "learned"
-)
-ON_PLACES = (
-    "l_dv asks each token which of many crops is the matched one, by what lies at its place: it "
-    "falls slowly"
-)
-ON_VECTORS = (
-    "l_an is the error in naming the matcher's vector of a place: it falls from the first steps on"
-)
-ON_CROPS = (
-    "l_st and l_dv compare two people: they often start low, while all features are alike, and "
-    "rise while the spreads open. A spread of S under 0.1 is normal in the first few hundred steps"
-)
+# At the top of the log, after what the method says of itself
 ON_PROBE = (
     "the probe starts high, as random weights see brightness and edges, falls in the first steps "
     "and recovers later. Details: docs/how-to/pretrain.md"
 )
 
-PANELS = {  # of progress.png
-    "losses": (*LOSSES, *(f"validation {name}" for name in LOSSES)),
-    "spread (under 0.1: collapse)": tuple(f"spread {name}" for name in SPREADS),
-    "effective rank": tuple(f"rank {name}" for name in (*RANKS, "H")),
-    "gradient norm on the encoder": tuple(f"gradient {name}" for name in LOSSES),
-    "share of held-out crops that find their match": ("retrieval", "retrieval chance"),
-    "organs of labeled people": ("probe organs", "probe retrieval", "probe chance"),
-    "seconds per step": ("step time", "data time"),
-}
 
-
-def how_to_read(method: Method) -> list[str]:
-    """Lines at the top of the log, on what the run computes."""
-    hints = []
-    if method.weight_r:
-        hints.append(ON_RECONSTRUCTION)
-    if method.compares_by_place:
-        hints.append(ON_PLACES)
-    if method.compares_crops:
-        hints.append(ON_CROPS)
-    if method.weight_an:
-        hints.append(ON_VECTORS)
-    return [*hints, ON_PROBE]
+def panels(method: PretrainingMethod) -> dict[str, tuple[str, ...]]:
+    """What progress.png draws: titles, and names of values."""
+    terms = method.terms
+    return {
+        "losses": (*terms, *(f"validation {name}" for name in terms)),
+        "spread (under 0.1: collapse)": tuple(f"spread {name}" for name in method.compared),
+        "effective rank": tuple(f"rank {name}" for name in (*method.compared, *FURTHER_RANKS)),
+        "gradient norm on the encoder": tuple(f"gradient {name}" for name in terms),
+        "share of held-out crops that find their match": ("retrieval", "retrieval chance"),
+        "organs of labeled people": ("probe organs", "probe retrieval", "probe chance"),
+        "seconds per step": ("step time", "data time"),
+    }
 
 
 def make_matcher(config: PretrainConfig, volumes: Path) -> Matcher:
@@ -119,7 +91,7 @@ def make_pairs(
     size = config.encoder_arguments["crop_size"]
     matcher = make_matcher(config, volumes)
     anatomy = None
-    if config.method.weight_an:
+    if config.method.vector_channels:
         assert isinstance(matcher, EmbeddingMatcher), "the config asks for it"
         grid = grid_of(size, unit_of(config.encoder, config.encoder_arguments))
         anatomy = functools.partial(matcher.vectors_of_tokens, size=size, grid=grid)
@@ -329,15 +301,21 @@ class Run:
         log.scalars(state.step, means, state.history)
 
         # Terms of weight 0 are not computed.
-        shown = LOSSES if config.method.weight_an else LOSSES[:-1]
-        losses = [f"{name} {number_or_off(means.get(name), 4)}" for name in shown]
-        spreads = [f"{name} {number_or_off(means.get(f'spread {name}'), 3)}" for name in SPREADS]
-        ranks = [f"{name} {number_or_off(means.get(f'rank {name}'), 1)}" for name in RANKS]
+        method = state.model
+        losses = [f"{name} {number_or_off(means.get(name), 4)}" for name in method.terms]
+        spreads = [
+            f"{name} {number_or_off(means.get(f'spread {name}'), 3)}" for name in method.compared
+        ]
+        ranks = [
+            f"{name} {number_or_off(means.get(f'rank {name}'), 1)}"
+            for name in (*method.compared, "V")
+        ]
+        compared = f"spread {' '.join(spreads)} | " if spreads else ""
 
         left = time_left(means["step time"] * (config.iterations - state.step))
         log.line(
             f"step {state.step}/{config.iterations} | loss {means['loss']:.4f} "
-            f"{' '.join(losses)} | spread {' '.join(spreads)} | rank {' '.join(ranks)} | "
+            f"{' '.join(losses)} | {compared}rank {' '.join(ranks)} | "
             f"rejected {means['rejection rate']:.0%} "
             f"unmatched {means['unmatched rate']:.0%} "
             f"content {means['content share']:.0%} | "
@@ -353,7 +331,7 @@ class Run:
     ) -> None:
         """Warn when a spread or an effective rank falls under its threshold, once for each fall."""
         low = {}
-        for name in SPREADS:
+        for name in self.state.model.compared:
             spread = means.get(f"spread {name}")
             if spread is not None and spread < COLLAPSED:
                 low[f"spread {name}"] = f"spread({name}) = {spread:.2f} (threshold {COLLAPSED})"
@@ -466,10 +444,13 @@ class Run:
         )
         log.picture(self.state.step, "pair", pair)
 
+        made = output.reconstruction
+        if made is None:
+            return
         reconstruction = reconstruction_figure(
-            output.crop[row].cpu(),
-            output.predicted[row].cpu(),
-            output.masked[row].cpu(),
+            made.crop[row].cpu(),
+            made.predicted[row].cpu(),
+            made.masked[row].cpu(),
             self.state.model.unit,
             self.spacing,
             self.what_is_normal(),
@@ -515,12 +496,12 @@ def train(run: Run) -> int:
         log = RunLog(
             run.folder,
             run.state.step,
-            PANELS,
+            panels(run.state.model),
             run.config.as_dict(),
             thresholds={"spread": COLLAPSED},
         )
         if run.state.step == 0:
-            for hint in how_to_read(run.config.method):
+            for hint in (*run.state.model.hints, ON_PROBE):
                 log.line(f"how to read this log | {hint}")
         run.read_validation(log)
         if run.state.step == 0 and run.config.probe_every:

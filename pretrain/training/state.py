@@ -7,15 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from alice_nnunet.checkpoint import load_checkpoint, save_checkpoint
-from alice_nnunet.model.alice import Alice
 from alice_nnunet.model.encoders.registry import build_encoder
+from alice_nnunet.model.pretraining.method import PretrainingMethod
+from alice_nnunet.model.pretraining.registry import build_method
 from alice_nnunet.model.transformer import Block, compile_blocks, recompute_blocks
 from alice_nnunet.pretrain.runtime.distributed import parallel
 from alice_nnunet.pretrain.runtime.steps import TrainingState
 from alice_nnunet.pretrain.training.config import PretrainConfig
 from alice_nnunet.ranks import world
-
-NOT_DECAYED = (".positions", ".mask_token")  # ends of names
 
 
 @dataclass(kw_only=True)
@@ -23,11 +22,11 @@ class State(TrainingState):
     """The state of a pretraining.
 
     Attributes:
-        model: Online and target branch, decoder and heads.
+        model: The method: encoder, what it is trained with, and what follows it.
         network: What a step calls: the model, its gradients averaged over several processes.
     """
 
-    model: Alice
+    model: PretrainingMethod
     network: nn.Module
 
 
@@ -36,11 +35,12 @@ def build_state(config: PretrainConfig, device: torch.device) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = build_encoder(config.encoder, config.encoder_arguments)
-        model = Alice(encoder, config.encoder_arguments["in_channels"], config.method).to(device)
+        in_channels = config.encoder_arguments["in_channels"]
+        model = build_method(config.method_name, encoder, in_channels, config.method).to(device)
 
     if config.checkpoint_blocks:
-        recompute_blocks(model.encoder)
-        recompute_blocks(model.decoder)
+        for network in model.recomputed():
+            recompute_blocks(network)
         model.separately = True  # less memory, too
 
     compiles = device.type == "cuda" and config.encoder == "vit"  # where it pays
@@ -55,7 +55,7 @@ def build_state(config: PretrainConfig, device: torch.device) -> State:
     )
 
 
-def build_optimizer(model: Alice, config: PretrainConfig) -> torch.optim.AdamW:
+def build_optimizer(model: PretrainingMethod, config: PretrainConfig) -> torch.optim.AdamW:
     """AdamW for what is trained, fused into one kernel.
 
     As in MAE and Swin, biases (window attention's tables too), norms, positions and mask tokens do
@@ -67,7 +67,7 @@ def build_optimizer(model: Alice, config: PretrainConfig) -> torch.optim.AdamW:
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and not name.endswith(".bias")
-        if name.endswith(NOT_DECAYED) and not config.decay_positions:
+        if name.endswith(model.not_decayed) and not config.decay_positions:
             decays = False
         (decayed if decays else others).append(parameter)
 
@@ -93,7 +93,7 @@ def save_state(
     """
     checkpoint = {
         "network_weights": state.model.encoder.state_dict(),  # what fine-tuning takes
-        "model": state.model.state_dict(),  # everything: both branches, decoder, heads, predictors
+        "model": state.model.state_dict(),  # everything: targets, decoder, heads
         "optimizer": state.optimizer.state_dict(),
         "step": state.step,
         "nonfinite": state.nonfinite,

@@ -4,7 +4,6 @@ Where several processes train together each has its part of a batch, and every n
 not a pair's own is that of the whole batch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from alice_nnunet.data.pairs import PairBatch
 from alice_nnunet.geometry import Spacing
-from alice_nnunet.model.alice import Alice, Output
 from alice_nnunet.model.losses import spread
-from alice_nnunet.model.views import Views, make_views
+from alice_nnunet.model.pretraining.method import Drawing, Output, PretrainingMethod
+from alice_nnunet.model.views import CropViews
 from alice_nnunet.pretrain.runtime.device import TRAINING, VALIDATION, autocast, generator_at
 from alice_nnunet.pretrain.runtime.distributed import unsynchronised
 from alice_nnunet.pretrain.training.config import PretrainConfig
@@ -33,8 +32,8 @@ class StepResult:
 
     Attributes:
         loss: The weighted sum of the losses.
-        losses: l_r, l_dv and l_st (Eqs. 1, 2, 5) and l_an, without those of weight 0.
-        spreads: Spread of cls (of l_dv), S and T (of l_st), without those of weight 0; under 0.1
+        losses: Those of the method (PretrainingMethod.terms), without those of weight 0.
+        spreads: Of the features that the method compares, without those of weight 0; under 0.1
             the features have collapsed.
         second_moments: Of the features whose effective rank is logged, see Output.
         gradient_norm: Of all gradients together, before they are clipped.
@@ -76,9 +75,9 @@ class BatchMeans:
     losses: dict[str, Tensor]
     spreads: dict[str, Tensor]
     second_moments: dict[str, Tensor]
-    target_means: dict[str, Tensor]
+    running: dict[str, Tensor]
     content: Tensor
-    keys: Tensor | None  # of all processes, not a mean: with keys a batch has one part
+    remembered: Tensor | None  # of all processes and parts, not a mean
 
 
 def train_step(
@@ -99,7 +98,8 @@ def train_step(
         group["lr"] = lr
 
     generator = generator_at(config.seed, TRAINING, step, CPU)
-    views = views_of(batch, model, generator, spacing, config.windowed, rank(), world())
+    drawing = Drawing(generator, spacing, config.windowed, rank(), world())
+    views = views_of(batch, model, drawing)
 
     optimizer.zero_grad(set_to_none=True)
     means = add_gradients(state, views, config)
@@ -109,7 +109,7 @@ def train_step(
     if finite:
         optimizer.step()
         momentum = ema_momentum(step, config.iterations, config.ema)
-        model.update_target(momentum, means.target_means, means.keys)  # EMA, Sec. 3.1
+        model.after_step(momentum, means.running, means.remembered)
     state.count_step(finite)
 
     return StepResult(
@@ -126,56 +126,45 @@ def train_step(
 
 
 def views_of(
-    batch: PairBatch,
-    model: Alice,
-    generator: torch.Generator,
-    spacing: Spacing,
-    windowed: Sequence[int] = (),
-    part: int = 0,
-    parts: int = 1,
-) -> tuple[Views, Views]:
+    batch: PairBatch, model: PretrainingMethod, drawing: Drawing
+) -> tuple[CropViews, CropViews]:
     """Draw the views of both crops of each pair.
 
     Args:
         batch: Pairs, on any device.
-        model: Decides the size of a token, the method, and the device of the views.
-        generator: Of the CPU, so that the views do not depend on the device.
-        spacing: mm of a voxel (z, y, x).
-        windowed: Channels that are a window of HU as 0 to 1.
-        part: Number of this batch among the equal parts of a step's batch.
-        parts: Number of these parts.
+        model: Decides what is drawn. The views are on its device.
+        drawing: With a generator of the CPU, so that the views do not depend on the device.
 
     Returns:
         The views of the queries and those of the keys.
     """
-    device = model.decoder.mask_token.device
+    device = next(model.encoder.parameters()).device
 
     # Q first: both draw from the generator.
     made = []
-    for crops, anatomy in (
+    for crops, vectors in (
         (batch.query, batch.query_anatomy),
         (batch.key, batch.key_anatomy),
     ):
-        on_device = crops.to(device, non_blocking=True)
-        views = make_views(
-            on_device, model.unit, spacing, model.method, generator, part, parts, windowed
-        )
-        if anatomy is not None:
-            views.anatomy = anatomy.to(device, non_blocking=True)
-        made.append(views)
+        crops = crops.to(device, non_blocking=True)
+        if vectors is not None:
+            vectors = vectors.to(device, non_blocking=True)
+        made.append(model.make_views(crops, drawing, vectors))
 
     query, key = made
     return query, key
 
 
-def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConfig) -> BatchMeans:
+def add_gradients(
+    state: State, views: tuple[CropViews, CropViews], config: PretrainConfig
+) -> BatchMeans:
     """Add the gradient of the batch to that of the weights, in config.accumulate parts."""
     query, key = views
-    pairs = len(query.online) // config.accumulate  # in a part
+    pairs = len(query) // config.accumulate  # in a part
     rows = [slice(n * pairs, (n + 1) * pairs) for n in range(config.accumulate)]
     views_of_parts = [(query.rows(part), key.rows(part)) for part in rows]
     with autocast(state.device, config.precision):
-        keys = state.model.keys_of_parts(views_of_parts)
+        shared = state.model.share(views_of_parts)
 
     parts = []
     for number, views_of_part in enumerate(views_of_parts):
@@ -183,7 +172,7 @@ def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConf
 
         with unsynchronised(state.network, more_to_come):
             with autocast(state.device, config.precision):
-                output = state.network(*views_of_part, keys[number])
+                output = state.network(*views_of_part, shared[number])
             (output.loss / config.accumulate).backward()
 
         parts.append(
@@ -192,7 +181,7 @@ def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConf
                 "losses": output.losses,
                 "moments": output.moments,
                 "second_moments": output.second_moments,
-                "target_means": output.target_means,
+                "running": output.running,
                 "content": output.content,
             }
         )
@@ -208,9 +197,9 @@ def add_gradients(state: State, views: tuple[Views, Views], config: PretrainConf
         means["losses"],
         spreads,
         means["second_moments"],
-        means["target_means"],
+        means["running"],
         means["content"],
-        output.keys,
+        output.remembered,
     )
 
 
@@ -246,12 +235,12 @@ def encoder_gradients(
         spacing: mm of a voxel (z, y, x).
 
     Returns:
-        For l_r, l_dv and l_st, without those of weight 0.
+        For each of the method's losses, without those of weight 0.
     """
     state.model.eval()
     rows = slice(len(batch.query) // config.accumulate)
     generator = generator_at(config.seed, VALIDATION, 0, CPU)
-    query, key = views_of(batch, state.model, generator, spacing, config.windowed)
+    query, key = views_of(batch, state.model, Drawing(generator, spacing, config.windowed))
 
     # Compiled blocks give up what they saved in their first backward pass.
     with torch.compiler.set_stance("force_eager"), autocast(state.device, config.precision):
@@ -260,7 +249,7 @@ def encoder_gradients(
     weights = [weight for weight in state.model.encoder.parameters() if weight.requires_grad]
     norms = {}
     for name, loss in output.losses.items():
-        weighted = loss * getattr(config.method, f"weight_{name.removeprefix('l_')}")
+        weighted = loss * state.model.weights[name]
         gradients = torch.autograd.grad(weighted, weights, retain_graph=True, allow_unused=True)
         norms[name] = get_total_norm([g for g in gradients if g is not None]).item()
     return norms
@@ -282,7 +271,7 @@ def validate(
     outputs = []
     for index, batch in enumerate(batches):
         generator = generator_at(config.seed, VALIDATION, index, CPU)
-        views = views_of(batch, state.model, generator, spacing, config.windowed)
+        views = views_of(batch, state.model, Drawing(generator, spacing, config.windowed))
         with autocast(state.device, config.precision):
             outputs.append(state.model(*views))
 

@@ -5,6 +5,7 @@ import torch
 
 from alice_nnunet.data.pairs import MATCHED, PairBatch
 from alice_nnunet.pretrain.training.config import PretrainConfig, make_config, read_settings
+from alice_nnunet.pretrain.training.state import State
 
 CPU = torch.device("cpu")
 SPACING = (3.0, 3.0, 3.0)
@@ -57,6 +58,12 @@ def noise(seed: int = 0, pairs: int = 2) -> PairBatch:
     rng = np.random.default_rng(seed)
     query, key = torch.from_numpy(rng.random((2, pairs, 1, 32, 32, 32), np.float32))
     return pair_batch(query, key)
+
+
+def same_weights(ours: State, theirs: State) -> bool:
+    """Whether all weights and buffers of two runs are the same bits."""
+    others = theirs.model.state_dict()
+    return all(torch.equal(value, others[name]) for name, value in ours.model.state_dict().items())
 
 
 def gradients_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:

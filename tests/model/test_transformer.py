@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from alice_nnunet.model.alice import Alice
 from alice_nnunet.model.encoders.registry import build_encoder
-from alice_nnunet.model.method import Method
+from alice_nnunet.model.methods.alice import Alice
 from alice_nnunet.model.presets import PRESETS
+from alice_nnunet.model.pretraining.settings import AliceSettings
 from alice_nnunet.model.transformer import (
     Block,
     Recomputable,
@@ -15,7 +15,7 @@ from alice_nnunet.model.views import make_views
 from tests.helpers.pretraining import PAPER
 
 CROP = (32, 64, 64)
-METHOD = Method(
+METHOD = AliceSettings(
     **PAPER,
     head_hidden=32,
     head_bottleneck=16,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.transforms import Affine
 
-from alice_nnunet.model.method import Method
+from alice_nnunet.model.pretraining.settings import AliceSettings
 from alice_nnunet.model.views import Augmentation, Views, augment, draw_augmentation, make_views
 
 
@@ -92,14 +92,14 @@ def test_draws_are_in_range_and_from_the_generator():
     assert torch.equal(many.angles, again.angles) and torch.equal(many.flips, again.flips)
 
 
-def views_of(crops: torch.Tensor, method: Method, rank: int = 0, world: int = 1) -> Views:
+def views_of(crops: torch.Tensor, method: AliceSettings, rank: int = 0, world: int = 1) -> Views:
     generator = torch.Generator().manual_seed(0)
     return make_views(crops, (16, 16, 16), (3.0, 3.0, 3.0), method, generator, rank, world)
 
 
 def test_views_are_the_same_however_a_batch_is_divided():
     crops = torch.rand(4, 1, 32, 32, 32)
-    method = Method(
+    method = AliceSettings(
         dv_by="crop",
         weight_an=0,
         online_flips=True,
@@ -117,12 +117,12 @@ def test_views_are_the_same_however_a_batch_is_divided():
 def test_views_hide_the_online_view_and_augment_the_target():
     crops = torch.rand(3, 1, 32, 32, 32)
 
-    views = views_of(crops, Method())
+    views = views_of(crops, AliceSettings())
     assert torch.equal(views.online, crops) and views.keep.shape == (3, 2)
     assert not torch.allclose(views.target, crops) and views.target.shape == crops.shape
     assert (views.masked.sum(1) == 6).all() and views.target_keep is None
 
-    flipping = Method(dv_by="crop", weight_an=0, online_flips=True, target_mask_ratio=0.5)
+    flipping = AliceSettings(dv_by="crop", weight_an=0, online_flips=True, target_mask_ratio=0.5)
     flipped = views_of(crops, flipping)
     assert flipped.target_keep.shape == (3, 4) and not torch.equal(flipped.online, crops)
     assert torch.allclose(flipped.online.sum((2, 3, 4)), crops.sum((2, 3, 4)), rtol=1e-4)
@@ -131,10 +131,10 @@ def test_views_hide_the_online_view_and_augment_the_target():
 def test_a_light_change_of_online_intensities_is_an_option_that_changes_no_other_number():
     crops = torch.rand(16, 2, 32, 32, 32)
     crops[:, :, :16] = 0  # air
-    plain = views_of(crops, Method())
+    plain = views_of(crops, AliceSettings())
 
     generator = torch.Generator().manual_seed(0)
-    changing = Method(online_intensity=0.1)
+    changing = AliceSettings(online_intensity=0.1)
     light = make_views(crops, (16,) * 3, (3.0,) * 3, changing, generator, windowed=[1])
     for name in ("keep", "masked", "moved"):
         assert torch.equal(getattr(plain, name), getattr(light, name)), name
@@ -156,7 +156,7 @@ def test_target_flips_are_an_option_that_changes_no_other_number():
 
     def made(**options):
         generator = torch.Generator().manual_seed(0)
-        return make_views(crops, (16, 16, 16), (3.0, 3.0, 3.0), Method(**options), generator)
+        return make_views(crops, (16, 16, 16), (3.0, 3.0, 3.0), AliceSettings(**options), generator)
 
     flipped = made(target_flips=True)
     upright = made()

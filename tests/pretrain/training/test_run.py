@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from alice_nnunet.model.losses import second_moments
-from alice_nnunet.model.method import Method
+from alice_nnunet.model.methods.alice import hints_for
+from alice_nnunet.model.pretraining.settings import AliceSettings
 from alice_nnunet.pretrain.training.feature_ranks import lowest_rank
 from alice_nnunet.pretrain.training.organ_probe import POINTS, LabeledPerson
-from alice_nnunet.pretrain.training.run import EARLY_STEPS, Run, how_to_read
+from alice_nnunet.pretrain.training.run import EARLY_STEPS, Run
 from alice_nnunet.pretrain.training.state import build_state
 from tests.helpers.pretraining import CPU, PAPER, SPACING, noise, small_config
 
@@ -172,11 +173,11 @@ def test_what_was_seen_is_counted(run):
 
 
 def test_the_log_explains_the_losses_that_are_computed():
-    default = " ".join(how_to_read(Method()))
+    default = " ".join(hints_for(AliceSettings()))
     assert "l_dv asks" in default and "l_an" in default and "l_st" not in default
 
-    paper = " ".join(how_to_read(Method(**PAPER)))
+    paper = " ".join(hints_for(AliceSettings(**PAPER)))
     assert "l_st and l_dv" in paper and "l_an" not in paper
 
-    alone = how_to_read(Method(weight_dv=0, weight_an=0))
-    assert len(alone) == 2 and "l_r" in alone[0] and "probe" in alone[1]
+    alone = hints_for(AliceSettings(weight_dv=0, weight_an=0))
+    assert len(alone) == 1 and "l_r" in alone[0]

@@ -6,19 +6,13 @@ import torch
 from alice_nnunet.data.pairs import PairBatch
 from alice_nnunet.pretrain.training.config import config_from_dict
 from alice_nnunet.pretrain.training.state import (
-    State,
     build_optimizer,
     build_state,
     load_state,
     save_state,
 )
 from alice_nnunet.pretrain.training.step import train_step
-from tests.helpers.pretraining import CPU, SPACING, noise, small_config
-
-
-def same_weights(ours: State, theirs: State) -> bool:
-    others = theirs.model.state_dict()
-    return all(torch.equal(value, others[name]) for name, value in ours.model.state_dict().items())
+from tests.helpers.pretraining import CPU, SPACING, noise, same_weights, small_config
 
 
 def batch(step: int) -> PairBatch:

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from alice_nnunet.model.pretraining.method import Drawing
 from alice_nnunet.model.transformer import Block, compile_blocks
 from alice_nnunet.model.views import make_views
 from alice_nnunet.pretrain.runtime.device import TRAINING, VALIDATION, generator_at
@@ -53,7 +54,7 @@ def test_a_step_is_the_textbook_step():
         betas=(0.9, 0.95),
     )
     optimizer.step()
-    model.update_target(ema_momentum(0, 10, 0.99), output.target_means)
+    model.after_step(ema_momentum(0, 10, 0.99), output.running)
 
     # The gradients are the same bits, so the optimizer may be compared by the weights it makes.
     assert state.step == 1
@@ -192,7 +193,7 @@ def test_the_encoder_gradients_are_those_of_each_weighted_loss_alone(blocks):
     for name, weight in weights.items():
         state.model.zero_grad()
         generator = generator_at(config.seed, VALIDATION, 0, CPU)
-        output = state.model(*views_of(noise(), state.model, generator, SPACING))
+        output = state.model(*views_of(noise(), state.model, Drawing(generator, SPACING)))
         (weight * output.losses[name]).backward()
         squares = [p.grad.square().sum() for p in state.model.encoder.parameters()]
         assert norms[name] == pytest.approx(sum(squares).sqrt().item(), rel=1e-4)

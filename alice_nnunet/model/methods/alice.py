@@ -1,4 +1,4 @@
-"""The method on one page (Alice, Sec. 3).
+"""Alice on one page (Jiang et al., ICCV 2023, Sec. 3).
 
 Shapes: B pairs, N tokens of a crop, V visible ones, E width of the encoder, C width of the
 projections.
@@ -6,6 +6,7 @@ projections.
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -22,19 +23,42 @@ from alice_nnunet.model.losses import (
     dino_loss,
     has_content,
     info_nce_loss,
-    moments,
     place_info_nce_loss,
     reconstruction_loss,
-    second_moments,
-    spread,
 )
-from alice_nnunet.model.method import Method
+from alice_nnunet.model.pretraining.method import (
+    Drawing,
+    Output,
+    PretrainingMethod,
+    Reconstruction,
+    follow,
+    partners_of,
+    token_voxels,
+    untrainable,
+)
+from alice_nnunet.model.pretraining.settings import AliceSettings
 from alice_nnunet.model.tokens import put_tokens, take_tokens
-from alice_nnunet.model.views import Views, at_places, joined
+from alice_nnunet.model.views import Views, at_places, joined, make_views
 from alice_nnunet.ranks import gather_rows, mean_over_ranks, rank, world
 
 CENTER_STEP = 0.1  # share of a step's mean in the running means that centering subtracts (DINO)
-RANK_TOKENS = 8  # of each crop, evenly spaced, that the effective rank is measured on
+
+# At the top of the log
+ON_RECONSTRUCTION = (
+    "l_r is the reconstruction of hidden voxels: it falls from about 2 and shows that something is "
+    "learned"
+)
+ON_PLACES = (
+    "l_dv asks each token which of many crops is the matched one, by what lies at its place: it "
+    "falls slowly"
+)
+ON_VECTORS = (
+    "l_an is the error in naming the matcher's vector of a place: it falls from the first steps on"
+)
+ON_CROPS = (
+    "l_st and l_dv compare two people: they often start low, while all features are alike, and "
+    "rise while the spreads open. A spread of S under 0.1 is normal in the first few hundred steps"
+)
 
 
 @dataclass
@@ -60,50 +84,6 @@ class Branches:
 
 
 @dataclass
-class Output:
-    """What a step optimises and logs.
-
-    The losses, moments and target means of equal parts of a batch average to those of the batch.
-    Terms of weight 0 are not computed and have no entries.
-
-    Attributes:
-        loss: weighted sum of the losses.
-        losses: l_r, l_dv and l_st of Eqs. 1, 2 and 5, and l_an.
-        moments: (2, C) of the features cls (target; of l_dv), S and T (of l_st), see
-            losses.moments.
-        vectors: number of vectors that each of the moments is of.
-        second_moments: (1 + C, C) of cls, and of RANK_TOKENS tokens of each crop in H (of l_dv or
-            l_st), S and T (of l_st) and V, see losses.second_moments.
-        target_means: mean of Y (dv), (C,) or by place (N, C), of T (st), (C,), and of the matcher's
-            vectors (an), see `Alice.anatomy_mean`: what the centers follow.
-        content: share of the tokens of both crops that have more than one value, see
-            losses.has_content.
-        keys: (2 B, N, C) of all processes, what later steps remember of this one if l_dv goes by
-            place.
-        crop: (B, C, D, H, W), Q as the online branch had it.
-        masked: (B, N), True where a token of this crop was hidden.
-        predicted: (B, N, voxels of a token), the reconstruction of this crop.
-    """
-
-    loss: Tensor
-    losses: dict[str, Tensor]
-    moments: dict[str, Tensor]
-    vectors: dict[str, int]
-    second_moments: dict[str, Tensor]
-    target_means: dict[str, Tensor]
-    content: Tensor
-    keys: Tensor | None
-    crop: Tensor
-    masked: Tensor
-    predicted: Tensor
-
-    @property
-    def spreads(self) -> dict[str, Tensor]:
-        """Spread of cls, S and T; under 0.1 it means collapse."""
-        return {name: spread(values, self.vectors[name]) for name, values in self.moments.items()}
-
-
-@dataclass
 class StepKeys:
     """What a whole step's tokens are told apart from, by place. Parts of a batch share it.
 
@@ -119,39 +99,36 @@ class StepKeys:
     asked: Tensor
 
 
-class Alice(nn.Module):
+class Alice(PretrainingMethod):
     """The online and the target branch.
 
     The online branch has an encoder, a decoder, phi, CASA and predictors. The target branch has
     EMA copies of the encoder, of phi (called psi) and of CASA.
 
+    The features whose spread is logged are cls (target; of l_dv), S and T (of l_st). The rank is
+    also that of H (of l_dv or l_st) and V.
+
     Args:
         encoder: with random weights.
         in_channels: image channels.
-        method: the settings.
-
-    Attributes:
-        separately: whether Q and K go through the networks one after the other: what a network
-            needs for a moment is then that of half as many crops. The result is the same.
+        settings: of the method.
     """
 
+    compared = ("cls", "S", "T")
     center_an: Tensor
     memory: Tensor
-    separately: bool = False
 
-    def __init__(self, encoder: Encoder, in_channels: int, method: Method):
-        super().__init__()
-        self.method = method
-        self.unit = encoder.unit
+    def __init__(self, encoder: Encoder, in_channels: int, settings: AliceSettings):
+        super().__init__(encoder, in_channels, settings)
+        self.method = method = settings
         width = encoder.width
         channels = method.channels
 
         # Online branch
-        self.encoder = encoder
         self.decoder = Decoder(
             encoder_width=width,
             grid=encoder.grid,
-            voxels=in_channels * encoder.unit[0] * encoder.unit[1] * encoder.unit[2],
+            voxels=token_voxels(encoder.unit, in_channels),
             width=method.decoder_width,
             depth=method.decoder_depth,
             heads=method.decoder_heads,
@@ -193,16 +170,43 @@ class Alice(nn.Module):
             # Keys of the last crops of earlier steps, newest first; 0 where there are none yet.
             self.register_buffer("memory", torch.zeros(method.memory, places, channels))
 
-        for module in (*self.targets(), *self.untrained()):
-            module.requires_grad_(False)
+        untrainable(*self.targets(), *self.untrained())
 
-    def forward(self, query: Views, key: Views, step_keys: StepKeys | None = None) -> Output:
+        self.terms = ("l_r", "l_dv", "l_st") + (("l_an",) if method.weight_an else ())
+        self.hints = hints_for(method)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        method = self.method
+        return {
+            "l_r": method.weight_r,
+            "l_dv": method.weight_dv,
+            "l_st": method.weight_st,
+            "l_an": method.weight_an,
+        }
+
+    def make_views(self, crops: Tensor, drawing: Drawing, vectors: Tensor | None = None) -> Views:
+        """u and w of Q, r and v of K (Secs. 3 and 4.2)."""
+        views = make_views(
+            crops,
+            self.unit,
+            drawing.spacing,
+            self.method,
+            drawing.generator,
+            drawing.part,
+            drawing.parts,
+            drawing.windowed,
+        )
+        views.anatomy = vectors
+        return views
+
+    def forward(self, query: Views, key: Views, shared: StepKeys | None = None) -> Output:
         """The losses for aligned crops Q and K of different people (Fig. 2).
 
         Args:
             query: Q.
             key: K.
-            step_keys: where Q and K are a part of a step's pairs, see `keys_of_parts`.
+            shared: keys of the step where Q and K are a part of its pairs, see `share`.
         """
         q, k = self.branches_of_both(query, key)
 
@@ -222,10 +226,10 @@ class Alice(nn.Module):
         # Sec. 3.2: the same body part in two people looks alike as a whole
         if method.compares_by_place:
             targets = self.center("dv", torch.cat([q.target, k.target]))
-            if step_keys is None:
-                step_keys = self.keys_of_step([self.own_keys(targets, query, key)])[0]
-            losses["l_dv"] = self.invariance_by_place(q, k, query, key, step_keys)
-            keys = step_keys.vectors
+            if shared is None:
+                shared = self.keys_of_step([self.own_keys(targets, query, key)])[0]
+            losses["l_dv"] = self.invariance_by_place(q, k, query, key, shared)
+            keys = shared.vectors
             features["cls"] = targets.mean(1)
             target_means["dv"] = torch.cat([q.target, k.target]).float().mean(0)
         elif method.weight_dv:
@@ -253,32 +257,19 @@ class Alice(nn.Module):
             losses["l_an"] = self.naming(q, k, query, key)
             target_means["an"] = self.anatomy_mean(query, key)
 
-        # The effective rank needs more than the spread: all products of two channels.
-        ranked = {name: some_tokens(vectors) for name, vectors in features.items()}
+        ranked: dict[str, Tensor] = {}
         if method.compares_crops:
-            ranked["H"] = some_tokens(torch.cat([q.projected, k.projected]))
-        ranked["V"] = some_tokens(torch.cat([q.visible, k.visible]))
+            ranked["H"] = torch.cat([q.projected, k.projected])
+        ranked["V"] = torch.cat([q.visible, k.visible])
 
-        weights = {
-            "l_r": method.weight_r,
-            "l_dv": method.weight_dv,
-            "l_st": method.weight_st,
-            "l_an": method.weight_an,
-        }
-        terms = [weights[name] * term for name, term in losses.items()]
-
-        return Output(
-            loss=sum(terms, start=torch.zeros((), device=query.online.device)),
-            losses=losses,
-            moments={name: moments(vectors) for name, vectors in features.items()},
-            vectors={name: vectors.shape[:-1].numel() for name, vectors in features.items()},
-            second_moments={name: second_moments(vectors) for name, vectors in ranked.items()},
-            target_means=target_means,
-            content=torch.cat([content_q, content_k]).float().mean(),
-            keys=keys,
-            crop=query.online,
-            masked=query.masked,
-            predicted=q.predicted.detach(),
+        return self.output(
+            losses,
+            content=torch.cat([content_q, content_k]),
+            compared=features,
+            ranked=ranked,
+            running=target_means,
+            remembered=keys,
+            reconstruction=Reconstruction(query.online, query.masked, q.predicted.detach()),
         )
 
     def branches_of_both(self, query: Views, key: Views) -> tuple[Branches, Branches]:
@@ -410,8 +401,8 @@ class Alice(nn.Module):
         return [StepKeys(keys, own.flatten(), asked) for own in of_parts]
 
     @torch.no_grad()
-    def keys_of_parts(self, parts: list[tuple[Views, Views]]) -> list[StepKeys] | list[None]:
-        """What each part of a step needs to know of the others, for `forward`.
+    def share(self, parts: list[tuple[Views, Views]]) -> list[StepKeys] | list[None]:
+        """The keys of the whole step for each of its parts.
 
         It costs a pass of the target encoder, so that a step's result does not depend on how many
         parts it is computed in.
@@ -500,6 +491,7 @@ class Alice(nn.Module):
         if not method.compares:
             unused.append(self.phi)
         if not method.compares_crops:
+            assert self.decoder.to_tokens is not None
             unused.append(self.decoder.to_tokens)
         if method.weight_st == 0:
             unused.append(self.casa)
@@ -511,47 +503,53 @@ class Alice(nn.Module):
         return unused
 
     @torch.no_grad()
-    def update_target(
-        self, momentum: float, target_means: dict[str, Tensor], keys: Tensor | None = None
+    def after_step(
+        self,
+        momentum: float,
+        running: Mapping[str, Tensor],
+        remembered: Tensor | None = None,
     ) -> None:
         """Move the target branch towards the online branch, and the centers towards their means.
 
         Args:
             momentum: target = momentum * target + (1 - momentum) * online (Sec. 3.1).
-            target_means: of `Output`, for the whole batch.
-            keys: of `Output`, which the next steps remember; they push the oldest out.
+            running: mean of Y (dv), (C,) or by place (N, C), of T (st), (C,), and of the matcher's
+                vectors (an), see `anatomy_mean`: what the centers follow.
+            remembered: (2 B, N, C), keys of the whole step, which the next steps remember if l_dv
+                goes by place; they push the oldest out.
         """
-        targets: list[Tensor] = [p for module in self.targets() for p in module.parameters()]
-        online: list[Tensor] = [p for module in self.sources() for p in module.parameters()]
-        torch._foreach_lerp_(targets, online, 1 - momentum)
+        follow(self.targets(), self.sources(), momentum)
 
-        for term, mean in target_means.items():
+        for term, mean in running.items():
             if self.method.centers(term):
                 center = getattr(self, f"center_{term}")
                 center.lerp_(mean.float(), CENTER_STEP)
 
-        if keys is not None:
-            remembered = torch.cat([keys.to(self.memory.dtype), self.memory])
-            self.memory.copy_(remembered[: len(self.memory)])
+        if remembered is not None:
+            kept = torch.cat([remembered.to(self.memory.dtype), self.memory])
+            self.memory.copy_(kept[: len(self.memory)])
+
+    def recomputed(self) -> list[nn.Module]:
+        return [self.encoder, self.decoder]
 
 
-def partners_of(crops: Tensor) -> Tensor:
-    """For crops (2 B, ...), Q first and then K, those of the other person."""
-    return crops.roll(len(crops) // 2, 0)
+def hints_for(method: AliceSettings) -> tuple[str, ...]:
+    """How the values of the terms that are computed are read."""
+    hints = []
+    if method.weight_r:
+        hints.append(ON_RECONSTRUCTION)
+    if method.compares_by_place:
+        hints.append(ON_PLACES)
+    if method.compares_crops:
+        hints.append(ON_CROPS)
+    if method.weight_an:
+        hints.append(ON_VECTORS)
+    return tuple(hints)
 
 
 def mean_token(query: Tensor, key: Tensor) -> Tensor:
     """Mean over all crops and tokens of Q and K, (B, N, C) each -> (C,)."""
     return torch.cat([query, key]).float().mean((0, 1))
-
-
-def some_tokens(features: Tensor) -> Tensor:
-    """At most RANK_TOKENS evenly spaced tokens of each crop, (B, N, C); vectors (B, C) stay."""
-    if features.ndim == 2:
-        return features
-    tokens = features.shape[1]
-    stride = -(-tokens // RANK_TOKENS)
-    return features[:, ::stride].detach()
 
 
 def in_body(vectors: Tensor) -> Tensor:

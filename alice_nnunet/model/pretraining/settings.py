@@ -1,6 +1,7 @@
-"""The choices of the method that the paper leaves open or ablates, as plain values."""
+"""The settings of a method of pretraining, as plain values. This module imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from alice_nnunet.settings.ranges import require_one_of, require_positive
 
@@ -16,7 +17,59 @@ SIZES = (
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodSettings:
+    """What the loop asks the settings of any method. Each method has a subclass with its fields.
+
+    The names of the fields are what `--set` takes. None may be a field of `PretrainConfig` or an
+    argument of an encoder.
+
+    Attributes:
+        run: fields of `PretrainConfig` that the method changes, such as the momentum of its target.
+    """
+
+    run: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def completed(cls, given: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+        """The fields that are given, and those that follow from the settings of the run.
+
+        Args:
+            given: fields that differ from their defaults.
+            run: fields of `PretrainConfig` that do.
+        """
+        return given
+
+    @classmethod
+    def refusal(cls, encoder: str, arguments: dict[str, Any]) -> str | None:
+        """Why the method cannot train an encoder, or None if it can.
+
+        Args:
+            encoder: vit, swin or nnformer.
+            arguments: of the encoder, such as crop_size.
+        """
+        return None
+
+    @property
+    def vector_channels(self) -> int | None:
+        """Channels of the matcher's vectors that the method learns from; None if it needs none."""
+        return None
+
+    def with_vector_channels(self, channels: int) -> "MethodSettings":
+        """The same settings for vectors with another number of channels."""
+        return self
+
+    def without_vectors(self) -> "MethodSettings":
+        """The same settings without the term that needs the matcher's vectors."""
+        return self
+
+    @property
+    def compares_all_pairs(self) -> str | None:
+        """What compares every pair of a batch with all others, so that a batch is one part."""
+        return None
+
+
+@dataclass(frozen=True)
+class AliceSettings(MethodSettings):
     """The settings of Alice.
 
     The defaults are the project's; docs/explanation/differences-from-the-paper.md says where and
@@ -114,6 +167,34 @@ class Method:
                 "decoder_width must be a multiple of decoder_heads, "
                 f"got {self.decoder_width} and {self.decoder_heads}"
             )
+
+    @classmethod
+    def completed(cls, given: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+        """Tokens name the matcher's vectors (weight_an) only where that is asked for or sensible.
+
+        Only matcher embedding has vectors, and weight_dv=0 asks for a run that compares no people:
+        with weight_st=0, for reconstruction alone.
+        """
+        has_vectors = run.get("matcher", "embedding") == "embedding"
+        if has_vectors and given.get("weight_dv", 1) > 0:
+            return given
+        return {"weight_an": 0.0, **given}
+
+    @property
+    def vector_channels(self) -> int | None:
+        return self.anatomy_channels if self.weight_an > 0 else None
+
+    def with_vector_channels(self, channels: int) -> "MethodSettings":
+        return replace(self, anatomy_channels=channels)
+
+    def without_vectors(self) -> "MethodSettings":
+        return replace(self, weight_an=0.0)
+
+    @property
+    def compares_all_pairs(self) -> str | None:
+        if self.similarity == "infonce" or self.head == "byol":
+            return "similarity infonce and head byol"
+        return None
 
     @property
     def compares_by_place(self) -> bool:

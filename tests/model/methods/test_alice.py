@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 
-from alice_nnunet.model.alice import Alice
 from alice_nnunet.model.encoders.registry import build_encoder
 from alice_nnunet.model.encoders.vit import ViT
 from alice_nnunet.model.losses import (
@@ -15,8 +14,9 @@ from alice_nnunet.model.losses import (
     second_moments,
     spread,
 )
-from alice_nnunet.model.method import Method
+from alice_nnunet.model.methods.alice import Alice
 from alice_nnunet.model.presets import PRESETS
+from alice_nnunet.model.pretraining.settings import AliceSettings
 from alice_nnunet.model.tokens import patchify, unpatchify
 from alice_nnunet.model.views import Views, at_places, make_views
 from tests.helpers.pretraining import PAPER, assert_same_gradients
@@ -36,7 +36,7 @@ SMALL = {
 
 def build(**changes) -> Alice:
     torch.manual_seed(0)
-    return Alice(ViT(1, CROP, width=24, depth=2, heads=2), 1, Method(**{**SMALL, **changes}))
+    return Alice(ViT(1, CROP, width=24, depth=2, heads=2), 1, AliceSettings(**{**SMALL, **changes}))
 
 
 def views(model: Alice, seed: int = 0, batch: int = 2):
@@ -172,7 +172,7 @@ def test_every_parameter_of_a_windowed_encoder_is_trained(name):
     encoder = build_encoder(
         name, {"in_channels": 2, "crop_size": (32, 64, 64), **PRESETS[name]["tiny"].encoder}
     )
-    model = Alice(encoder, 2, Method(**SMALL))
+    model = Alice(encoder, 2, AliceSettings(**SMALL))
 
     generator = torch.Generator().manual_seed(0)
     query, key = (
@@ -228,7 +228,7 @@ def test_crops_together_give_what_each_alone_gives(options):
 
     (ours, our_gradients), (theirs, their_gradients) = results
     torch.testing.assert_close(ours.losses, theirs.losses)
-    torch.testing.assert_close(ours.target_means, theirs.target_means)
+    torch.testing.assert_close(ours.running, theirs.running)
     assert_same_gradients(our_gradients, their_gradients)
 
 
@@ -262,7 +262,7 @@ def test_nothing_runs_that_no_term_needs(options, idle):
     query, key = views(model)
     output = model(query, key)
     output.loss.backward()
-    model.update_target(0.9, output.target_means)
+    model.after_step(0.9, output.running)
 
     assert {name for name, number in calls.items() if number == 0} == idle
     for name in calls.keys() - idle:  # Q and K go through networks together
@@ -313,11 +313,11 @@ def test_hidden_voxels_reach_the_loss_only_as_the_target_of_eq_1():
     second = model(changed, key)
     assert torch.equal(first.losses["l_dv"], second.losses["l_dv"])
     assert torch.equal(first.losses["l_st"], second.losses["l_st"])
-    assert torch.equal(first.predicted, second.predicted)
+    assert torch.equal(first.reconstruction.predicted, second.reconstruction.predicted)
 
 
 @pytest.mark.parametrize("ema_casa", [True, False])
-def test_update_target_is_the_formula(ema_casa):
+def test_after_step_is_the_formula(ema_casa):
     model = build(ema_casa=ema_casa, head="byol")
     pairs = [("target_encoder", "encoder"), ("psi", "phi")]
     if ema_casa:
@@ -327,7 +327,7 @@ def test_update_target_is_the_formula(ema_casa):
         for p in model.parameters():
             p.add_(torch.randn_like(p))
     before = {target: copy.deepcopy(getattr(model, target).state_dict()) for target, _ in pairs}
-    model.update_target(0.9, {})
+    model.after_step(0.9, {})
 
     for target, online in pairs:
         parameters = dict(getattr(model, online).named_parameters())
@@ -354,7 +354,7 @@ def test_the_center_is_the_running_mean_of_the_teachers():
     teachers = torch.cat([model.branches(view).teacher for view in (query, key)])
     assert not model.center_st.any()  # forward changes nothing
 
-    model.update_target(1.0, output.target_means)
+    model.after_step(1.0, output.running)
     assert torch.allclose(model.center_st, 0.1 * teachers.mean((0, 1)), atol=1e-6)
     centered = model.center("st", teachers)
     assert torch.allclose(centered, teachers - 0.1 * teachers.mean((0, 1)), atol=1e-6)
@@ -373,7 +373,7 @@ def test_the_center_is_the_running_mean_of_the_teachers():
 )
 def test_which_targets_are_centered(options, terms):
     model = build(**options)
-    model.update_target(1.0, model(*views(model)).target_means)
+    model.after_step(1.0, model(*views(model)).running)
     moved = {
         name.removeprefix("center_")
         for name, buffer in model.named_buffers()
@@ -412,7 +412,7 @@ def test_invariance_by_place_is_the_loop_over_visible_tokens():
     """One crop, one token at a time; the second step knows the crops of the first as well."""
     model = build(dv_by="place", memory=8, temperature=0.3, target_flips=False).eval()
     first = model(*views(model, 0))
-    model.update_target(0.9, first.target_means, first.keys)
+    model.after_step(0.9, first.running, first.remembered)
     query, key = views(model, 1)
     output = model(query, key)
 
@@ -451,8 +451,8 @@ def test_the_memory_holds_the_last_crops_and_forgets_the_oldest():
     outputs = []
     for seed in range(3):
         outputs.append(model(*views(model, seed)))
-        model.update_target(1.0, {}, outputs[-1].keys)
-    assert torch.equal(model.memory, torch.cat([outputs[2].keys, outputs[1].keys[:2]]))
+        model.after_step(1.0, {}, outputs[-1].remembered)
+    assert torch.equal(model.memory, torch.cat([outputs[2].remembered, outputs[1].remembered[:2]]))
 
 
 def test_by_place_the_center_is_that_of_each_place():
@@ -460,7 +460,7 @@ def test_by_place_the_center_is_that_of_each_place():
     query, key = views(model)
     output = model(query, key)
     targets = torch.cat([model.branches(view).target for view in (query, key)])
-    model.update_target(1.0, output.target_means, output.keys)
+    model.after_step(1.0, output.running, output.remembered)
     assert model.center_dv.shape == targets.shape[1:]
     assert torch.allclose(model.center_dv, 0.1 * targets.mean(0), atol=1e-6)
 
@@ -468,7 +468,7 @@ def test_by_place_the_center_is_that_of_each_place():
 def test_naming_is_the_loop_over_visible_tokens_in_both_bodies():
     model = build(weight_an=2.0, anatomy_channels=6).eval()
     first = model(*views(model, 0))
-    model.update_target(0.9, first.target_means)
+    model.after_step(0.9, first.running)
     query, key = views(model, 1)
     output = model(query, key)
 
@@ -491,7 +491,7 @@ def test_naming_is_the_loop_over_visible_tokens_in_both_bodies():
 def test_the_mean_over_the_body_leaves_out_what_is_outside():
     model = build(weight_an=1.0, anatomy_channels=6).eval()
     query, key = views(model)
-    model.update_target(1.0, model(query, key).target_means)
+    model.after_step(1.0, model(query, key).running)
     vectors = torch.cat([query.anatomy, key.anatomy]).flatten(0, 1)
     expected = torch.stack([vector for vector in vectors if vector.any()]).mean(0)
     assert torch.allclose(model.center_an[:6] / model.center_an[6], expected, atol=1e-5)
