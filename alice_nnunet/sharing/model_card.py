@@ -3,6 +3,7 @@
 from huggingface_hub import ModelCardData
 
 from alice_nnunet.checkpoint import unfinished
+from alice_nnunet.model.pretraining.registry import DEFAULT, METHODS
 from alice_nnunet.networks.published.encoder import Published
 from alice_nnunet.sharing.exported import CONFIG, MODEL, PLAN
 from alice_nnunet.text import millimetres
@@ -10,7 +11,7 @@ from alice_nnunet.text import millimetres
 NETWORKS = {"vit": "UNETR's ViT", "swin": "Swin UNETR's encoder", "nnformer": "nnFormer's encoder"}
 COLLAPSED = 0.1  # alice-pretrain warns of a spread below this
 TAGS = ["ct", "medical-imaging", "segmentation", "self-supervised-learning", "nnu-net", "monai"]
-CITATION = """\
+CITATION_ALICE = """\
 @inproceedings{jiang2023alice,
   title     = {Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning
                in 3D Medical Image Analysis},
@@ -19,6 +20,8 @@ CITATION = """\
   booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
   year      = {2023}
 }
+"""
+CITATION_NNUNET = """\
 @article{isensee2021nnunet,
   title   = {nnU-Net: a self-configuring method for deep learning-based biomedical image
              segmentation},
@@ -48,27 +51,43 @@ def model_card(content: dict, published: Published | None, reason: str, licence:
     )
     config = content["config"]
     network = NETWORKS[config["encoder"]]
-    title = f"{network}, pretrained on CT with Alice ({config['preset']} preset)"
+    method = config.get("method_name", DEFAULT)
+    reference = METHODS[method].title
+    short = reference.partition(" (")[0]
+    title = f"{network}, pretrained on CT with {short} ({config['preset']} preset)"
 
     sections = [
         f"---\n{front.to_yaml()}\n---\n# {title}",
-        usage_section(),
+        usage_section(reference),
         data_section(content),
         network_section(content),
-        metrics_section(content["metrics"]),
+        metrics_section(content["metrics"], method),
         published_section(published, reason),
         licence_section(licence),
-        f"## Citation\n\n```bibtex\n{CITATION}\n```",
+        citation_section(method),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def usage_section() -> str:
+def citation_section(method: str) -> str:
+    """What to cite. Of other methods than Alice, the registry names the paper."""
+    lines = ["## Citation", ""]
+    if method != DEFAULT:
+        lines += [f"The method is {METHODS[method].title}.", ""]
+    of_method = CITATION_ALICE if method == DEFAULT else ""
+    return "\n".join([*lines, f"```bibtex\n{of_method}{CITATION_NNUNET}\n```"])
+
+
+def usage_section(reference: str) -> str:
+    """What the encoder is for.
+
+    Args:
+        reference: The method's name and paper.
+    """
     return f"""\
-An encoder for segmentation of 3D CT, pretrained without labels by the method of *Alice* (Jiang et
-al., ICCV 2023) with alice-nnunet, in the conventions of [nnU-Net
-v2](https://github.com/MIC-DKFZ/nnUNet). It does not segment by itself: it is a starting point for
-fine-tuning.
+An encoder for segmentation of 3D CT, pretrained without labels by {reference}
+with alice-nnunet, in the conventions of [nnU-Net v2](https://github.com/MIC-DKFZ/nnUNet). It does
+not segment by itself: it is a starting point for fine-tuning.
 
 ## Use
 
@@ -146,16 +165,17 @@ def steps_done(content: dict) -> str:
     return f"{progress} (unfinished)" if progress else str(content["step"])
 
 
-def metrics_section(metrics: dict) -> str:
+def metrics_section(metrics: dict, method: str) -> str:
     """The last values of the pretraining's curves."""
     title = "## Metrics of the pretraining"
     if not metrics:
         return f"{title}\n\nThe checkpoint contains none."
 
+    of_alice = " l_r, l_dv and l_st are Eqs. 1, 2 and 5 of the paper;" if method == DEFAULT else ""
     lines = [
         title,
         "",
-        "The last value of each curve. l_r, l_dv and l_st are Eqs. 1, 2 and 5 of the paper;",
+        f"The last value of each curve.{of_alice}",
         "validation is on held-out volumes. None of these says how well a fine-tuned network",
         "segments.",
         "",

@@ -90,6 +90,15 @@ def test_the_card_is_read_by_the_hub_and_says_what_an_image_must_look_like(run, 
     assert str(tmp_path) not in card.text and str(run) not in card.text
 
 
+def test_the_card_names_another_method(tmp_path):
+    main([str(write_run(tmp_path / "c.pth", method="mae")), str(tmp_path / "out")])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pretrained on CT with MAE (tiny preset)" in card
+    assert "without labels by MAE (He et al., CVPR 2022)\n" in card
+    assert "The method is MAE (He et al., CVPR 2022)." in card and "isensee2021" in card
+    assert "jiang2023alice" not in card and "l_dv" not in card
+
+
 def test_the_card_warns_of_features_that_collapsed(run, tmp_path):
     def collapse(checkpoint: dict) -> None:
         checkpoint["history"]["spread S"] = [[20, 0.5], [40, 0.09]]

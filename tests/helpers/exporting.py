@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
+from alice_nnunet.model.pretraining.registry import DEFAULT
 from alice_nnunet.pretrain.training.adaptation import adaptation_plan
-from alice_nnunet.pretrain.training.config import make_config, read_settings
+from alice_nnunet.pretrain.training.config import known_settings, make_config, read_settings
 from alice_nnunet.pretrain.training.state import build_state, save_state
 from tests.helpers.finetuning import SPACING, pretraining_data
 
@@ -41,15 +42,19 @@ HISTORY = {
 LIGHT = ("head_hidden=32", "decoder_width=48", "decoder_depth=1", "decoder_heads=2")
 
 
-def write_run(path: Path, encoder: str = "vit", *settings: str) -> Path:
+def write_run(path: Path, encoder: str = "vit", *settings: str, method: str = DEFAULT) -> Path:
     """Write the checkpoint of a run at step 40 with seed 0.
 
     Args:
         path: of the file.
         encoder: vit, swin or nnformer.
         *settings: name=value, as in alice-pretrain --set.
+        method: of pretraining.
     """
-    config = make_config("Dataset022_FLARE22", read_settings(encoder, "tiny", [*LIGHT, *settings]))
+    known = known_settings(encoder, "tiny", method)["method"]
+    light = [setting for setting in LIGHT if setting.partition("=")[0] in known]
+    chosen = read_settings(encoder, "tiny", [*light, *settings], None, method)
+    config = make_config("Dataset022_FLARE22", chosen)
     state = build_state(config, torch.device("cpu"))
     state.step = 40
     state.history = HISTORY

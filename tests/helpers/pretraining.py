@@ -4,7 +4,12 @@ import numpy as np
 import torch
 
 from alice_nnunet.data.pairs import MATCHED, PairBatch
-from alice_nnunet.pretrain.training.config import PretrainConfig, make_config, read_settings
+from alice_nnunet.pretrain.training.config import (
+    PretrainConfig,
+    known_settings,
+    make_config,
+    read_settings,
+)
 from alice_nnunet.pretrain.training.state import State
 
 CPU = torch.device("cpu")
@@ -20,6 +25,21 @@ SMALL = (
     "head_hidden=32",
     "crop_size=32,32,32",
 )
+# Of any method and encoder, as far as they have these settings.
+SMALL_METHOD = {
+    "iterations": "10",
+    "batch_size": "4",
+    "decoder_width": "24",
+    "decoder_depth": "1",
+    "decoder_heads": "2",
+    "head_hidden": "32",
+    "matcher": "body",
+}
+SMALL_ENCODERS = {
+    "vit": {"crop_size": "32,32,32", "width": "24", "depth": "2", "heads": "2"},
+    "swin": {"crop_size": "32,32,32", "embed_width": "8"},
+    "nnformer": {"crop_size": "32,32,32", "embed_width": "8"},
+}
 # The objective of the paper, instead of the default.
 PAPER: dict[str, object] = {
     "dv_by": "crop",
@@ -37,6 +57,16 @@ def small_config(*more: str) -> PretrainConfig:
     """A tiny ViT on crops of 32 x 32 x 32 voxels, with the paper's objective."""
     paper = [f"{name}={value}" for name, value in PAPER.items()]
     return make_config("Dataset001_X", read_settings("vit", "tiny", [*SMALL, *paper, *more]))
+
+
+def method_config(method: str, encoder: str, *more: str) -> PretrainConfig:
+    """A small run of any method with any encoder, on crops of 32 x 32 x 32 voxels."""
+    known = known_settings(encoder, "tiny", method)
+    names = {name for group in known.values() for name in group}
+    small = {**SMALL_METHOD, **SMALL_ENCODERS[encoder]}
+    assignments = [f"{name}={value}" for name, value in small.items() if name in names]
+    settings = read_settings(encoder, "tiny", [*assignments, *more], None, method)
+    return make_config("Dataset001_X", settings)
 
 
 def pair_batch(query: torch.Tensor, key: torch.Tensor) -> PairBatch:

@@ -333,6 +333,32 @@ def test_another_run_leaves_the_earlier_one_where_it_is(folders, unbroken):
     assert str(folder.with_name("vit_short") / FINAL) in str(missing.value)
 
 
+def test_another_method_has_folders_of_its_own_and_goes_on(folders, unbroken, tmp_path):
+    method = ("-method", "mae", "--c", "--set=iterations=6", "--set=warmup_iterations=1")
+    own = [word for word in words() if "head_hidden" not in word]  # a setting of Alice
+
+    def run(results: Path, program: list[str]) -> str:
+        done = subprocess.run(
+            [shutil.which(program[0], path=folders["PATH"]), *program[1:], *own, *method],
+            env={**folders, "nnUNet_results": str(results)},
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout + done.stderr
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert "l_r " in run(whole, ["alice-pretrain"])
+    output = run(broken, stopped(["stopping"], "alice-pretrain", 4, signal.SIGTERM))
+    assert "stopped by SIGTERM after step 5, which is saved" in output
+    output = run(broken, ["alice-pretrain"])
+    assert "resuming from step 5" in output and "step 6/6 | loss" in output
+
+    final = Path("Dataset031_Torso") / RUN / "mae_vit" / FINAL
+    ours, theirs = (load_checkpoint(root / final) for root in (broken, whole))
+    assert ours["config"]["method_name"] == "mae"
+    assert all(torch.equal(ours["model"][n], value) for n, value in theirs["model"].items())
+
+
 def test_two_at_once_have_a_folder_each(folders, unbroken, tmp_path):
     both = [start(folders, tmp_path) for _ in range(2)]
     outputs = [process.communicate()[0] for process in both]

@@ -2,7 +2,8 @@
 
 part_of_a_batch.py OUT METHODS
 
-METHODS is a JSON list of lists of name=value, one for each method; process 0 writes OUT.
+METHODS is a JSON list of lists of name=value, one for each method; process 0 writes OUT. The first
+of them may be `method=NAME` for another method than Alice.
 """
 
 import json
@@ -17,7 +18,15 @@ from alice_nnunet.pretrain.runtime.distributed import own_share, team
 from alice_nnunet.pretrain.training.state import build_state
 from alice_nnunet.pretrain.training.step import train_step
 from alice_nnunet.ranks import rank, world
-from tests.helpers.pretraining import CPU, FROZEN, SPACING, gradients_of, pair_batch, small_config
+from tests.helpers.pretraining import (
+    CPU,
+    FROZEN,
+    SPACING,
+    gradients_of,
+    method_config,
+    pair_batch,
+    small_config,
+)
 
 PAIRS = 4
 CROP = (32, 32, 48)
@@ -40,7 +49,12 @@ def part(step: int) -> PairBatch:
 def two_steps(method: list[str]) -> dict:
     """What the second step logs, its gradients, and the buffers after it."""
     crop = ",".join(map(str, CROP))
-    config = small_config(f"crop_size={crop}", f"batch_size={PAIRS // world()}", *FROZEN, *method)
+    settings = [f"crop_size={crop}", f"batch_size={PAIRS // world()}", *FROZEN]
+    if method and method[0].startswith("method="):
+        name = method[0].removeprefix("method=")
+        config = method_config(name, "vit", *settings, *method[1:])
+    else:
+        config = small_config(*settings, *method)
     state = build_state(config, CPU)
     train_step(state, part(0), config, SPACING)  # moves the centers
     result = train_step(state, part(1), config, SPACING)

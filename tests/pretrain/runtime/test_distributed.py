@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from alice_nnunet.errors import UserError
+from alice_nnunet.model.pretraining.registry import DEFAULT
+from alice_nnunet.model.pretraining.registry import METHODS as OTHERS
 from alice_nnunet.pretrain.runtime import distributed
 from alice_nnunet.pretrain.runtime.distributed import launch, launched, own_share, wait_for
 from tests.helpers.pretraining import assert_same_gradients
@@ -31,6 +33,7 @@ METHODS = [
     ["dv_by=place", "target_flips=false", "memory=64"],
     ["dv_by=place", "memory=64", "accumulate=2"],
     ["weight_an=2", "weight_dv=0", "weight_st=0", "accumulate=2"],
+    *([f"method={name}"] for name in OTHERS if name != DEFAULT),
 ]
 
 

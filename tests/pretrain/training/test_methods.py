@@ -5,35 +5,19 @@ import copy
 import pytest
 import torch
 
+from alice_nnunet.checkpoint import load_checkpoint
 from alice_nnunet.errors import UserError
-from alice_nnunet.model.encoders.registry import ENCODERS
+from alice_nnunet.model.encoders.registry import ENCODERS, build_encoder
 from alice_nnunet.model.pretraining.method import Drawing
 from alice_nnunet.model.pretraining.registry import METHODS, settings_class
 from alice_nnunet.pretrain.training.config import (
-    PretrainConfig,
     config_from_dict,
     known_settings,
-    make_config,
     read_settings,
 )
 from alice_nnunet.pretrain.training.state import build_state, load_state, save_state
 from alice_nnunet.pretrain.training.step import train_step, validate, views_of
-from tests.helpers.pretraining import CPU, SPACING, noise, same_weights
-
-SMALL = {
-    "iterations": "10",
-    "batch_size": "4",
-    "decoder_width": "24",
-    "decoder_depth": "1",
-    "decoder_heads": "2",
-    "head_hidden": "32",
-    "matcher": "body",
-}
-ENCODER = {
-    "vit": {"crop_size": "32,32,32", "width": "24", "depth": "2", "heads": "2"},
-    "swin": {"crop_size": "32,32,32", "embed_width": "8"},
-    "nnformer": {"crop_size": "32,32,32", "embed_width": "8"},
-}
+from tests.helpers.pretraining import CPU, SPACING, method_config, noise, same_weights
 
 
 def trained(method: str) -> list[str]:
@@ -45,18 +29,9 @@ def trained(method: str) -> list[str]:
 PAIRS = [(method, encoder) for method in METHODS for encoder in trained(method)]
 
 
-def config_of(method: str, encoder: str, *more: str) -> PretrainConfig:
-    known = known_settings(encoder, "tiny", method)
-    names = {name for group in known.values() for name in group}
-    small = [f"{n}={v}" for n, v in {**SMALL, **ENCODER[encoder]}.items() if n in names]
-    return make_config(
-        "Dataset001_X", read_settings(encoder, "tiny", [*small, *more], None, method)
-    )
-
-
 @pytest.mark.parametrize(("method", "encoder"), PAIRS)
 def test_a_run_goes_on_with_the_same_bits(method, encoder, tmp_path):
-    config = config_of(method, encoder)
+    config = method_config(method, encoder)
     whole = build_state(config, CPU)
     start = copy.deepcopy(whole.model.encoder.state_dict())
     for step in range(3):
@@ -78,13 +53,16 @@ def test_a_run_goes_on_with_the_same_bits(method, encoder, tmp_path):
     train_step(second, noise(2, 4), saved, SPACING)
     assert same_weights(whole, second)
 
+    # Fine-tuning takes the encoder's weights under the names that it has alone.
     moved = whole.model.encoder.state_dict()
+    alone = build_encoder(encoder, config.encoder_arguments)
+    assert list(load_checkpoint(tmp_path / "c.pth")["network_weights"]) == list(alone.state_dict())
     assert any(not torch.equal(moved[name], value) for name, value in start.items())
 
 
 @pytest.mark.parametrize(("method", "encoder"), PAIRS)
 def test_every_trained_parameter_has_a_gradient(method, encoder):
-    config = config_of(method, encoder)
+    config = method_config(method, encoder)
     state = build_state(config, CPU)
     state.model.train()
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +78,7 @@ def test_every_trained_parameter_has_a_gradient(method, encoder):
 @pytest.mark.parametrize("method", METHODS)
 def test_views_of_parts_are_those_of_the_whole(method):
     encoder = trained(method)[0]
-    model = build_state(config_of(method, encoder), CPU).model
+    model = build_state(method_config(method, encoder), CPU).model
     crops = noise(0, 4).query
 
     whole = model.make_views(crops, Drawing(torch.Generator().manual_seed(1), SPACING))
@@ -117,14 +95,14 @@ def test_views_of_parts_are_those_of_the_whole(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_in_parts_is_the_same_step_or_refused(method):
     encoder = trained(method)[0]
-    if config_of(method, encoder).method.compares_all_pairs:
+    if method_config(method, encoder).method.compares_all_pairs:
         with pytest.raises(UserError, match="accumulate must be 1"):
-            config_of(method, encoder, "accumulate=2")
+            method_config(method, encoder, "accumulate=2")
         return
 
     results = []
     for parts in (1, 2):
-        config = config_of(method, encoder, f"accumulate={parts}")
+        config = method_config(method, encoder, f"accumulate={parts}")
         results.append(train_step(build_state(config, CPU), noise(0, 4), config, SPACING))
     whole, parts = results
     for name, loss in whole.losses.items():
@@ -136,7 +114,7 @@ def test_a_batch_in_parts_is_the_same_step_or_refused(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_validation_is_the_same_every_time(method):
     encoder = trained(method)[0]
-    config = config_of(method, encoder)
+    config = method_config(method, encoder)
     state = build_state(config, CPU)
     batches = [noise(0, 4), noise(1, 4)]
     first, _ = validate(state, batches, config, SPACING)
