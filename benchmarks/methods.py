@@ -1,0 +1,222 @@
+"""Every method of pretraining on the same encoder, data and minutes: what does the encoder learn?
+
+    python benchmarks/methods.py DATA OUT [--encoder vit] [--minutes 5] [--seeds 0 1 2]
+        [--methods alice mae ...] [--set alice:weight_dv=0 ...] [--json FILE]
+
+DATA has images/CASE.nii.gz, and labels/CASE.nii.gz for lidc0001 and ts_example; everything without
+labels is trained on. First, a short run of each method says how long its step takes; the number of
+steps of its runs follows from the minutes. A run that is there is not repeated.
+
+Printed, as means over the seeds: steps, seconds of a step, the probe of organs between the two
+labeled people (ridge classifier, and nearest neighbour), held-out crops that find their match, and
+the effective rank of the encoder's visible tokens; beside them random weights.
+"""
+
+import argparse
+import json
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from collapse import PEOPLE, make_dataset
+
+from alice_nnunet.checkpoint import load_pretraining
+from alice_nnunet.model.encoders.registry import ENCODERS
+from alice_nnunet.model.pretraining.registry import DEFAULT, METHODS, settings_class
+
+TIMED_STEPS = 30  # of the short run; the first third is warm-up
+PROBES = ("probe organs", "probe retrieval", "retrieval")
+
+
+@dataclass
+class Result:
+    """What one run gave.
+
+    Attributes:
+        arm: method, with the settings that were given to it.
+        seed: of the run.
+        steps: that fitted into the minutes.
+        step_seconds: of a step, its data included.
+        organs: share of organs that a ridge classifier names right across people.
+        retrieval: share of points whose nearest neighbour in the other person is of their organ.
+        matches: share of held-out crops that find their match.
+        rank: effective rank of the visible tokens at the end.
+        start: organs, retrieval and matches of random weights.
+    """
+
+    arm: str
+    seed: int
+    steps: int
+    step_seconds: float
+    organs: float
+    retrieval: float
+    matches: float
+    rank: float
+    start: tuple[float, float, float]
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("data", type=Path)
+    p.add_argument("out", type=Path)
+    p.add_argument("--encoder", default="vit", choices=list(ENCODERS))
+    p.add_argument("--minutes", type=float, default=5.0)
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    p.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="METHOD:NAME=VALUE,...",
+        help="a further arm: a method with other settings",
+    )
+    p.add_argument("--json", type=Path)
+    return p
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    environment = make_dataset(arguments.data, arguments.out)
+    labeled = link_labeled(arguments.data, arguments.out)
+
+    results = []
+    seconds = {}
+    for seed in arguments.seeds:
+        for arm in (*trainable(arguments.methods, arguments.encoder), *arguments.set):
+            command = command_of(arm, arguments.encoder, labeled)
+            if arm not in seconds:
+                seconds[arm] = time_of_a_step(
+                    command, arguments.out / "timing" / slug(arm), environment
+                )
+            steps = max(10, round(60 * arguments.minutes / seconds[arm]))
+
+            folder = arguments.out / f"{arguments.minutes:g}min" / f"{slug(arm)}_{seed}"
+            checkpoint = run(
+                [*command, "--set", f"seed={seed}", f"iterations={steps}", f"probe_every={steps}"],
+                folder,
+                environment,
+            )
+            results.append(read_result(arm, seed, checkpoint))
+            print(results[-1], flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps([asdict(r) for r in results], indent=2))
+
+    print_table(results)
+
+
+def trainable(methods: list[str], encoder: str) -> list[str]:
+    """The methods that train an encoder."""
+    size = {"crop_size": (32, 64, 64)}
+    return [name for name in methods if settings_class(name).refusal(encoder, size) is None]
+
+
+def slug(arm: str) -> str:
+    """The name of an arm as part of a path."""
+    return arm.replace(":", "_").replace("=", "").replace(",", "_")
+
+
+def link_labeled(data: Path, out: Path) -> Path:
+    """A folder with images/ and labels/ of the labeled people alone."""
+    folder = out / "labeled"
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for person in PEOPLE:
+            link = folder / kind / f"{person}.nii.gz"
+            if not link.exists():
+                link.symlink_to((data / kind / link.name).resolve())
+    return folder
+
+
+def command_of(arm: str, encoder: str, labeled: Path) -> list[str]:
+    """The command of an arm, without seed and length."""
+    method, _, settings = arm.partition(":")
+    options = f"-d 23 -method {method} -encoder {encoder} -preset tiny -device cpu"
+    return [
+        "alice-pretrain",
+        *options.split(),
+        "-np",
+        "1",
+        "--c",
+        "--set",
+        "validate_every=1000000",
+        f"probe_labels={labeled}",
+        *(settings.split(",") if settings else []),
+    ]
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str]) -> dict:
+    """Run a command into a folder, or go on with it, and return its last checkpoint."""
+    subprocess.run(
+        command,
+        env={**environment, "nnUNet_results": str(folder)},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return load_pretraining(next(folder.glob("*/*/*/checkpoint_final.pth")))
+
+
+def time_of_a_step(command: list[str], folder: Path, environment: dict[str, str]) -> float:
+    """Seconds of a step with its data, after the first ones."""
+    settings = [f"iterations={TIMED_STEPS}", f"log_every={TIMED_STEPS // 3}", "probe_every=0"]
+    history = run([*command, "--set", *settings], folder, environment)["history"]
+    parts = [
+        [value for step, value in history[name] if step > TIMED_STEPS // 3]
+        for name in ("step time", "data time")
+    ]
+    return float(sum(np.mean(part) for part in parts))
+
+
+def read_result(arm: str, seed: int, checkpoint: dict) -> Result:
+    """What the history of a run says."""
+    history = checkpoint["history"]
+    first = [history[name][0][1] for name in PROBES]
+    last = [history[name][-1][1] for name in PROBES]
+    seconds = [value for _, value in history["step time"]]
+    waited = [value for _, value in history["data time"]]
+    return Result(
+        arm=arm,
+        seed=seed,
+        steps=checkpoint["step"],
+        step_seconds=float(np.mean(seconds) + np.mean(waited)),
+        organs=last[0],
+        retrieval=last[1],
+        matches=last[2],
+        rank=history["rank V"][-1][1],
+        start=(first[0], first[1], first[2]),
+    )
+
+
+def print_table(results: list[Result]) -> None:
+    """A line for each arm, in Markdown, and one for random weights."""
+    print("| method | seeds | steps | s a step | organs | retrieval | matches | rank V |")
+    print("|---|---|---|---|---|---|---|---|")
+
+    for arm in dict.fromkeys(result.arm for result in results):
+        rows = [result for result in results if result.arm == arm]
+        steps = round(np.mean([row.steps for row in rows]))
+        seconds = np.mean([row.step_seconds for row in rows])
+        print(
+            f"| {arm} | {len(rows)} | {steps:,} | {seconds:.3f} | "
+            f"{spread([row.organs for row in rows])} | {spread([row.retrieval for row in rows])} | "
+            f"{spread([row.matches for row in rows])} | {np.mean([row.rank for row in rows]):.1f} |"
+        )
+
+    starts = {row.seed: row.start for row in results if row.arm == DEFAULT} or {
+        row.seed: row.start for row in results
+    }
+    columns = [spread(list(column)) for column in zip(*starts.values())]
+    print(f"| random weights | {len(starts)} | 0 | | {' | '.join(columns)} | |")
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and the standard deviation where there are several."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+if __name__ == "__main__":
+    main()
