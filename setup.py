@@ -44,6 +44,9 @@ TEST_DEPENDENCIES = [
     "codespell",
 ]
 
+# Independent implementations, which some tests compare with where they are installed
+COMPARED_WITH = ["lightly"]
+
 # alice-NAME -> module of its main().
 COMMANDS = {
     "alice-env": "alice_nnunet.commands.env",
@@ -119,7 +122,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
             "alice_nnunet.submission": ["files/*"],
         },
         install_requires=DEPENDENCIES,
-        extras_require={"test": TEST_DEPENDENCIES},
+        extras_require={"test": TEST_DEPENDENCIES, "compare": COMPARED_WITH},
         entry_points={
             "console_scripts": [f"{name}={module}:main" for name, module in COMMANDS.items()]
         },

@@ -5,6 +5,7 @@ A process that trains alone is rank 0 of 1, and everything here returns its tens
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -38,6 +39,16 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows) for _ in range(world())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """As gather_rows; the gradient goes to the process that each row is of."""
+    if not together():
+        return rows
+
+    own_place = F.one_hot(torch.tensor(rank()), world()).to(rows)  # (world,)
+    apart = own_place.view(-1, *[1] * rows.ndim) * rows[None]  # (world, M, ...)
+    return (world() * mean_over_ranks(apart)).flatten(0, 1)
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

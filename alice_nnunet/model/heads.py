@@ -1,8 +1,12 @@
 """Projection heads phi and psi (Alice, Sec. 3.2) and the predictor of the online side."""
 
+import itertools
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alice_nnunet.model.initialisation import xavier_uniform
 from alice_nnunet.ranks import mean_over_ranks, together
 
 
@@ -24,8 +28,12 @@ class DinoHead(nn.Module):
         self.last = nn.Linear(bottleneck, channels, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        bottleneck = F.normalize(self.mlp(tokens), dim=-1)
-        return F.linear(bottleneck, F.normalize(self.last.weight, dim=-1))
+        return self.prototypes(self.mlp(tokens))
+
+    def prototypes(self, bottleneck: Tensor) -> Tensor:
+        """The last layer alone, (..., bottleneck) -> (..., channels)."""
+        directions = F.normalize(bottleneck, dim=-1)
+        return F.linear(directions, F.normalize(self.last.weight, dim=-1))
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -38,7 +46,29 @@ class BatchNorm(nn.BatchNorm1d):
         vectors = vectors.float()
         centered = vectors - mean_over_ranks(vectors.mean(0))
         variance = mean_over_ranks(centered.square().mean(0))
-        return centered * (variance + self.eps).rsqrt() * self.weight + self.bias
+        normed = centered * (variance + self.eps).rsqrt()
+        return normed * self.weight + self.bias if self.affine else normed
+
+
+def normed_mlp(sizes: Sequence[int], norm_last: bool) -> nn.Sequential:
+    """Linear layers with batch norm and ReLU between them, (M, sizes[0]) -> (M, sizes[-1]).
+
+    Args:
+        sizes: widths, of the input and of each layer.
+        norm_last: whether batch norm without weights follows the last layer (SimCLR, MoCo v3).
+            Else it has a bias.
+    """
+    layers: list[nn.Module] = []
+    for width, following in itertools.pairwise(sizes[:-1]):
+        layers += [
+            nn.Linear(width, following, bias=False),
+            BatchNorm(following, track_running_stats=False),
+            nn.ReLU(),
+        ]
+    layers.append(nn.Linear(sizes[-2], sizes[-1], bias=not norm_last))
+    if norm_last:
+        layers.append(BatchNorm(sizes[-1], affine=False, track_running_stats=False))
+    return nn.Sequential(*layers).apply(xavier_uniform)
 
 
 class BatchNormMLP(nn.Module):

@@ -71,8 +71,7 @@ def reconstruction_loss(
     per_token = (
         (predicted.float() - normalised_tokens(crop, unit, together)).square().mean(-1)
     )  # (B, N)
-    number = counted.sum(-1).clamp(min=1)
-    return ((per_token * counted).sum(-1) / number).mean()
+    return masked_mean(per_token, counted)
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -168,9 +167,27 @@ def dino_loss(
 
     The teacher comes centered, see `Alice.center`.
     """
+    return dino_losses(student, teacher, student_temperature, teacher_temperature).mean()
+
+
+def dino_losses(
+    student: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float
+) -> Tensor:
+    """The same for each vector, (..., C) -> (...)."""
     targets = (teacher.detach().float() / teacher_temperature).softmax(-1)
     log_students = (student.float() / student_temperature).log_softmax(-1)
-    return -(targets * log_students).sum(-1).mean()
+    return -(targets * log_students).sum(-1)
+
+
+def masked_mean(values: Tensor, masked: Tensor) -> Tensor:
+    """Mean over crops of the mean over a crop's hidden tokens; a crop without any adds 0.
+
+    Args:
+        values: (B, N).
+        masked: (B, N), True where hidden.
+    """
+    number = masked.sum(-1).clamp(min=1)
+    return ((values * masked).sum(-1) / number).mean()
 
 
 @torch.no_grad()

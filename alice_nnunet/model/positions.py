@@ -25,17 +25,22 @@ def sincos_positions(grid: Triple, width: int) -> Tensor:
 
 def sincos_at(axes: Sequence[Tensor], width: int) -> Tensor:
     """The same for tokens at any indices, which need not be whole, along (z, y, x)."""
+    indices = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    return sincos_of(indices.flatten(0, -2), width).float().unsqueeze(0)
+
+
+def sincos_of(places: Tensor, width: int) -> Tensor:
+    """The same for tokens at any places, (..., 3) indices along (z, y, x) -> (..., width)."""
     per_axis = width // 6
-    frequency = 10000.0 ** (-torch.arange(per_axis, dtype=torch.float64) / per_axis)
-    indices = torch.meshgrid(*axes, indexing="ij")
+    steps = torch.arange(per_axis, dtype=torch.float64, device=places.device)
+    frequency = (10000.0 ** (-steps / per_axis)).to(places.dtype)
 
     parts = []
-    for index in indices:
-        angle = index.reshape(-1, 1) * frequency  # (N, per_axis)
+    for index in places.unbind(-1):
+        angle = index[..., None] * frequency  # (..., per_axis)
         parts += [angle.sin(), angle.cos()]
-    positions = torch.cat(parts, 1)
-
-    return F.pad(positions, (0, width - positions.shape[1])).float().unsqueeze(0)
+    positions = torch.cat(parts, -1)
+    return F.pad(positions, (0, width - positions.shape[-1]))
 
 
 def move_positions(

@@ -96,3 +96,21 @@ def unpatchify(tokens: Tensor, grid: Triple, unit: Triple) -> Tensor:
     blocks = tokens.reshape(b, grid_z, grid_y, grid_x, -1, z, y, x)
     blocks = blocks.permute(0, 4, 1, 5, 2, 6, 3, 7)  # (B, C, grid_z, z, grid_y, y, grid_x, x)
     return blocks.reshape(b, -1, grid_z * z, grid_y * y, grid_x * x)
+
+
+def hide(crop: Tensor, masked: Tensor, token: Tensor, unit: Triple) -> Tensor:
+    """Put one token of voxels wherever a crop is hidden.
+
+    Every encoder can be given the result: what is hidden has a place, but no content.
+
+    Args:
+        crop: (B, C, D, H, W).
+        masked: (B, N), True where a token is hidden.
+        token: (C * unit voxels,).
+        unit: voxels of a token (z, y, x).
+
+    Returns:
+        (B, C, D, H, W).
+    """
+    tokens = torch.where(masked[..., None], token.to(crop.dtype), patchify(crop, unit))
+    return unpatchify(tokens, grid_of(crop.shape[2:], unit), unit)

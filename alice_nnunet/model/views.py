@@ -195,6 +195,24 @@ def change_intensity(
     return changed
 
 
+def shifted(crops: Tensor, shift: Tensor) -> Tensor:
+    """Crops a little aside, without turning them. What lies beyond a crop is 0.
+
+    Args:
+        crops: (B, C, D, H, W).
+        shift: (B, 3), along (z, y, x) in sides of the crop.
+
+    Returns:
+        (B, C, D, H, W): what was at a place plus the shift is at the place.
+    """
+    moved = 2 * shift.flip(-1)  # affine_grid counts (x, y, z), from -1 to 1
+    matrix = torch.eye(3, device=shift.device).expand(len(shift), 3, 3)
+    affine = torch.cat([matrix, moved[..., None]], -1).to(crops.device, non_blocking=True)
+
+    grid = F.affine_grid(affine, list(crops.shape), align_corners=False).to(crops.dtype)
+    return F.grid_sample(crops, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
 def token_middles(grid: Triple) -> Tensor:
     """Where the middles of a crop's tokens lie, (N, 3) in half sizes, z slowest."""
     along = [(torch.arange(n) + 0.5) / n * 2 - 1 for n in grid]

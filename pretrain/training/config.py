@@ -216,8 +216,8 @@ class PretrainConfig:
         compares_all_pairs = self.method.compares_all_pairs
         if self.accumulate > 1 and compares_all_pairs:
             raise ValueError(
-                f"accumulate must be 1 with {compares_all_pairs}, which compare every pair of a "
-                f"batch with all others, got {self.accumulate}"
+                f"accumulate must be 1 with {compares_all_pairs}: every pair of a batch is "
+                f"compared with all others, got {self.accumulate}"
             )
 
     def peak_lr(self, processes: int) -> float:

@@ -98,7 +98,8 @@ def train_step(
         group["lr"] = lr
 
     generator = generator_at(config.seed, TRAINING, step, CPU)
-    drawing = Drawing(generator, spacing, config.windowed, rank(), world())
+    progress = step / config.iterations
+    drawing = Drawing(generator, spacing, config.windowed, rank(), world(), progress)
     views = views_of(batch, model, drawing)
 
     optimizer.zero_grad(set_to_none=True)

@@ -33,6 +33,11 @@ SMALL_METHOD = {
     "decoder_depth": "1",
     "decoder_heads": "2",
     "head_hidden": "32",
+    "head_bottleneck": "16",
+    "channels": "16",
+    "prototypes": "48",
+    "feature_depth": "1",
+    "projector_depth": "1",
     "matcher": "body",
 }
 SMALL_ENCODERS = {
@@ -100,14 +105,16 @@ def gradients_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
-def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+def assert_same_gradients(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], multiple: int = 100
+) -> None:
     """Gradients of the same weights, which differ by the order of additions alone.
 
     An element is a sum of thousands of terms, some as large as the largest elements: its error is
     a multiple of the fp32 epsilon times these, however small the element itself.
     """
     largest = max(gradient.abs().max() for gradient in theirs.values())
-    tolerance = 100 * torch.finfo(torch.float32).eps * largest
+    tolerance = multiple * torch.finfo(torch.float32).eps * largest
 
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():

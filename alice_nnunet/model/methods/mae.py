@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alice_nnunet.model.decoder import Decoder
 from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.losses import has_content, reconstruction_loss
+from alice_nnunet.model.pretraining.crop_views import MaskedCrops, hidden_tokens
 from alice_nnunet.model.pretraining.method import (
     Drawing,
     Output,
@@ -21,8 +22,7 @@ from alice_nnunet.model.pretraining.method import (
     token_voxels,
 )
 from alice_nnunet.model.pretraining.settings import MethodSettings
-from alice_nnunet.model.tokens import masked_from, random_keep
-from alice_nnunet.model.views import CropViews, draw_flips, flip, joined
+from alice_nnunet.model.views import draw_flips, flip, joined
 from alice_nnunet.settings.ranges import require_one_of, require_positive
 
 
@@ -55,15 +55,6 @@ class MAESettings(MethodSettings):
             )
 
 
-@dataclass
-class MaskedCrops(CropViews):
-    """Crops of which the encoder sees the tokens in keep."""
-
-    crop: Tensor  # (B, C, D, H, W)
-    keep: Tensor  # (B, V) indices of the visible tokens, on the generator's device
-    masked: Tensor  # (B, N), True where hidden
-
-
 class MAE(PretrainingMethod):
     """An encoder of the visible tokens, and a light decoder that finds the hidden voxels.
 
@@ -94,14 +85,10 @@ class MAE(PretrainingMethod):
         self, crops: Tensor, drawing: Drawing, vectors: Tensor | None = None
     ) -> MaskedCrops:
         """Hide a random share of the tokens (Sec. 3, "Masking")."""
-        own = drawing.own(len(crops))
-        batch = drawing.whole(len(crops))
-        tokens = self.encoder.grid[0] * self.encoder.grid[1] * self.encoder.grid[2]
-
-        keep = random_keep(batch, tokens, self.settings.mask_ratio, drawing.generator)[own]
+        keep, masked = hidden_tokens(crops, drawing, self.encoder.grid, self.settings.mask_ratio)
         if self.settings.flips:
-            crops = flip(crops, draw_flips(batch, drawing.generator)[own])
-        masked = masked_from(keep, tokens).to(crops.device, non_blocking=True)
+            drawn = draw_flips(drawing.whole(len(crops)), drawing.generator)
+            crops = flip(crops, drawn[drawing.own(len(crops))])
         return MaskedCrops(crops, keep, masked)
 
     def forward(self, query: MaskedCrops, key: MaskedCrops, shared: None = None) -> Output:

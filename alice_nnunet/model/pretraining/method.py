@@ -19,6 +19,7 @@ from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.losses import moments, second_moments, spread
 from alice_nnunet.model.pretraining.settings import MethodSettings
 from alice_nnunet.model.views import CropViews
+from alice_nnunet.ranks import gather_rows, rank
 
 RANK_TOKENS = 8  # of each crop, evenly spaced, that the effective rank is measured on
 
@@ -36,6 +37,7 @@ class Drawing:
         windowed: channels that are a window of HU as 0 to 1.
         part: number of this part of the batch.
         parts: number of parts.
+        progress: share of the run's steps that are done, for methods that change on the way.
     """
 
     generator: torch.Generator
@@ -43,6 +45,7 @@ class Drawing:
     windowed: Sequence[int] = ()
     part: int = 0
     parts: int = 1
+    progress: float = 0.0
 
     def whole(self, crops: int) -> int:
         """Crops of the whole batch, where a part has this many."""
@@ -250,6 +253,20 @@ def follow(targets: Iterable[nn.Module], sources: Iterable[nn.Module], momentum:
     followers: list[Tensor] = [p for module in targets for p in module.parameters()]
     followed: list[Tensor] = [p for module in sources for p in module.parameters()]
     torch._foreach_lerp_(followers, followed, 1 - momentum)
+
+
+def everyones(rows: Tensor, training: bool) -> tuple[Tensor, int]:
+    """The rows of all processes, and which of them is this one's first.
+
+    Validation runs in one process. The others would not answer.
+
+    Args:
+        rows: (M, ...), as many in each process.
+        training: whether all processes ask at the same time.
+    """
+    if not training:
+        return rows, 0
+    return gather_rows(rows), rank() * len(rows)
 
 
 def some_tokens(features: Tensor) -> Tensor:

@@ -44,7 +44,15 @@ METHODS = {
         "AliceSettings",
         "alice_nnunet.model.pretraining.settings",
     ),
+    "byol": Entry("BYOL (Grill et al., NeurIPS 2020)", "BYOL", "BYOLSettings"),
+    "dino": Entry("DINO (Caron et al., ICCV 2021)", "DINO", "DINOSettings"),
+    "cmae": Entry("CMAE (Huang et al., TPAMI 2023)", "CMAE", "CMAESettings"),
+    "ibot": Entry("iBOT (Zhou et al., ICLR 2022)", "IBOT", "IBOTSettings"),
     "mae": Entry("MAE (He et al., CVPR 2022)", "MAE", "MAESettings"),
+    "moco_v3": Entry("MoCo v3 (Chen et al., ICCV 2021)", "MoCoV3", "MoCoSettings"),
+    "semmae": Entry("SemMAE (Li et al., NeurIPS 2022)", "SemMAE", "SemMAESettings"),
+    "sim": Entry("Siamese image modeling (Tao et al., CVPR 2023)", "SIM", "SIMSettings"),
+    "tang": Entry("Swin UNETR's pretraining (Tang et al., CVPR 2022)", "Tang", "TangSettings"),
 }
 
 

@@ -193,7 +193,7 @@ class AliceSettings(MethodSettings):
     @property
     def compares_all_pairs(self) -> str | None:
         if self.similarity == "infonce" or self.head == "byol":
-            return "similarity infonce and head byol"
+            return "similarity infonce or head byol"
         return None
 
     @property

@@ -29,7 +29,7 @@ from tests.helpers.pretraining import (
 )
 
 PAIRS = 4
-CROP = (32, 32, 48)
+CROP = (48, 32, 32)
 
 
 def part(step: int) -> PairBatch:

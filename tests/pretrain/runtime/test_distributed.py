@@ -65,7 +65,9 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(divided, numbe
     ours = divided[number]
     whole = two_steps(method)
 
-    assert_same_gradients(ours["gradients"], whole["gradients"])
+    # Several batch norms in a row over 8 crops magnify the last bits.
+    normed = method[:1] in (["method=byol"], ["method=cmae"], ["method=moco_v3"])
+    assert_same_gradients(ours["gradients"], whole["gradients"], 1000 if normed else 100)
     for name, value in whole["scalars"].items():
         assert ours["scalars"][name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
     assert ours["second_moments"].keys() == whole["second_moments"].keys()
