@@ -11,7 +11,7 @@ from alice_nnunet.checks.findings import Decisions
 from alice_nnunet.errors import UserError
 from alice_nnunet.features.encoder import build_pretrained, preparation_of
 from alice_nnunet.features.folder import find_scans
-from alice_nnunet.features.maps import ScanFeatures, scan_features
+from alice_nnunet.features.maps import content_of_map, scan_features
 from alice_nnunet.features.neighbours import (
     nearest_scans,
     neighbours_page,
@@ -25,9 +25,17 @@ from alice_nnunet.features.pictures import (
     shown_scan,
 )
 from alice_nnunet.features.scans import PreparedScan
-from alice_nnunet.features.storage import as_arrays, read_arrays, write_arrays
+from alice_nnunet.features.storage import (
+    as_arrays,
+    last_map,
+    read_arrays,
+    stored,
+    write_arrays,
+)
 from alice_nnunet.files import locked, replacing, write_json_atomically
 from alice_nnunet.finetuning.pretrained import PretrainedEncoder, load_pretrained
+from alice_nnunet.geometry import triple
+from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.pictures import save_figure
 from alice_nnunet.settings.device import chosen_device
 from alice_nnunet.workers import with_progress
@@ -72,6 +80,7 @@ class Done:
         step: voxels (z, y, x) of a position of the last stage.
         tokens: (tokens, channels), some of the last stage, for the colours.
         warnings: what is remarkable in its files.
+        was_there: whether an earlier run encoded it.
     """
 
     vector: np.ndarray
@@ -79,6 +88,7 @@ class Done:
     step: tuple[int, int, int]
     tokens: np.ndarray
     warnings: tuple[str, ...]
+    was_there: bool
 
 
 def extract_features(request: Request) -> None:
@@ -94,14 +104,22 @@ def extract_features(request: Request) -> None:
     check_output(request.output, pretrained)
     encoder = build_pretrained(pretrained).eval().to(device)
 
-    def results() -> Iterator[tuple[str, tuple[PreparedScan, ScanFeatures] | str]]:
-        for name, files in scans.items():
+    def results() -> Iterator[tuple[str, Done | str]]:
+        for number, (name, files) in enumerate(scans.items()):
             try:
                 scan = preparation.scan(*files)
             except ValueError as error:
                 yield name, str(error)
                 continue
-            yield name, (scan, scan_features(encoder, scan, device))
+
+            path = file_of(request, name)
+            arrays = stored(path, files, request.stages, pretrained.sha256)
+            was_there = arrays is not None
+            if arrays is None:
+                features = scan_features(encoder, scan, device)
+                arrays = as_arrays(features, request.stages, pretrained.sha256)
+                write_arrays(path, arrays)
+            yield name, kept(encoder, scan, arrays, number, was_there)
 
     request.output.mkdir(parents=True, exist_ok=True)
     with locked(request.output / "lock"):
@@ -110,10 +128,7 @@ def extract_features(request: Request) -> None:
             if isinstance(result, str):
                 failed[name] = result
                 continue
-            scan, features = result
-            arrays = as_arrays(features, request.stages)
-            write_arrays(file_of(request, name), arrays)
-            done[name] = kept(scan, features, seed=len(done))
+            done[name] = result
 
         write_report(request, pretrained, done, failed)
         if request.pca and done:
@@ -138,17 +153,37 @@ def file_of(request: Request, name: str) -> Path:
     return request.output / f"{name}.{request.file_format}"
 
 
-def kept(scan: PreparedScan, features: ScanFeatures, seed: int) -> Done:
-    """What is needed of a scan after its features are written."""
-    last = features.maps[-1]
-    values = last.values.numpy()
-    z, y, x = (round(s / t) for s, t in zip(last.spacing, scan.spacing))
+def kept(
+    encoder: Encoder,
+    scan: PreparedScan,
+    arrays: dict[str, np.ndarray],
+    seed: int,
+    was_there: bool,
+) -> Done:
+    """What is needed of a scan whose features are written.
+
+    Args:
+        encoder: that they are of.
+        scan: as it was prepared.
+        arrays: of its file.
+        seed: of the tokens that are drawn.
+        was_there: whether an earlier run wrote the file.
+    """
+    tokens = np.zeros((0, len(arrays["vector"])), np.float32)
+    step = (1, 1, 1)
+    last = last_map(arrays)
+    if last is not None:
+        content = content_of_map(encoder, scan, last)
+        tokens = sampled_tokens(last.values.numpy(), content.numpy(), seed)
+        step = triple(round(m / s) for m, s in zip(last.spacing, scan.spacing))
+
     return Done(
-        vector=features.vector.numpy(),
+        vector=arrays["vector"],
         shown=shown_scan(scan.image.numpy(), scan.spacing),
-        step=(z, y, x),
-        tokens=sampled_tokens(values, features.content.numpy(), seed),
+        step=step,
+        tokens=tokens,
         warnings=scan.warnings,
+        was_there=was_there,
     )
 
 
@@ -209,4 +244,6 @@ def tell(request: Request, done: dict[str, Done], failed: dict[str, str]) -> Non
         raise UserError(f"none of {len(failed)} scans in {request.scans} could be used, see above")
     if request.nearest and len(done) == 1:
         print("--nearest: one scan alone has no neighbours", file=sys.stderr)
-    print(f"{len(done)} scans encoded, {len(failed)} left out: {request.output}", flush=True)
+    earlier = sum(scan.was_there for scan in done.values())
+    there = f" ({earlier} of them by an earlier run)" if earlier else ""
+    print(f"{len(done)} scans encoded{there}, {len(failed)} left out: {request.output}", flush=True)

@@ -5,6 +5,7 @@ overlap by half and are blended.
 """
 
 import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from alice_nnunet.geometry import Spacing, Triple, ceil_to, triple
 from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.networks.padding import pad_to
 from alice_nnunet.settings.device import half_precision
+
+WINDOWS_AT_ONCE = 4  # that go through the encoder
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,10 @@ def scan_features(encoder: Encoder, scan: PreparedScan, device: torch.device) ->
         scan: as the pretraining's preparation makes it.
         device: of the encoder. Maps are put together on the CPU.
     """
-    unit = encoder.unit
-    window = triple(n * u for n, u in zip(encoder.grid, unit))
+    window = triple(n * u for n, u in zip(encoder.grid, encoder.unit))
     size = triple(scan.image.shape[1:])
-    whole = triple(max(s, w) for s, w in zip(ceil_to(size, unit), window))
-    image = pad_to(scan.image[None], whole)
+    image = padded(encoder, scan)
+    whole = triple(image.shape[2:])
 
     values = blended(encoder, image, window, device)
     maps = []
@@ -78,10 +80,22 @@ def scan_features(encoder: Encoder, scan: PreparedScan, device: torch.device) ->
             )
         )
 
-    last = maps[-1].values
-    step = triple(n // m for n, m in zip(whole, values[-1].shape[1:]))
-    content = content_of(image[0], step)[tuple(slice(n) for n in last.shape[1:])]
-    return ScanFeatures(mean_over(last, content), tuple(maps), content)
+    content = content_of_map(encoder, scan, maps[-1])
+    return ScanFeatures(mean_over(maps[-1].values, content), tuple(maps), content)
+
+
+def padded(encoder: Encoder, scan: PreparedScan) -> Tensor:
+    """The scan with air behind it, (1, C, D, H, W), in whole units and at least a window large."""
+    window = triple(n * u for n, u in zip(encoder.grid, encoder.unit))
+    whole = ceil_to(triple(scan.image.shape[1:]), encoder.unit)
+    return pad_to(scan.image[None], triple(max(s, w) for s, w in zip(whole, window)))
+
+
+def content_of_map(encoder: Encoder, scan: PreparedScan, of_stage: FeatureMap) -> Tensor:
+    """(d, h, w) bool, positions of a map whose voxels are not all of one value."""
+    step = triple(round(m / s) for m, s in zip(of_stage.spacing, scan.spacing))
+    content = content_of(padded(encoder, scan)[0], step)
+    return content[tuple(slice(n) for n in of_stage.values.shape[1:])]
 
 
 def blended(encoder: Encoder, image: Tensor, window: Triple, device: torch.device) -> list[Tensor]:
@@ -98,25 +112,38 @@ def blended(encoder: Encoder, image: Tensor, window: Triple, device: torch.devic
     sums: list[Tensor] = []
     weights: list[Tensor] = []
 
-    for start in itertools.product(*starts):
-        place = tuple(slice(s, s + w) for s, w in zip(start, window))
-        crop = image[(slice(None), slice(None), *place)].to(device)
+    for some in batched(itertools.product(*starts), WINDOWS_AT_ONCE):
+        crops = torch.cat([image[(slice(None), slice(None), *box(s, window))] for s in some])
         with half_precision(device):
-            stages = encoder.features(crop)
+            stages = encoder.features(crops.to(device))
 
-        for number, of_window in enumerate(stages):
-            step = triple(w // m for w, m in zip(window, of_window.shape[2:]))
+        for number, of_windows in enumerate(stages):
+            step = triple(w // m for w, m in zip(window, of_windows.shape[2:]))
             if number == len(sums):
                 grid = triple(n // t for n, t in zip(size, step))
-                sums.append(torch.zeros(of_window.shape[1], *grid))
+                sums.append(torch.zeros(of_windows.shape[1], *grid))
                 weights.append(torch.zeros(grid))
 
-            weight = window_weight(triple(of_window.shape[2:]))
-            here = tuple(slice(s // t, (s + w) // t) for s, w, t in zip(start, window, step))
-            sums[number][(slice(None), *here)] += of_window[0].float().cpu() * weight
-            weights[number][here] += weight
+            weight = window_weight(triple(of_windows.shape[2:]))
+            for start, of_window in zip(some, of_windows.float().cpu()):
+                here = tuple(slice(s // t, (s + w) // t) for s, w, t in zip(start, window, step))
+                sums[number][(slice(None), *here)] += of_window * weight
+                weights[number][here] += weight
 
     return [total / weight for total, weight in zip(sums, weights)]
+
+
+def batched(starts: Iterable[Triple], number: int) -> Iterator[list[Triple]]:
+    """Lists of so many items, and of the rest (Python 3.12 has itertools.batched)."""
+    left = iter(starts)
+    while some := list(itertools.islice(left, number)):
+        yield some
+
+
+def box(start: Triple, window: Triple) -> tuple[slice, slice, slice]:
+    """Where a window lies."""
+    z, y, x = (slice(s, s + w) for s, w in zip(start, window))
+    return z, y, x
 
 
 def window_starts(size: int, window: int, unit: int) -> list[int]:

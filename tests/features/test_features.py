@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 
 import alice_nnunet
 from alice_nnunet.commands.features import main
+from alice_nnunet.features import extract
 from alice_nnunet.features.maps import blended, scan_features
 from alice_nnunet.features.neighbours import nearest_scans
 from alice_nnunet.features.pictures import fit_colours
@@ -158,10 +160,42 @@ def test_safetensors_and_kept_stages(weights, scans, tmp_path, features):
     found = load_file(out / "other.safetensors")
     with np.load(features / "other.npz") as expected:
         last = max(name for name in expected.files if name.startswith("stage"))[:6]
-        assert set(found) == {"vector", last, f"{last}_affine", f"{last}_spacing"}
+        maps = {last, f"{last}_affine", f"{last}_spacing"}
+        assert set(found) == {"vector", "weights_sha256", *maps}
         for name, array in found.items():
             assert np.allclose(array, expected[name], atol=1e-3)
     assert not list(out.glob("*.partial"))
+
+
+def test_scans_that_are_encoded_are_not_encoded_again(
+    scans, features, weights, tmp_path, monkeypatch, capsys
+):
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    shutil.copytree(scans, folder)
+    encoded = []
+    encode = extract.scan_features
+
+    def count(encoder, scan, device):
+        encoded.append(scan)
+        return encode(encoder, scan, device)
+
+    monkeypatch.setattr(extract, "scan_features", count)
+    words = [str(folder), str(out), "-weights", str(weights), "--pca", "--nearest", "2"]
+    main(words)
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert len(encoded) == 3
+
+    (out / "nearest.csv").unlink()
+    main(words)
+    assert len(encoded) == 3
+    assert "3 scans encoded (3 of them by an earlier run), 1 left out" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+
+    os.utime(folder / "other.nii.gz")  # it has changed since
+    main(words)
+    assert len(encoded) == 4
+    main([*words[:4], "-stages", "last"])  # other maps
+    assert len(encoded) == 7
 
 
 def test_other_weights_do_not_write_into_the_folder(scans, features, tmp_path, capsys):
