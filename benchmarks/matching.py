@@ -8,7 +8,9 @@ AlicePretrainPlans.json.
 
 For every ordered pair of people and every organ that both have, the organ's centroid is matched
 (error in mm), and so are points of the organ (do they fall into the same organ?). Prints a table of
-the learned matcher against the position in the body's box and against chance. Then prints, of the
+the learned matcher against the position in the body's box and against chance. A second table has
+the middle of an organ in a slice against that in the slice of equal body height: of a long organ,
+different lengths of which are visible, the centroid is not one place. Then prints, of the
 learned matcher: the distance of A -> B -> A, the error for a known transform, how far matches move
 when a file is stored otherwise, the share of accepted matches between the same and between
 different body regions, and time and size. --trade-off adds a table of accuracy against the size of
@@ -68,6 +70,11 @@ CPU = torch.device("cpu")
 TURN = 8.0  # degrees about z, of the known transform
 ENLARGEMENT = 1.1  # of the known transform
 COARSER = 1.3  # spacing of the file that is stored otherwise
+STORAGE_POINTS = 1500  # of each person, whose matches are compared with those of that file
+
+# Organs whose ends say at which height of the body a slice lies
+LEVELS = ("right kidney", "left kidney", "right adrenal", "left adrenal", "pancreas", "duodenum")
+SLICE_STEP = 10.0  # mm between the slices that are compared
 
 COLUMNS = ("learned_mm", "body_mm", "chance_mm", "learned_inside", "body_inside")
 
@@ -185,6 +192,116 @@ def organ_row(query: Person, key: Person, organ: int, rng: np.random.Generator) 
     )
 
 
+def visible_ends(person: Person, organ: int) -> list[float | None]:
+    """Height of the lower and the upper end of an organ in mm; None where the scan cuts it off."""
+    slices = np.flatnonzero((person.labels == organ).any((1, 2)))
+    if not len(slices):
+        return [None, None]
+    lower, upper = int(slices[0]), int(slices[-1])
+    mm = person.volume.spacing[0]
+    return [
+        None if lower == 0 else lower * mm,
+        None if upper == len(person.labels) - 1 else (upper + 1) * mm,
+    ]
+
+
+def height_offsets(query: Person, key: Person) -> list[float]:
+    """How much higher key's slices of equal body height lie, mm, by every end seen in both."""
+    offsets = []
+    for name in LEVELS:
+        organ = ORGANS.index(name) + 1
+        for here, there in zip(visible_ends(query, organ), visible_ends(key, organ)):
+            if here is not None and there is not None:
+                offsets.append(there - here)
+    return offsets
+
+
+@dataclasses.dataclass
+class HeightRow:
+    """Matches of the middles of one organ's slices, of one ordered pair of people."""
+
+    query: str
+    key: str
+    organ: str
+    slices: int
+    learned_mm: float
+    body_mm: float
+    level_mm: float  # spread of the offsets that give the height: how sure the goal is
+
+
+def height_rows(people: list[Person]) -> list[HeightRow]:
+    """One row for each ordered pair of people and organ, where heights are known."""
+    rows = []
+    for query, key in itertools.permutations(people, 2):
+        offsets = height_offsets(query, key)
+        if len(offsets) < 2:
+            continue
+        for organ in range(1, len(ORGANS) + 1):
+            errors = errors_at_height(query, key, organ, float(np.median(offsets)))
+            if errors:
+                of_learned, of_body = np.mean(errors, axis=0)
+                rows.append(
+                    HeightRow(
+                        query=query.volume.name,
+                        key=key.volume.name,
+                        organ=ORGANS[organ - 1],
+                        slices=len(errors),
+                        learned_mm=float(of_learned),
+                        body_mm=float(of_body),
+                        level_mm=float(np.std(offsets)),
+                    )
+                )
+    return rows
+
+
+def errors_at_height(
+    query: Person, key: Person, organ: int, offset: float
+) -> list[tuple[float, float]]:
+    """Errors in mm of the learned match and of the body's, of one organ, slice by slice."""
+    errors = []
+    mm = query.volume.spacing[0]
+    for z in range(0, len(query.labels), max(1, round(SLICE_STEP / mm))):
+        other = round((z * mm + offset) / key.volume.spacing[0])
+        here = middle_of_slice(query, organ, z)
+        goal = middle_of_slice(key, organ, other)
+        if here is None or goal is None:
+            continue
+        errors.append(
+            (
+                float(np.linalg.norm(learned(here, query, key) - goal)),
+                float(np.linalg.norm(by_body(here, query, key) - goal)),
+            )
+        )
+    return errors
+
+
+def middle_of_slice(person: Person, organ: int, z: int) -> np.ndarray | None:
+    """Centroid of an organ in an axial slice, (3,) mm; None where it is not."""
+    if not 0 <= z < len(person.labels):
+        return None
+    places = np.argwhere(person.labels[z] == organ)
+    if not len(places):
+        return None
+    y, x = places.mean(0)
+    return (np.array([z, y, x]) + 0.5) * person.volume.spacing
+
+
+def print_heights(rows: list[HeightRow]) -> None:
+    """Means of every organ and of all over the slices, as Markdown."""
+    print("| organ | slices | learned, mm | body, mm |")
+    print("|---|---|---|---|")
+    for organ in (*ORGANS, "all"):
+        chosen = [row for row in rows if organ in (row.organ, "all")]
+        if chosen:
+            slices = [row.slices for row in chosen]
+            ours = np.average([row.learned_mm for row in chosen], weights=slices)
+            theirs = np.average([row.body_mm for row in chosen], weights=slices)
+            print(f"| {organ} | {sum(slices)} | {ours:.1f} | {theirs:.1f} |")
+    for row in {(r.query, r.key): r for r in rows}.values():
+        print(f"height of {row.key} against {row.query}: spread {row.level_mm:.0f} mm")
+    print()
+
+
 def cycle_error(people: list[Person], rng: np.random.Generator) -> float:
     """Median distance (mm) of A -> B -> A over random points of the body."""
     distances = []
@@ -260,7 +377,7 @@ def storage_error(
             other = embed(
                 volume_of("other", labeled_volume(image, None, plans)[0], query.volume.spacing)
             )
-            for point in query.body_points(200, rng):
+            for point in query.body_points(STORAGE_POINTS, rng):
                 match, score = match_millimetres(point, query.embedding, key.embedding)
                 other_match, _ = match_millimetres(point, other, key.embedding)
                 moved.append(np.linalg.norm(match - other_match))
@@ -271,6 +388,7 @@ def storage_error(
         "storage_mm": float(np.median(moved)),
         "storage_within_grid": float(within.mean()),
         "storage_within_grid_taken": float(within[np.array(scores) >= MIN_SCORE].mean()),
+        "storage_taken": int((np.array(scores) >= MIN_SCORE).sum()),
     }
 
 
@@ -408,6 +526,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     rows = organ_rows(people, rng)
     print_table(rows)
+    heights = height_rows(people)
+    print_heights(heights)
 
     result = {column: mean_of(rows, column) for column in COLUMNS}
     result["cycle_mm"] = cycle_error(people, rng)
@@ -421,7 +541,11 @@ def main() -> None:
     if arguments.trade_off:
         trade_off(people, network, config)
     if arguments.json:
-        content = {**result, "rows": [dataclasses.asdict(row) for row in rows]}
+        content = {
+            **result,
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "heights": [dataclasses.asdict(row) for row in heights],
+        }
         arguments.json.write_text(json.dumps(content, indent=2))
 
 
