@@ -129,6 +129,11 @@ class Row:
     label: str
     patient: str
 
+    @property
+    def described(self) -> str:
+        """The class, and whom the scan shows where that is not the scan's own name."""
+        return repr(self.label) + ("" if self.patient == self.case else f" of {self.patient}")
+
 
 def with_table(
     name: str, scans: dict[str, list[Path]], table: Path, rejected: dict[str, str]
@@ -218,8 +223,8 @@ def read_table(path: Path) -> list[Row]:
         row = Row(case, label, patient)
         if rows.setdefault(case, row) != row:
             raise UserError(
-                f"{path}, line {number}: {case} is {label} of {patient}, and an earlier line says "
-                f"{rows[case].label} of {rows[case].patient}: keep one of them"
+                f"{path}, line {number}: {case} is {row.described}, and an earlier line says "
+                f"{rows[case].described}: keep one of them"
             )
     return list(rows.values())
 

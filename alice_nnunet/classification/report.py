@@ -117,9 +117,9 @@ def summary_text(results: list[RunResult]) -> str:
 
 
 def with_spread(value: Spread) -> str:
+    """100 times the mean, with the standard deviation where there are several runs."""
     mean = "-" if value.mean is None else f"{100 * value.mean:.2f}"
-    std = "-" if value.std is None else f"{100 * value.std:.2f}"
-    return f"{mean} +- {std}"
+    return mean if value.std is None else f"{mean} +- {100 * value.std:.2f}"
 
 
 def write_table(path: Path, head: Iterable[str], rows: Iterable[Iterable]) -> None:

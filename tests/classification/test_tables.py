@@ -52,7 +52,11 @@ def test_tables_of_every_form_are_read_the_same(tmp_path, text, encoding):
     [
         ("case,label\na,0\nb,1\nz,1\n", "1 cases that X does not have: z"),
         ("case,label\na,0\nb,0\n", "all 2 cases have the class '0'"),
-        ("case,label\na,0\nb,1\na,1\n", "line 4: a is 1 of a, and an earlier line says 0"),
+        ("case,label\na,0\nb,1\na,1\n", "line 4: a is '1', and an earlier line says '0'"),
+        (
+            "case,label,patient\na,0,p\nb,1,p\na,0,q\n",
+            "line 4: a is '0' of q, and an earlier line says '0' of p",
+        ),
         ("case,label\na,0\nb,\n", "line 3: the case or its label is empty"),
         ("scan_name,label\na,0\n", "no column 'case'"),
         ("case,label\n\n", "is empty"),
