@@ -147,12 +147,14 @@ class IBOT(PretrainingMethod):
         x_u, s_u = self.student(hide(views.u, views.masked_u, self.mask_token, self.unit))
         x_v, s_v = self.student(hide(views.v, views.masked_v, self.mask_token, self.unit))
         with torch.no_grad():
-            y_u, t_u = self.teacher(views.u)  # (2 B, N, bottleneck), (2 B, K)
-            y_v, t_v = self.teacher(views.v)
+            intact_u = self.target_encoder(views.u)  # (2 B, N, E)
+            intact_v = self.target_encoder(views.v)
+            t_u = self.target_head(intact_u.mean(1)).float()  # (2 B, K)
+            t_v = self.target_head(intact_v.mean(1)).float()
 
         # L_MIM: hidden tokens of a view, from the same view (Eq. 2)
-        of_u, teacher_u = self.hidden_tokens(x_u, y_u, views.masked_u)
-        of_v, teacher_v = self.hidden_tokens(x_v, y_v, views.masked_v)
+        of_u, mean_u = self.hidden_tokens(x_u, intact_u, views.masked_u)
+        of_v, mean_v = self.hidden_tokens(x_v, intact_v, views.masked_v)
         losses = {"l_mim": (of_u + of_v) / 2}
 
         # L_[CLS]: one view, from the other (Eq. 1, as in DINO)
@@ -166,23 +168,15 @@ class IBOT(PretrainingMethod):
         return self.output(
             losses,
             content=has_content(views.u, self.unit),
-            compared={"cls": torch.cat([t_u, t_v]), "T": teacher_u},
+            compared={"cls": torch.cat([intact_u, intact_v]).mean(1), "T": intact_u},
             ranked={"V": x_u},
-            running={
-                "cls": torch.cat([t_u, t_v]).float().mean(0),
-                "mim": torch.cat([teacher_u, teacher_v]).float().mean((0, 1)),
-            },
+            running={"cls": torch.cat([t_u, t_v]).mean(0), "mim": (mean_u + mean_v) / 2},
         )
 
     def student(self, view: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of the encoder, (2 B, N, E), and the head's result for the view, (2 B, K)."""
         tokens = self.encoder(view)
         return tokens, self.head(tokens.mean(1))
-
-    def teacher(self, view: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens before the last layer of the head, (2 B, N, bottleneck), and the view's result."""
-        tokens = self.target_encoder(view)
-        return self.target_head.mlp(tokens), self.target_head(tokens.mean(1))
 
     def hidden_tokens(
         self, tokens: Tensor, intact: Tensor, masked: Tensor
@@ -194,27 +188,29 @@ class IBOT(PretrainingMethod):
 
         Args:
             tokens: (2 B, N, E), the student's, of the masked view.
-            intact: (2 B, N, bottleneck), the teacher's, of the intact view.
+            intact: (2 B, N, E), the teacher's, of the intact view.
             masked: (2 B, N), True where hidden.
 
         Returns:
-            The loss, and what the teacher says of each token, (2 B, N, K).
+            The loss, and the mean of what the teacher says of all tokens, (K,).
         """
         bottleneck = self.head.mlp(tokens)
+        with torch.no_grad():
+            of_teacher = self.target_head.mlp(intact)
         if self.casa is not None and self.target_casa is not None:
             bottleneck = self.casa(tokens, bottleneck)
             with torch.no_grad():
-                intact = self.target_casa(tokens, intact)
+                of_teacher = self.target_casa(tokens, of_teacher)
 
         student = self.head.prototypes(bottleneck)
         with torch.no_grad():
-            teacher = self.target_head.prototypes(intact).float()
+            teacher = self.target_head.prototypes(of_teacher).float()
         losses = self.cross_entropy(student, teacher - self.center_mim)
-        return masked_mean(losses, masked), teacher
+        return masked_mean(losses, masked), teacher.mean((0, 1))
 
     def of_views(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Eq. 1 for views, (2 B, K) each."""
-        return self.cross_entropy(student, teacher.float() - self.center_cls).mean()
+        return self.cross_entropy(student, teacher - self.center_cls).mean()
 
     def cross_entropy(self, student: Tensor, centered: Tensor) -> Tensor:
         """-P(teacher) log P(student), (..., K) -> (...)."""
