@@ -16,6 +16,7 @@ from alice_nnunet.geometry import grid_of
 from alice_nnunet.model.encoders.registry import unit_of
 from alice_nnunet.model.encoders.vit import ViT
 from alice_nnunet.model.methods.alice import Alice
+from alice_nnunet.model.pretraining.registry import DEFAULT, METHODS
 from alice_nnunet.planning.step_memory import training_step
 from alice_nnunet.pretrain.embedding import state as embedding_state
 from alice_nnunet.pretrain.embedding import step as embedding_step
@@ -25,7 +26,7 @@ from alice_nnunet.pretrain.training.state import build_state
 from alice_nnunet.pretrain.training.step import train_step, validate
 from tests.helpers.finetuning import pretrained_encoder
 from tests.helpers.pretended_cuda import CPU, CUDA, OnCuda, Operations, pretended_cuda
-from tests.helpers.pretraining import SPACING, noise, small_config
+from tests.helpers.pretraining import SPACING, method_config, noise, small_config
 
 SIZES = {
     "vit": ("crop_size=32,32,32", "depth=2"),
@@ -124,6 +125,12 @@ def test_every_option_of_the_method(options, monkeypatch):
     # What the first step remembers, the second one compares with.
     steps = 2 if config.method.dv_by == "place" else 1
     check_steps(config, with_anatomy(noise(), config), steps, monkeypatch)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != DEFAULT])
+def test_every_method(method, monkeypatch):
+    config = method_config(method, "vit", "compile=off", "precision=fp32", "warmup_iterations=0")
+    check_steps(config, noise(0, 4), 1, monkeypatch)
 
 
 def test_terms_by_place_of_an_encoder_with_windows(monkeypatch):
