@@ -4,16 +4,18 @@
         [--methods alice mae ...] [--set alice:weight_dv=0 ...] [--json FILE]
 
 DATA has images/CASE.nii.gz, and labels/CASE.nii.gz for lidc0001 and ts_example; everything without
-labels is trained on. First, a short run of each method says how long its step takes; the number of
-steps of its runs follows from the minutes. A run that is there is not repeated.
+labels is trained on. Minutes are those of one core. First, two short runs of each method say how
+many CPU seconds its step takes, and the number of steps of its runs follows: other work on the
+machine changes nothing. A run that is there is not repeated.
 
-Printed, as means over the seeds: steps, seconds of a step, the probe of organs between the two
+Printed, as means over the seeds: steps, CPU seconds of a step, the probe of organs between the two
 labeled people (ridge classifier, and nearest neighbour), held-out crops that find their match, and
 the effective rank of the encoder's visible tokens; beside them random weights.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.model.encoders.registry import ENCODERS
 from alice_nnunet.model.pretraining.registry import DEFAULT, METHODS, settings_class
 
-TIMED_STEPS = 30  # of the short run; the first third is warm-up
+SHORT, LONGER = 10, 40  # steps of the two runs whose difference in CPU time is that of the steps
 PROBES = ("probe organs", "probe retrieval", "retrieval")
 
 
@@ -37,7 +39,7 @@ class Result:
         arm: method, with the settings that were given to it.
         seed: of the run.
         steps: that fitted into the minutes.
-        step_seconds: of a step, its data included.
+        step_seconds: CPU time of a step, its data included.
         organs: share of organs that a ridge classifier names right across people.
         retrieval: share of points whose nearest neighbour in the other person is of their organ.
         matches: share of held-out crops that find their match.
@@ -99,7 +101,7 @@ def main() -> None:
                 folder,
                 environment,
             )
-            results.append(read_result(arm, seed, checkpoint))
+            results.append(read_result(arm, seed, seconds[arm], checkpoint))
             print(results[-1], flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps([asdict(r) for r in results], indent=2))
@@ -151,7 +153,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> dict:
     """Run a command into a folder, or go on with it, and return its last checkpoint."""
     subprocess.run(
         command,
-        env={**environment, "nnUNet_results": str(folder)},
+        env={**environment, "nnUNet_results": str(folder), "OMP_NUM_THREADS": "1"},
         check=True,
         stdout=subprocess.DEVNULL,
     )
@@ -159,28 +161,27 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> dict:
 
 
 def time_of_a_step(command: list[str], folder: Path, environment: dict[str, str]) -> float:
-    """Seconds of a step with its data, after the first ones."""
-    settings = [f"iterations={TIMED_STEPS}", f"log_every={TIMED_STEPS // 3}", "probe_every=0"]
-    history = run([*command, "--set", *settings], folder, environment)["history"]
-    parts = [
-        [value for step, value in history[name] if step > TIMED_STEPS // 3]
-        for name in ("step time", "data time")
-    ]
-    return float(sum(np.mean(part) for part in parts))
+    """CPU seconds of a step with its data, without what a run takes to start."""
+    spent = []
+    for steps in (SHORT, LONGER):
+        settings = [f"iterations={steps}", "warmup_iterations=1", "probe_every=0"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run([*command, "--set", *settings], folder / str(steps), environment)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    return (spent[1] - spent[0]) / (LONGER - SHORT)
 
 
-def read_result(arm: str, seed: int, checkpoint: dict) -> Result:
+def read_result(arm: str, seed: int, seconds: float, checkpoint: dict) -> Result:
     """What the history of a run says."""
     history = checkpoint["history"]
     first = [history[name][0][1] for name in PROBES]
     last = [history[name][-1][1] for name in PROBES]
-    seconds = [value for _, value in history["step time"]]
-    waited = [value for _, value in history["data time"]]
     return Result(
         arm=arm,
         seed=seed,
         steps=checkpoint["step"],
-        step_seconds=float(np.mean(seconds) + np.mean(waited)),
+        step_seconds=seconds,
         organs=last[0],
         retrieval=last[1],
         matches=last[2],
@@ -191,7 +192,7 @@ def read_result(arm: str, seed: int, checkpoint: dict) -> Result:
 
 def print_table(results: list[Result]) -> None:
     """A line for each arm, in Markdown, and one for random weights."""
-    print("| method | seeds | steps | s a step | organs | retrieval | matches | rank V |")
+    print("| method | seeds | steps | CPU s a step | organs | retrieval | matches | rank V |")
     print("|---|---|---|---|---|---|---|---|")
 
     for arm in dict.fromkeys(result.arm for result in results):
