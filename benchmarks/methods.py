@@ -17,6 +17,7 @@ import argparse
 import json
 import resource
 import subprocess
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -160,13 +161,14 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> dict:
     return load_pretraining(next(folder.glob("*/*/*/checkpoint_final.pth")))
 
 
-def time_of_a_step(command: list[str], folder: Path, environment: dict[str, str]) -> float:
+def time_of_a_step(command: list[str], environment: dict[str, str]) -> float:
     """CPU seconds of a step with its data, without what a run takes to start."""
     spent = []
     for steps in (SHORT, LONGER):
         settings = [f"iterations={steps}", "warmup_iterations=1", "probe_every=0"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run([*command, "--set", *settings], folder / str(steps), environment)
+        with tempfile.TemporaryDirectory() as folder:
+            run([*command, "--set", *settings], Path(folder), environment)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     return (spent[1] - spent[0]) / (LONGER - SHORT)
