@@ -91,9 +91,7 @@ def main() -> None:
         for arm in (*trainable(arguments.methods, arguments.encoder), *arguments.set):
             command = command_of(arm, arguments.encoder, labeled)
             if arm not in seconds:
-                seconds[arm] = time_of_a_step(
-                    command, arguments.out / "timing" / slug(arm), environment
-                )
+                seconds[arm] = time_of_a_step(command, environment)
             steps = max(10, round(60 * arguments.minutes / seconds[arm]))
 
             folder = arguments.out / f"{arguments.minutes:g}min" / f"{slug(arm)}_{seed}"
