@@ -91,7 +91,8 @@ def main() -> None:
         for arm in (*trainable(arguments.methods, arguments.encoder), *arguments.set):
             command = command_of(arm, arguments.encoder, labeled)
             if arm not in seconds:
-                seconds[arm] = time_of_a_step(command, environment)
+                timing = arguments.out / "timing" / f"{slug(arm)}.json"
+                seconds[arm] = known_time(timing, command, environment)
             steps = max(10, round(60 * arguments.minutes / seconds[arm]))
 
             folder = arguments.out / f"{arguments.minutes:g}min" / f"{slug(arm)}_{seed}"
@@ -157,6 +158,14 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> dict:
         stdout=subprocess.DEVNULL,
     )
     return load_pretraining(next(folder.glob("*/*/*/checkpoint_final.pth")))
+
+
+def known_time(file: Path, command: list[str], environment: dict[str, str]) -> float:
+    """CPU seconds of a step, measured once: an interrupted benchmark goes on with the same steps."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(time_of_a_step(command, environment)))
+    return json.loads(file.read_text())
 
 
 def time_of_a_step(command: list[str], environment: dict[str, str]) -> float:
