@@ -161,7 +161,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> dict:
 
 
 def known_time(file: Path, command: list[str], environment: dict[str, str]) -> float:
-    """CPU seconds of a step, measured once: an interrupted benchmark goes on with the same steps."""
+    """CPU seconds of a step, measured once, so that an interrupted benchmark can go on."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(time_of_a_step(command, environment)))
