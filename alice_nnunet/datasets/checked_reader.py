@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -56,6 +57,21 @@ def words_of(variable: str, known: tuple[str, ...]) -> frozenset[str]:
     return frozenset(words)
 
 
+def with_variables(findings: list[Finding]) -> list[Finding]:
+    """The findings, with environment variables in place of options: nnU-Net's commands have none.
+
+    `--fill-nan` becomes `alice_fill_nan=1`, and `--take sform` becomes `alice_take=sform`.
+    """
+    result = []
+    for finding in findings:
+        remedy = finding.remedy.replace("--fill-nan", f"{FILL_NAN}=1")
+        remedy = re.sub(r"--(take|accept) ([\w-]+)", r"alice_\1=\2", remedy)
+        if finding.is_error and remedy != finding.remedy:
+            remedy += " (environment variable)"
+        result.append(replace(finding, remedy=remedy))
+    return result
+
+
 class CheckingPlans(PlansManager):
     """Plans whose reader checks what it reads. Only the reader differs."""
 
@@ -99,7 +115,7 @@ def check_scans(cases: dict[str, list[Path]], plans: dict) -> dict[str, list[Fin
             _, findings = check_headers(files, decisions)
         else:
             findings = check_case(LabeledCase(tuple(files), None), windows, set(), decisions)
-        errors[case] = [finding for finding in findings if finding.is_error]
+        errors[case] = [finding for finding in with_variables(findings) if finding.is_error]
     return {case: found for case, found in errors.items() if found}
 
 
@@ -137,13 +153,14 @@ class CheckedReader:
         decisions = decisions_of_environment()
         print_passed_over(files[0])
         geometries, findings = check_headers(files, decisions)
+        findings = with_variables(findings)
         raise_errors(findings, name_files=True)
 
         with readable(files, geometries, self.orientation) as paths:
             image, properties = self.reader.read_images([str(path) for path in paths])
             if isinstance(self.reader, SimpleITKIO):
                 restore_nonfinite(image, paths)
-        findings += self.check_voxels(image, files, decisions)
+        findings += with_variables(self.check_voxels(image, files, decisions))
         raise_errors(findings, name_files=True)
         for finding in findings:
             print(f"WARNING: {finding.text}", flush=True)

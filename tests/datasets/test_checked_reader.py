@@ -49,8 +49,18 @@ def test_the_same_arrays_as_nnunets_and_both_forms_in_the_output(tmp_path, hu):
         np.testing.assert_allclose(*[getattr(one, name)() for one in by_itk], atol=1e-4)
 
 
-@pytest.mark.parametrize("fault", ["nan", "not HU", "forms", "no orientation", "text"])
-def test_bad_scans_are_refused_by_name(tmp_path, hu, fault):
+@pytest.mark.parametrize(
+    "fault, remedy",
+    [
+        ("nan", "alice_fill_nan=1 (environment variable)"),
+        ("not HU", "alice_accept=not-hu (environment variable)"),
+        ("forms", "alice_take=sform or alice_take=qform (environment variable)"),
+        ("no orientation", "alice_take=as-stored (environment variable)"),
+        ("text", "Copy the file again"),
+    ],
+)
+def test_bad_scans_are_refused_by_name(tmp_path, hu, fault, remedy):
+    """The commands of nnU-Net know none of our options: the remedies are variables."""
     path = tmp_path / "a_0000.nii.gz"
     voxels = hu.astype(np.float32)
     if fault == "nan":
@@ -65,8 +75,9 @@ def test_bad_scans_are_refused_by_name(tmp_path, hu, fault):
     if fault == "text":
         path.write_bytes(b"text")
 
-    with pytest.raises(ValueError, match=r"a_0000\.nii\.gz: "):
+    with pytest.raises(ValueError, match=r"a_0000\.nii\.gz: ") as refused:
         reader_of().read_images([str(path)])
+    assert str(refused.value).endswith(remedy) and "--" not in str(refused.value)
 
 
 def test_what_the_environment_decides(tmp_path, hu, monkeypatch):
