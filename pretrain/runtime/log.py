@@ -165,7 +165,8 @@ def draw_panel(axes: Axes, curves: dict[str, list]) -> None:
             label=name,
             linestyle="--" if dashed else "-",
             marker="o" if len(steps) <= FEW_VALUES else None,
-            markersize=4,
+            markersize=7 if dashed else 4,
+            markerfacecolor="none" if dashed else None,  # a single value has no line
             color=colours.get(name.removeprefix("validation ").removesuffix(" chance")),
         )
         colours[name] = line.get_color()

@@ -61,6 +61,8 @@ def test_progress_shows_single_values_and_the_warning():
     training, validation = losses.lines
     assert training.get_color() == validation.get_color()
     assert (training.get_linestyle(), validation.get_linestyle()) == ("-", "--")
+    assert training.get_markerfacecolor() == training.get_color()
+    assert validation.get_markerfacecolor() == "none"  # a single value has no line
 
 
 def test_weights_and_biases_where_it_is_asked_for_and_missing(tmp_path, monkeypatch):
