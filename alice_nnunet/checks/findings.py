@@ -77,7 +77,7 @@ class BadImage(ValueError):
 
     def __init__(self, findings: list[Finding], name_files: bool = False):
         errors = [finding for finding in findings if finding.is_error]
-        super().__init__(" and ".join(e.text if name_files else e.reason for e in errors))
+        super().__init__(". Also: ".join(e.text if name_files else e.reason for e in errors))
         self.findings = findings
 
 

@@ -193,10 +193,14 @@ def size_problem(affine: np.ndarray, zooms: tuple[float, ...], name: str) -> Fin
     with np.errstate(invalid="ignore"):
         edges = nibabel.affines.voxel_sizes(affine)
 
-    finite = np.isfinite(affine).all() and np.isfinite(zooms).all()
-    if not finite or min(zooms) <= 0 or edges.min() <= 0:
-        found = f"voxel sizes must be positive numbers, got {tuple(map(float, zooms))} mm"
-        return Finding("voxel-size", name, found)
+    if not np.isfinite(affine).all():
+        found = f"the affine has entries that are no numbers: {affine[:3].tolist()}"
+        return Finding("voxel-size", name, found, "numbers", "Correct the header")
+
+    if not np.isfinite(zooms).all() or min(zooms) <= 0 or edges.min() <= 0:
+        sizes = edges if min(zooms) > 0 else zooms
+        found = f"voxels of {millimetres(sizes)}"
+        return Finding("voxel-size", name, found, "positive numbers", "Correct the header")
 
     if not np.allclose(edges, zooms, rtol=0.01):
         found = (

@@ -145,7 +145,7 @@ def check_extent(extent: Iterable[float], what: str, name: str) -> list[Finding]
     """A finding if a volume or the body in it is too short along an axis.
 
     Args:
-        extent: mm along each axis.
+        extent: mm along each axis, (x, y, z).
         what: that is so large.
         name: of the file.
     """

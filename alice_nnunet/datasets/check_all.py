@@ -181,7 +181,7 @@ def size_findings(
     image: np.ndarray, spacing: Spacing, window: Window | None, name: str
 ) -> list[Finding]:
     """A finding if an unlabeled volume, or the body in CT, is a fragment. image: (Z, Y, X)."""
-    extent = tuple(n * s for n, s in zip(image.shape, spacing))
+    extent = tuple(n * s for n, s in zip(image.shape, spacing))[::-1]
     findings = check_extent(extent, "the volume", name)
     if findings or window is None:
         return findings
@@ -194,7 +194,7 @@ def size_findings(
     except ValueError as error:
         return [Finding("empty", name, str(error))]
     size = tuple((stop - start) * edge for start, stop, edge in zip(*body.box, edges))
-    return check_extent(size, "the body", name)
+    return check_extent(size[::-1], "the body", name)
 
 
 def add_same_content(found: dict[str, list[Finding]], results: dict[str, CheckedCase]) -> None:

@@ -72,8 +72,11 @@ def read_case(
         BadImage: a ValueError; the images cannot be used, with the reason.
     """
     geometries, findings = check_headers(files, decisions)
+    refused = {finding.file for finding in findings if finding.is_error}
     for name, geometry in geometries.items():
-        findings += settled(check_extent(geometry.extent, "the volume", name), decisions)
+        if name not in refused:  # its size would follow from what is wrong
+            extent = geometry.reoriented().extent
+            findings += settled(check_extent(extent, "the volume", name), decisions)
     raise_errors(findings, name_files=len(files) > 1)
 
     try:
@@ -82,7 +85,7 @@ def read_case(
     except MemoryError:
         raise ValueError("not enough memory to read it") from None
     except Exception as error:
-        raise ValueError(f"cannot be read: {first_line(error)}") from None
+        raise ValueError(f"cannot be read: {first_line(error)}. Copy the file again") from None
     return image, properties, findings
 
 

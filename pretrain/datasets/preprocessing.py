@@ -31,7 +31,7 @@ from alice_nnunet.data.volumes import (
     save_volume,
 )
 from alice_nnunet.datasets.raw_dataset import RawDataset, open_raw_dataset, passed_over_text
-from alice_nnunet.datasets.raw_image import check_header, check_voxels, read_case
+from alice_nnunet.datasets.raw_image import check_headers, check_voxels, read_case
 from alice_nnunet.errors import NO_SPACE, UserError
 from alice_nnunet.files import locked, require_space, require_writable, write_json_atomically
 from alice_nnunet.geometry import Spacing, Triple
@@ -334,8 +334,9 @@ def preprocess_cases(
         for case, files in raw.cases.items()
         if case not in good
     }
-    folder, plans, _ = rules
-    require_space(folder, fewest_bytes(raw, list(jobs), plans), f"{len(jobs)} preprocessed cases")
+    folder, plans, decisions = rules
+    needed = fewest_bytes(raw, list(jobs), plans, decisions)
+    require_space(folder, needed, f"{len(jobs)} preprocessed cases")
     results = run_each(preprocess_case, jobs, processes)
 
     for case, result in with_progress(results, "preprocessing", len(jobs)):
@@ -349,18 +350,21 @@ def preprocess_cases(
         good[case] = result
 
 
-def fewest_bytes(raw: RawDataset, cases: list[str], plans: dict) -> int:
+def fewest_bytes(
+    raw: RawDataset, cases: list[str], plans: dict, decisions: Decisions = NO_DECISIONS
+) -> int:
     """What the volumes of cases take on a disk at least, by the sizes in their headers.
 
-    Those of the CT tried took 1.6 to 3.4 bytes a voxel. Air takes nearly nothing.
+    Those of the CT tried took 1.6 to 3.4 bytes a voxel. Air takes nearly nothing. Cases with an
+    error in a header count as nothing: sizes in another unit would fill any disk.
     """
     spacing = np.array(spacing_of(plans))
     voxels = 0.0
     for case in cases:
-        for file in raw.cases[case]:
-            geometry, _ = check_header(file)
-            if geometry is not None:
-                voxels += geometry.extent.prod() / spacing.prod()
+        geometries, findings = check_headers(raw.cases[case], decisions)
+        if not any(finding.is_error for finding in findings):
+            extents = [geometry.extent.prod() for geometry in geometries.values()]
+            voxels += sum(extents) / spacing.prod()
     return int(voxels)
 
 
@@ -422,7 +426,7 @@ def preprocess_case(
 def body_findings(body: Body, spacing: Spacing, name: str, decisions: Decisions) -> list[Finding]:
     """The warnings on the size of the body. Raises BadImage if the volume is a fragment."""
     extent = tuple((stop - start) * s for start, stop, s in zip(*body.box, spacing))
-    findings = settled(check_extent(extent, "the body", name), decisions)
+    findings = settled(check_extent(extent[::-1], "the body", name), decisions)
     raise_errors(findings)
     return findings
 

@@ -86,7 +86,7 @@ def test_unreadable_files(path, spoil):
     [
         (80, (1, 1, 1), "two voxel sizes"),  # pixdim, while the affine stays
         (280, (0, 0, 0, 0), "positive numbers|cannot be read"),  # the affine's first row
-        (280, (np.nan, 0, 0, 0), "positive numbers|cannot be read"),
+        (280, (np.nan, 0, 0, 0), "entries that are no numbers|cannot be read"),
     ],
 )
 def test_voxel_sizes_that_contradict_each_other_or_are_no_sizes(tmp_path, offset, values, message):

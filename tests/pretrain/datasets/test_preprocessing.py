@@ -161,6 +161,22 @@ def test_spoiled_inputs_are_listed_and_the_rest_go_on(
     assert "1 cases good, 10 failed" in shown and "Traceback" not in shown
 
 
+def test_a_file_in_another_unit_does_not_fill_the_disk(raw_dataset, dataset_folder):
+    """In micrometres, that thing would take 16 TB. Its other faults do not count."""
+    large = np.diag([3000.0, 3000.0, 4000.0, 1.0])
+    small = np.diag([0.003, 0.003, 0.004, 1.0])
+    raw_dataset({"good": thing(), "large": thing(affine=large), "small": thing(affine=small)})
+
+    main(["-d", "22", "-np", "1", "-spacing", "4", "3", "3"])
+
+    report = read_report(dataset_folder)
+    assert report["ok"] == ["good"]
+    expected = "mm; expected 0.05 to 50 mm. Are the sizes in another unit? Correct the header, or"
+    for case in ("large", "small"):
+        assert expected in report["failed"][case]
+        assert "fragment" not in report["failed"][case]
+
+
 def test_no_good_case_is_an_error_after_the_report(raw_dataset, dataset_folder, capsys):
     raw_dataset({"a": b"text", "b": b""})
 
