@@ -25,7 +25,7 @@ from alice_nnunet.pretrain.datasets.preprocessed import (
     preprocessed_volumes,
     split_cases,
 )
-from alice_nnunet.pretrain.datasets.pretrain_plans import data_description
+from alice_nnunet.pretrain.datasets.pretrain_plans import data_description, spacing_of
 from alice_nnunet.pretrain.embedding.job import check_spacing, ensure_index
 from alice_nnunet.pretrain.runtime.device import (
     autocast,
@@ -351,13 +351,17 @@ def make_job(
         device: Of the run.
 
     Raises:
-        UserError: A setting is out of range, or the run that is there cannot be resumed.
+        UserError: A setting is out of range, the method cannot learn from these volumes, or the
+            run that is there cannot be resumed.
     """
     name = dataset_name(request.dataset)
     cases = case_names(volumes)
     data = data_description(plans, cases)
     windowed = tuple(i for i, channel in enumerate(data["channels"]) if channel["window"])
     config = make_config(name, request.settings, len(data["channels"]), windowed)
+    refusal = config.method.spacing_refusal(spacing_of(plans))
+    if refusal:
+        raise UserError(f"-method {config.method_name} cannot learn from these volumes: {refusal}")
 
     if run.checkpoint:
         matcher = volumes.parent / ANATOMY / FINAL

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alice_nnunet.geometry import Triple, triple
+from alice_nnunet.geometry import Spacing, Triple, triple
 from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.initialisation import xavier_uniform
 from alice_nnunet.model.losses import has_content
@@ -26,6 +26,7 @@ from alice_nnunet.model.tokens import patchify
 from alice_nnunet.model.views import CropViews, joined
 from alice_nnunet.ranks import gather_with_gradient, rank
 from alice_nnunet.settings.ranges import require_not_negative, require_positive
+from alice_nnunet.text import millimetres
 
 QUARTERS = 4  # turns about the body axis: 0, 90, 180 and 270 degrees
 SMALLEST_BOX, LARGEST_BOX = 0.1, 0.5  # sides of a cut-out box, in sides of the crop
@@ -39,10 +40,10 @@ class TangSettings(MethodSettings):
         ValueError: a value is out of range.
     """
 
-    cut_out: float = 0.3  # share of a view that is cut out (Sec. 3.2, "Masked volume inpainting")
-    temperature: float = 0.5  # t of Eq. 3
+    cut_out: float = 0.3  # share of a view that is cut out (Sec. 3.2, "Masked Volume Inpainting")
+    temperature: float = 0.5  # t of the contrast
     channels: int = 512  # width of the contrastive head's result
-    weight_inpainting: float = 1.0  # lambda_1 of Eq. 4
+    weight_inpainting: float = 1.0  # lambda_1 (Sec. 3.2, "Loss Function")
     weight_contrast: float = 1.0  # lambda_2
     weight_rotation: float = 1.0  # lambda_3
 
@@ -62,6 +63,16 @@ class TangSettings(MethodSettings):
         return (
             "its crops are turned by quarters in the axial plane, which must be square: crop_size "
             f"is {height} x {width} there"
+        )
+
+    def spacing_refusal(self, spacing: Spacing) -> str | None:
+        _, along_y, along_x = spacing
+        if math.isclose(along_y, along_x, rel_tol=1e-3):
+            return None
+        return (
+            "it turns crops by quarters in the axial plane, whose voxels must be square: otherwise "
+            f"a turned crop has other proportions than a body. They are {millimetres(spacing)}. "
+            "Choose a spacing with two equal last numbers: alice-preprocess -spacing"
         )
 
     @property
@@ -146,7 +157,7 @@ class Tang(PretrainingMethod):
         return TurnedViews(*turned, *cuts, *quarters)
 
     def forward(self, query: TurnedViews, key: TurnedViews, shared: None = None) -> Output:
-        """Eqs. 1 to 4."""
+        """The three proxy tasks and their sum (Sec. 3.2)."""
         views = joined(query, key)
         whole = torch.cat([views.whole_1, views.whole_2])  # (4 B, C, D, H, W), first all views 1
         cut = torch.cat([views.cut_1, views.cut_2])
@@ -155,17 +166,17 @@ class Tang(PretrainingMethod):
         pooled = tokens.mean(1)
         losses: dict[str, Tensor] = {}
 
-        # Masked volume inpainting (Eq. 1)
+        # "Masked Volume Inpainting"
         if self.settings.weight_inpainting:
             filled = self.inpainting(tokens)  # (4 B, N, voxels)
             losses["l_inpaint"] = F.l1_loss(filled.float(), patchify(whole, self.unit).float())
 
-        # Contrastive coding: the other view of the same crop, among all others (Eq. 3)
+        # "Contrastive Coding": the other view of the same crop, among all others
         if self.settings.weight_contrast:
             projected = F.normalize(self.contrast(pooled).float(), dim=-1)
             losses["l_contrast"] = self.nt_xent(projected)
 
-        # Rotation prediction (Eq. 2)
+        # "Image Rotation"
         if self.settings.weight_rotation:
             quarters = torch.cat([views.quarters_1, views.quarters_2])
             losses["l_rotation"] = F.cross_entropy(self.rotation(pooled).float(), quarters)
@@ -178,7 +189,7 @@ class Tang(PretrainingMethod):
         )
 
     def nt_xent(self, projected: Tensor) -> Tensor:
-        """Eq. 3, with the views of all processes.
+        """The loss of "Contrastive Coding", with the views of all processes.
 
         Args:
             projected: (4 B, C) of length 1; rows n and n + 2 B are views of the same crop.

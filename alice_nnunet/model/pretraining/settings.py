@@ -49,6 +49,10 @@ class MethodSettings:
         """
         return None
 
+    def spacing_refusal(self, spacing: tuple[float, float, float]) -> str | None:
+        """Why the method cannot learn from volumes of a spacing in mm (z, y, x), or None."""
+        return None
+
     @property
     def vector_channels(self) -> int | None:
         """Channels of the matcher's vectors that the method learns from; None if it needs none."""

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
@@ -12,7 +13,7 @@ from tests.helpers.methods import drawn, short_run, small_model
 from tests.helpers.pretraining import method_config, noise
 
 
-def test_the_three_losses_are_eqs_1_to_3_written_out():
+def test_the_three_losses_are_the_papers_written_out():
     model = small_model("tang", "weight_rotation=2")
     query, key = drawn(model)
     views = joined(query, key)
@@ -74,6 +75,24 @@ def test_boxes_cover_their_share():
     shares = cut.float().mean((1, 2, 3))
     assert cut.shape == (20, 16, 24, 24)
     assert shares.min() >= 0.3 and shares.max() < 0.3 + 0.5**3
+    assert shares.std() > 0  # each crop has boxes of its own
+
+
+@pytest.mark.parametrize("cut", [0.05, 0.3, 0.9])
+def test_no_box_too_many_is_cut_out(cut):
+    size = (6, 10, 9)
+    found = cut_out(10, size, cut, torch.Generator().manual_seed(1))
+
+    generator = torch.Generator().manual_seed(1)
+    for crop in found:
+        expected = np.zeros(size, bool)
+        while expected.mean() < cut:
+            drawn = torch.rand(2, 3, generator=generator).numpy()
+            sides = [max(1, round(n * (0.1 + 0.4 * float(s)))) for n, s in zip(size, drawn[0])]
+            starts = [round((n - s) * float(p)) for n, s, p in zip(size, sides, drawn[1])]
+            z, y, x = (slice(first, first + side) for first, side in zip(starts, sides))
+            expected[z, y, x] = True
+        assert np.array_equal(crop.numpy(), expected)
 
 
 def test_a_term_of_weight_0_is_not_computed():
@@ -91,6 +110,12 @@ def test_it_learns():
 def test_crops_that_are_not_square_are_refused():
     with pytest.raises(UserError, match=r"tang cannot train encoder vit: .* 32 x 48"):
         method_config("tang", "vit", "crop_size=32,32,48")
+
+
+def test_oblong_voxels_are_refused():
+    settings = TangSettings()
+    assert settings.spacing_refusal((1.5, 0.76, 0.76)) is None
+    assert "1.5 x 0.76 x 0.8 mm" in settings.spacing_refusal((1.5, 0.76, 0.8))
 
 
 @pytest.mark.parametrize("wrong", [{"cut_out": 0.0}, {"temperature": 0}, {"weight_contrast": -1}])

@@ -92,6 +92,13 @@ def test_a_spacing_of_ones_own_fits_every_preset(preprocess):
         check_preset(plans, "Dataset022_Test", preset)
 
 
+def test_a_method_that_turns_crops_is_refused_oblong_voxels(preprocess, capsys):
+    preprocess("-spacing", "3", "3", "2")
+    for words in ([], ["--dry-run"]):
+        error = refusal(capsys, alice_pretrain, "-preset", "tiny", "-method", "tang", *words)
+        assert "-method tang cannot learn from these volumes" in error and "3 x 3 x 2 mm" in error
+
+
 def test_plans_of_earlier_versions_tell_by_their_spacing(preprocess):
     plans = preprocess("-preset", "tiny")
     content = json.loads(plans.read_text())
