@@ -7,8 +7,10 @@ from alice_nnunet.model.losses import reconstruction_loss
 from alice_nnunet.model.methods.semmae import NumberedCrops, SemMAESettings, masking_order
 from alice_nnunet.model.tokens import masked_from
 from alice_nnunet.model.views import joined
-from tests.helpers.methods import drawn, follows, short_run, small_model
-from tests.helpers.pretraining import method_config
+from alice_nnunet.pretrain.training.state import build_state
+from alice_nnunet.pretrain.training.step import train_step
+from tests.helpers.methods import blobs, drawn, follows, short_run, small_model
+from tests.helpers.pretraining import CPU, SPACING, method_config
 
 PARTS = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]])
 
@@ -95,6 +97,18 @@ def test_parts_teach_the_encoder_nothing():
 def test_the_encoder_of_the_parts_follows():
     model = small_model("semmae")
     follows(model, model.target_encoder, model.encoder)
+
+
+def test_parts_stay_in_use():
+    config = method_config("semmae", "vit", "iterations=30", "lr=1e-3", "lr_pairs=4")
+    state = build_state(config, CPU)
+    for step in range(30):
+        train_step(state, blobs(step), config, SPACING)
+
+    with torch.no_grad():
+        belonging, _ = state.model.parts_of(torch.cat([blobs(100 + n).query for n in range(8)]))
+    shares = belonging.argmax(-1).flatten().bincount(minlength=6) / (32 * 8)
+    assert shares.min() > 0.02 and shares.max() < 0.5
 
 
 def test_it_learns():
