@@ -51,14 +51,14 @@ class CMAESettings(MethodSettings):
         ValueError: a value is out of range.
     """
 
-    run: ClassVar = {"ema": 0.996}  # of the momentum branch, with a cosine schedule to 1
+    run: ClassVar = {"ema": 0.996}  # of the momentum branch
 
     mask_ratio: float = 0.75  # hidden share of the online view
     normalise: str = "token"  # targets: each token, each channel of it, or none
     largest_shift: float = 0.14  # of the target view, in sides of a crop (31 of 224 pixels)
     intensity: float = 0.1  # light change of the target view: factor 1 +- it, shift +- it
-    temperature: float = 0.07  # tau of Eq. 4
-    weight_contrast: float = 1.0  # lambda_c of Eq. 5
+    temperature: float = 0.07  # tau of L_c
+    weight_contrast: float = 1.0  # lambda_c, the weight of L_c
     head_hidden: int = 4096  # width of the hidden layers of projector and predictor
     channels: int = 256  # width C of their results
     decoder_width: int = 512  # width of a token in both decoders
@@ -161,12 +161,12 @@ class CMAE(PretrainingMethod):
         return ShiftedViews(crops, keep, masked, target)
 
     def forward(self, query: ShiftedViews, key: ShiftedViews, shared: None = None) -> Output:
-        """Eqs. 1 to 5."""
+        """L = L_r + lambda_c L_c."""
         settings = self.settings
         views = joined(query, key)
         content = has_content(views.crop, self.unit)
 
-        # Reconstruction: visible tokens, pixel decoder (Eqs. 1 and 2)
+        # L_r, reconstruction: visible tokens, pixel decoder
         visible = self.encoder(views.crop, views.keep)  # (2 B, V, E)
         predicted, _ = self.pixel_decoder(visible, views.keep)
         losses = {
@@ -175,7 +175,7 @@ class CMAE(PretrainingMethod):
             )
         }
 
-        # Contrast: feature decoder and mean over tokens, against the momentum branch (Eqs. 3, 4)
+        # L_c, contrast: feature decoder and mean over tokens, against the momentum branch
         compared: dict[str, Tensor] = {}
         if settings.weight_contrast:
             _, features = self.feature_decoder(visible, views.keep)  # (2 B, N, E)
