@@ -1,4 +1,4 @@
-"""Checkpoints of a pretraining: tensors and plain values only, written atomically."""
+"""Checkpoints: tensors and plain values only, written atomically."""
 
 from pathlib import Path
 

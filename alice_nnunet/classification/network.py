@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from alice_nnunet.checkpoint import save_checkpoint
 from alice_nnunet.classification.recipe import ClassificationRecipe, as_plain, recipe_from
 from alice_nnunet.errors import UserError
-from alice_nnunet.files import replacing
 from alice_nnunet.geometry import grid_of
 from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.encoders.registry import build_encoder
@@ -98,8 +98,7 @@ def save_classifier(
         "classes": list(classes),
         "recipe": as_plain(recipe),
     }
-    with replacing(path) as partial:
-        torch.save(content, partial)
+    save_checkpoint(path, content)
 
 
 def load_classifier(path: Path) -> SavedClassifier:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import alice_nnunet
+from alice_nnunet.checkpoint import save_checkpoint
 from alice_nnunet.environment import external_trainers, own_trainers
 from alice_nnunet.errors import UserError
 from alice_nnunet.files import new_folder, require_new, write_json_atomically
@@ -133,7 +134,8 @@ def choose_folds(model: Path, wanted: list[str] | None, checkpoint: str) -> list
 def write_weights(source: Path, target: Path) -> str:
     """Write the part of a checkpoint that prediction needs. Returns the name of its trainer.
 
-    Raises UserError if source cannot be read or does not come from a training by nnU-Net.
+    Raises UserError if source cannot be read or does not come from a training by nnU-Net, or
+    target cannot be written.
     """
     try:
         # nnU-Net's checkpoints hold more than tensors and plain values.
@@ -153,7 +155,7 @@ def write_weights(source: Path, target: Path) -> str:
     kept["init_args"] = {"configuration": checkpoint["init_args"]["configuration"]}
 
     target.parent.mkdir(parents=True)
-    torch.save(kept, target)
+    save_checkpoint(target, kept)
     return checkpoint["trainer_name"]
 
 
