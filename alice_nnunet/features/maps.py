@@ -112,7 +112,8 @@ def blended(encoder: Encoder, image: Tensor, window: Triple, device: torch.devic
     sums: list[Tensor] = []
     weights: list[Tensor] = []
 
-    for some in batched(itertools.product(*starts), WINDOWS_AT_ONCE):
+    places = (triple(start) for start in itertools.product(*starts))
+    for some in batched(places, WINDOWS_AT_ONCE):
         crops = torch.cat([image[(slice(None), slice(None), *box(s, window))] for s in some])
         with half_precision(device):
             stages = encoder.features(crops.to(device))
