@@ -71,6 +71,23 @@ def test_both_losses_are_those_of_algorithm_1_written_out():
     assert losses["l_mim"].item() == pytest.approx(l_mim, rel=1e-4)
 
 
+def test_the_loss_of_tokens_is_lightlys():
+    lightly = pytest.importorskip("lightly.loss")
+    model = moved()
+    query, key = drawn(model, pairs=4)
+    views = joined(query, key)
+    said = of_views(model, views)
+
+    expected = 0.0
+    for name, masked in (("u", views.masked_u), ("v", views.masked_v)):
+        theirs = lightly.IBOTPatchLoss(len(model.center_mim), 0.04, 0.1)
+        theirs.center.center.copy_(model.center_mim)
+        teacher, student = said[f"tokens t {name}"][masked], said[f"tokens s {name}"][masked]
+        expected += theirs(teacher, student, masked[:, None]).item() / 2  # tokens as one row
+    assert expected > 0
+    assert model(query, key).losses["l_mim"].item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_l_dv_compares_the_two_people_of_a_pair():
     model = moved("weight_dv=0.5")
     query, key = drawn(model)

@@ -34,6 +34,8 @@ METHODS = [
     ["dv_by=place", "memory=64", "accumulate=2"],
     ["weight_an=2", "weight_dv=0", "weight_st=0", "accumulate=2"],
     *([f"method={name}"] for name in OTHERS if name != DEFAULT),
+    ["method=ibot", "weight_dv=1", "casa=true"],
+    ["method=sim", "casa=true"],
 ]
 
 
