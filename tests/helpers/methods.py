@@ -61,6 +61,32 @@ def short_run(method: str, *settings: str, steps: int = 60) -> ShortRun:
     )
 
 
+def normed_layers(vectors: torch.Tensor, head: torch.nn.Sequential, normed: int) -> torch.Tensor:
+    """An MLP written out, of which the first `normed` layers have batch norm; ReLU between layers.
+
+    Args:
+        vectors: (M, C).
+        head: its linear layers are taken. Norms have the weights that they start with.
+        normed: number of layers.
+    """
+    layers = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
+    for number, layer in enumerate(layers):
+        vectors = vectors @ layer.weight.T
+        if layer.bias is not None:
+            vectors = vectors + layer.bias
+        if number < normed:
+            centered = vectors - vectors.mean(0)
+            vectors = centered / (centered.square().mean(0) + 1e-5).sqrt()
+        if number < len(layers) - 1:
+            vectors = vectors.clamp(min=0)
+    return vectors
+
+
+def widths(head: torch.nn.Sequential) -> list[int]:
+    """What the linear layers of an MLP give."""
+    return [layer.out_features for layer in head if isinstance(layer, torch.nn.Linear)]
+
+
 def follows(model: PretrainingMethod, target: torch.nn.Module, source: torch.nn.Module) -> None:
     """Assert that a target moves by the formula of a moving average, and has no gradient."""
     before = [p.clone() for p in target.parameters()]

@@ -61,8 +61,9 @@ class DINO(PretrainingMethod):
     terms = ("l_dino",)
     compared = ("cls",)
     hints = (
-        "l_dino is the cross-entropy of K prototypes: it starts at log(K) and falls slowly; where "
-        "it stays there, the teacher says the same of all crops",
+        "l_dino is the cross-entropy of K prototypes: it starts below log(K), rises to it while "
+        "the center learns what all crops share, and falls slowly from there; where it stays "
+        "there, the teacher says the same of all crops",
     )
     center: Tensor
 

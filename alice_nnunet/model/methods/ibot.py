@@ -94,7 +94,9 @@ class IBOT(PretrainingMethod):
         self.terms = ("l_mim", "l_cls", "l_dv") if settings.weight_dv else ("l_mim", "l_cls")
         self.hints = (
             "l_mim and l_cls are cross-entropies of K prototypes, of hidden tokens and of views: "
-            "l_cls starts at log(K), l_mim at the share of masked views of it; they fall slowly",
+            "they rise to log(K) (l_mim to the share of masked views of it) while the centers "
+            "learn what all crops share; where they stay there, the teacher says the same of all "
+            "crops",
         )
 
         # The mask token e_[MASK] stands for voxels: so any encoder can be given it (Sec. 3.1).

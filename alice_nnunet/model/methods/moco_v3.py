@@ -37,10 +37,10 @@ class MoCoSettings(MethodSettings):
         ValueError: a value is out of range.
     """
 
-    run: ClassVar = {"ema": 0.99}  # Sec. 4.3, with a cosine schedule to 1
+    run: ClassVar = {"ema": 0.99}  # m of Sec. 6.2, here with a cosine schedule to 1
 
-    temperature: float = 0.2  # tau of Eq. 1
-    head_hidden: int = 4096  # width of the hidden layers of projector and predictor (Sec. 4.2)
+    temperature: float = 0.2  # tau of Eq. 1 (Sec. 5)
+    head_hidden: int = 4096  # width of the hidden layers of projector and predictor (Sec. 5)
     channels: int = 256  # width C of their results
     freeze_patches: bool = True  # vit: keep the random patch projection (Sec. 4.2)
     flips: bool = False  # mirror views at random along each axis
@@ -62,8 +62,8 @@ class MoCoV3(PretrainingMethod):
     terms = ("l_ctr",)
     compared = ("cls",)
     hints = (
-        "l_ctr asks which of all crops in a step is another view of the same: 2 tau log(crops) "
-        "where nothing is known, 0 at best",
+        "l_ctr asks which of all crops in a step is another view of the same: 4 tau log(crops) "
+        "where nothing is known, near 0 at best",
     )
 
     def __init__(self, encoder: Encoder, in_channels: int, settings: MoCoSettings):
@@ -71,7 +71,7 @@ class MoCoV3(PretrainingMethod):
         self.settings = settings
         hidden, channels = settings.head_hidden, settings.channels
 
-        # f_q: backbone, projection head of 3 layers, prediction head of 2 (Sec. 4.2, "MLP heads")
+        # f_q: backbone, projection head of 3 layers, prediction head of 2 (Sec. 5, "MLP heads")
         self.projector = normed_mlp((encoder.width, hidden, hidden, channels), norm_last=True)
         self.predictor = normed_mlp((channels, hidden, channels), norm_last=True)
 
