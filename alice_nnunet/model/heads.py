@@ -1,7 +1,7 @@
 """Projection heads phi and psi (Alice, Sec. 3.2) and the predictor of the online side."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,18 +36,32 @@ class DinoHead(nn.Module):
         return F.linear(directions, F.normalize(self.last.weight, dim=-1))
 
 
-class BatchNorm(nn.BatchNorm1d):
-    """Batch norm over the vectors of all processes that train together, (M, C) -> (M, C)."""
+def prototypes_at_rest(head: DinoHead, progress: float, share: float) -> Iterable[nn.Parameter]:
+    """The last layer of a head, in the first share of a run (DINO and iBOT, authors' code).
 
-    def forward(self, vectors: Tensor) -> Tensor:
+    Args:
+        head: the student's.
+        progress: share of the run's steps that are done.
+        share: of the run in which the layer stays as it was drawn.
+    """
+    return head.last.parameters() if progress < share else ()
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over all vectors of all processes that train together, (..., C) -> (..., C)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        vectors = features.flatten(0, -2)  # (M, C)
         if not (self.training and together()):
-            return super().forward(vectors)
+            return super().forward(vectors).view_as(features)
 
         vectors = vectors.float()
         centered = vectors - mean_over_ranks(vectors.mean(0))
         variance = mean_over_ranks(centered.square().mean(0))
         normed = centered * (variance + self.eps).rsqrt()
-        return normed * self.weight + self.bias if self.affine else normed
+        if self.affine:
+            normed = normed * self.weight + self.bias
+        return normed.view_as(features)
 
 
 def normed_mlp(sizes: Sequence[int], norm_last: bool) -> nn.Sequential:
@@ -86,9 +100,7 @@ class BatchNormMLP(nn.Module):
         self.norm = BatchNorm(hidden, track_running_stats=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = self.enter(features)
-        normed = self.norm(hidden.flatten(0, -2)).view_as(hidden)
-        return self.leave(F.relu(normed))
+        return self.leave(F.relu(self.norm(self.enter(features))))
 
 
 class AnatomyHead(nn.Sequential):

@@ -29,7 +29,8 @@ class Preset:
     Attributes:
         crops: size and spacing of the crops.
         encoder: arguments of the encoder's class, apart from `in_channels` and `crop_size`.
-        method: fields of `AliceSettings` that differ from its defaults, such as the decoder's size.
+        method: fields of the method's settings that differ from its defaults, such as the
+            decoder's size. Each method takes those that it has.
         run: fields of `PretrainConfig` that differ from its defaults.
         network: arguments of the segmentation network that fine-tuning builds around the encoder.
     """
@@ -66,6 +67,11 @@ TINY_RUN = {
     "probe_pairs": 32,
     "save_every": 200,
 }
+
+# With 8 crops in a step, a teacher that is less sharp says the same of all crops, and prototypes
+# that move become alike (docs/results/methods.md).
+TINY_PROTOTYPES = {"teacher_temperature": 0.02, "rest_prototypes": 1.0}
+
 SMALL_RUN = {"batch_size": 4, "lr": 1e-4, "lr_pairs": 4, "iterations": 20_000}
 PAPER_RUN: Values = {}
 
@@ -85,6 +91,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "decoder_width": 192,
                 "decoder_depth": 2,
                 "decoder_heads": 6,
+                **TINY_PROTOTYPES,
             },
             run=TINY_RUN,
             network={"feature_size": 8},  # a narrow decoder, for CPUs
@@ -124,6 +131,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "decoder_width": 192,
                 "decoder_depth": 1,
                 "decoder_heads": 6,
+                **TINY_PROTOTYPES,
             },
             run=TINY_RUN,
             network={},  # its decoder is as wide as its encoder, here and below
@@ -173,6 +181,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "decoder_width": 192,
                 "decoder_depth": 1,
                 "decoder_heads": 6,
+                **TINY_PROTOTYPES,
             },
             run=TINY_RUN,
             network={},

@@ -3,6 +3,8 @@
 Shapes: B crops, N tokens, E width of a token.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,12 +47,18 @@ class Attention(nn.Module):
 
 
 class Block(Recomputable):
-    """Pre-norm transformer block, (B, N, E) -> (B, N, E)."""
+    """Pre-norm transformer block, (B, N, E) -> (B, N, E).
 
-    def __init__(self, width: int, heads: int):
+    Args:
+        width: E.
+        heads: of the attention.
+        norm: makes a norm of features (B, N, E) from their width.
+    """
+
+    def __init__(self, width: int, heads: int, norm: Callable[[int], nn.Module] = nn.LayerNorm):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm1 = norm(width)
+        self.norm2 = norm(width)
         self.attention = Attention(width, heads)
         self.mlp = mlp(width)
 

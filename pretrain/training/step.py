@@ -104,6 +104,8 @@ def train_step(
 
     optimizer.zero_grad(set_to_none=True)
     means = add_gradients(state, views, config)
+    for parameter in model.resting(progress):
+        parameter.grad = None
     gradient_norm = clip_grad_norm_(model.parameters(), config.clip_grad)
 
     finite = bool(torch.isfinite(gradient_norm) & torch.isfinite(means.loss))

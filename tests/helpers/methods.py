@@ -1,11 +1,15 @@
 """Models and views of the methods of pretraining, and crops that can be learned."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from alice_nnunet.data.pairs import PairBatch
+from alice_nnunet.demo.datasets import canonical, volumes
 from alice_nnunet.model.losses import effective_rank
 from alice_nnunet.model.pretraining.method import Drawing, PretrainingMethod
 from alice_nnunet.model.views import CropViews
@@ -35,28 +39,67 @@ def blobs(step: int, pairs: int = 4) -> PairBatch:
     return pair_batch(crops[:pairs], crops[pairs:])
 
 
+@functools.cache
+def ct_volumes() -> list[torch.Tensor]:
+    """Three real scans at 3 mm, (D, H, W), windowed to 0 to 1."""
+    scans = []
+    for name in ("lidc0001", "acrinflt001_abd", "ts_example"):
+        hu, _ = canonical(volumes()[name])
+        window = np.clip((hu + 125) / 380, 0, 1)
+        scans.append(torch.from_numpy(window.astype(np.float32)))
+    return scans
+
+
+def ct_crops(step: int, pairs: int = 4) -> PairBatch:
+    """Pairs of crops of real CT, at random places; other ones in every step."""
+    generator = torch.Generator().manual_seed(step)
+    crops = []
+    for number in range(2 * pairs):
+        scan = ct_volumes()[number % 3]
+        starts = [int(torch.randint(s - 31, (), generator=generator)) for s in scan.shape]
+        crops.append(scan[tuple(slice(start, start + 32) for start in starts)])
+    stacked = torch.stack(crops)[:, None]
+    return pair_batch(stacked[:pairs], stacked[pairs:])
+
+
 @dataclass
 class ShortRun:
-    """The mean loss of the first and the last sixth of a short run, and V's effective rank."""
+    """The mean loss of each sixth of a short run, and V's effective rank at its end."""
 
-    first: float
-    last: float
+    sixths: list[float]
     rank: float
 
+    @property
+    def first(self) -> float:
+        return self.sixths[0]
 
-def short_run(method: str, *settings: str, steps: int = 60) -> ShortRun:
-    """Train a method on two batches of blobs."""
+    @property
+    def last(self) -> float:
+        return self.sixths[-1]
+
+
+def blobs_again(step: int) -> PairBatch:
+    """Two batches of blobs in turn."""
+    return blobs(step % 2)
+
+
+def short_run(
+    method: str,
+    *settings: str,
+    steps: int = 60,
+    crops: Callable[[int], PairBatch] = blobs_again,
+) -> ShortRun:
+    """Train a method for some steps."""
     config = method_config(method, "vit", f"iterations={steps}", "lr=1e-3", "lr_pairs=4", *settings)
     state = build_state(config, CPU)
 
     losses = []
     for step in range(steps):
-        result = train_step(state, blobs(step % 2), config, SPACING)
+        result = train_step(state, crops(step), config, SPACING)
         losses.append(result.loss.item())
-    sixth = steps // 6
+    sixths = np.array_split(losses, 6)
     return ShortRun(
-        sum(losses[:sixth]) / sixth,
-        sum(losses[-sixth:]) / sixth,
+        [float(sixth.mean()) for sixth in sixths],
         effective_rank(result.second_moments["V"]).item(),
     )
 

@@ -4,7 +4,7 @@ Shapes: B pairs, N tokens of a view, E width of the encoder, K prototypes.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alice_nnunet.model.encoders.base import Encoder
-from alice_nnunet.model.heads import DinoHead
+from alice_nnunet.model.heads import DinoHead, prototypes_at_rest
 from alice_nnunet.model.initialisation import truncated_normal
 from alice_nnunet.model.losses import dino_loss, has_content
 from alice_nnunet.model.pretraining.crop_views import TwoViews, two_views
@@ -44,12 +44,15 @@ class DINOSettings(MethodSettings):
     prototypes: int = 4096  # K, dimensions of the softmax
     head_hidden: int = 2048  # width of the hidden layers of the head (Sec. 3.1)
     head_bottleneck: int = 256  # width of their result, l2-normalised
+    # Share of the run in which the prototypes stay as they were drawn: 1 of 100 epochs in the
+    # authors' code, which says to take more where the loss does not fall.
+    rest_prototypes: float = 0.01
     flips: bool = False  # mirror views at random along each axis
 
     def __post_init__(self):
         require_positive(self, "student_temperature", "teacher_temperature")
         require_positive(self, "prototypes", "head_hidden", "head_bottleneck")
-        require_share(self, "center_momentum")
+        require_share(self, "center_momentum", "rest_prototypes")
 
 
 class DINO(PretrainingMethod):
@@ -121,6 +124,9 @@ class DINO(PretrainingMethod):
         return dino_loss(
             student, centered, settings.student_temperature, settings.teacher_temperature
         )
+
+    def resting(self, progress: float) -> Iterable[nn.Parameter]:
+        return prototypes_at_rest(self.head, progress, self.settings.rest_prototypes)
 
     def targets(self) -> list[nn.Module]:
         return [self.target_encoder, self.target_head]

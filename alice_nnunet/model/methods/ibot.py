@@ -4,7 +4,7 @@ Shapes: B pairs, N tokens of a view, E width of the encoder, K prototypes.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alice_nnunet.model.casa import CASA
 from alice_nnunet.model.encoders.base import Encoder
-from alice_nnunet.model.heads import DinoHead
+from alice_nnunet.model.heads import DinoHead, prototypes_at_rest
 from alice_nnunet.model.initialisation import truncated_normal, xavier_uniform
 from alice_nnunet.model.losses import dino_losses, has_content, masked_mean
 from alice_nnunet.model.pretraining.crop_views import strong_view, tokens_of_ratio
@@ -54,12 +54,15 @@ class IBOTSettings(MethodSettings):
     head_bottleneck: int = 256  # width of their result, l2-normalised
     weight_dv: float = 0.0  # of l_dv between Q and K (Alice, Table 5)
     casa: bool = False  # compare what CASA gathers instead of the tokens (Alice, Table 6)
+    # Share of the run in which the prototypes stay as they were drawn: 1 of 100 epochs in the
+    # authors' code, which says to take more where the loss does not fall.
+    rest_prototypes: float = 0.01
     flips: bool = False  # mirror views at random along each axis
 
     def __post_init__(self):
         require_positive(self, "student_temperature", "teacher_temperature")
         require_positive(self, "prototypes", "head_hidden", "head_bottleneck")
-        require_share(self, "center_momentum", "least_masked", "most_masked")
+        require_share(self, "center_momentum", "least_masked", "most_masked", "rest_prototypes")
         require_not_negative(self, "weight_dv")
         if not 0 < self.least_masked <= self.most_masked < 1:
             raise ValueError(
@@ -220,6 +223,9 @@ class IBOT(PretrainingMethod):
         return dino_losses(
             student, centered, settings.student_temperature, settings.teacher_temperature
         )
+
+    def resting(self, progress: float) -> Iterable[nn.Parameter]:
+        return prototypes_at_rest(self.head, progress, self.settings.rest_prototypes)
 
     def targets(self) -> list[nn.Module]:
         """The modules of the teacher."""

@@ -150,9 +150,9 @@ class SemMAE(PretrainingMethod):
         belonging, losses_of_parts = self.parts_of(views.crop)  # (2 B, N, P)
 
         # Semantic-guided masking
-        order = masking_order(belonging.argmax(-1), views)  # (2 B, N)
-        tokens = order.shape[1]
+        tokens = belonging.shape[1]
         visible = max(1, round(tokens * (1 - settings.mask_ratio)))
+        order = masking_order(belonging.argmax(-1), views, tokens - visible)  # (2 B, N)
         keep = order.argsort(1)[:, :visible]
         masked = masked_from(keep, tokens)
 
@@ -204,24 +204,30 @@ class SemMAE(PretrainingMethod):
         follow([self.target_encoder], [self.encoder], momentum)
 
 
-def masking_order(part: Tensor, views: NumberedCrops) -> Tensor:
-    """In which order tokens are hidden: those with the highest numbers first (Sec. 3.2).
+def masking_order(part: Tensor, views: NumberedCrops, hidden: int) -> Tensor:
+    """In which order tokens are hidden: those with the highest values first (Sec. 3.2).
 
-    With hardness 0 the order is that of tokens within their parts, so that each part loses the
-    same share; with 1 it is that of whole parts.
+    With hardness 0 each part loses the same share, with 1 whole parts are lost, one after the
+    other. In between, the numbers of tokens that a part loses are mixed.
 
     Args:
         part: (B, N), which part each token belongs to.
         views: the numbers that were drawn.
+        hidden: how many tokens are hidden.
 
     Returns:
-        (B, N) in [0, 1].
+        (B, N).
     """
     same = part[:, :, None] == part[:, None, :]  # (B, N, N)
-    before = views.of_tokens[:, None, :] < views.of_tokens[:, :, None]
-    within = (same & before).sum(-1) / same.sum(-1)  # a token's place in its part, in [0, 1)
+    before = views.of_tokens[:, None, :] > views.of_tokens[:, :, None]
+    place = (same & before).sum(-1)  # (B, N), of a token in its part, from 0
+    size = same.sum(-1)  # of its part
 
     of_part = views.of_parts.gather(1, part)  # (B, N)
-    whole = of_part + 1e-3 * within  # a part is hidden token by token
+    earlier = (of_part[:, None, :] > of_part[:, :, None]).sum(-1)  # tokens of parts lost before it
+    whole = (hidden - earlier).clamp(min=0).minimum(size)
+    share = size * hidden / part.shape[1]
+
     hardness = views.hardness[:, None]
-    return (1 - hardness) * within + hardness * whole
+    lost = (1 - hardness) * share + hardness * whole  # by a token's part
+    return lost - place

@@ -6,6 +6,7 @@ Shapes: B pairs, N tokens of a view, V visible ones, E width of the encoder, W w
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from alice_nnunet.model.casa import CASA
 from alice_nnunet.model.encoders.base import Encoder
+from alice_nnunet.model.encoders.vit import ViT
+from alice_nnunet.model.heads import BatchNorm
 from alice_nnunet.model.initialisation import xavier_uniform
 from alice_nnunet.model.losses import has_content
 from alice_nnunet.model.positions import sincos_of, sincos_positions
@@ -30,7 +33,11 @@ from alice_nnunet.model.tokens import take_tokens
 from alice_nnunet.model.transformer import Block
 from alice_nnunet.model.views import CropViews, joined, token_middles
 from alice_nnunet.ranks import mean_over_ranks
-from alice_nnunet.settings.ranges import require_not_negative, require_positive
+from alice_nnunet.settings.ranges import require_not_negative, require_one_of, require_positive
+
+# The norms of projector and decoder. Batch norm takes what all tokens share away. Without it, at
+# toy scale, the features become one: their spread falls to 0.09 (docs/results/methods.md).
+NORMS = {"batch": partial(BatchNorm, track_running_stats=False), "layer": nn.LayerNorm}
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,15 @@ class SIMSettings(MethodSettings):
     projector_depth: int = 2  # transformer blocks of the projector
     decoder_depth: int = 4  # of the decoder
     decoder_heads: int = 12  # attention heads of each block
+    norm: str = "batch"  # of projector and decoder: batch, over all tokens of a step, or layer
+    freeze_patches: bool = True  # vit: keep the random patch projection, as the authors' code does
     casa: bool = False  # compare what CASA gathers instead of the tokens (Alice, Table 6)
     flips: bool = False  # mirror views at random along each axis
 
     def __post_init__(self):
         require_positive(self, "decoder_width", "decoder_depth", "decoder_heads")
         require_not_negative(self, "projector_depth", "weight_negative")
+        require_one_of(self, "norm", tuple(NORMS))
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in (0, 1), got {self.mask_ratio}")
         if self.decoder_width % self.decoder_heads:
@@ -95,16 +105,18 @@ class SIM(PretrainingMethod):
         super().__init__(encoder, in_channels, settings)
         self.settings = settings
         width, heads = settings.decoder_width, settings.decoder_heads
+        norm = NORMS[settings.norm]
 
         # Online branch: encoder, projector, decoder (Sec. 3.2, "Online branch")
         self.projector = nn.Sequential(
             nn.Linear(encoder.width, width),
-            *(Block(width, heads) for _ in range(settings.projector_depth)),
+            *(Block(width, heads, norm) for _ in range(settings.projector_depth)),
         )
         self.positions = nn.Parameter(sincos_positions(encoder.grid, width), requires_grad=False)
         self.enter_place = nn.Linear(2 * width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder = nn.Sequential(*(Block(width, heads) for _ in range(settings.decoder_depth)))
+        blocks = [Block(width, heads, norm) for _ in range(settings.decoder_depth)]
+        self.decoder = nn.Sequential(*blocks)
         self.leave = nn.Linear(width, width)
         self.casa = CASA(encoder.width, width) if settings.casa else None
 
@@ -119,6 +131,9 @@ class SIM(PretrainingMethod):
         self.target_projector = copy.deepcopy(self.projector)
         self.target_casa = copy.deepcopy(self.casa)
         untrainable(*self.targets())
+
+        if settings.freeze_patches and isinstance(encoder, ViT):
+            untrainable(encoder.patch_embed)
 
     @property
     def weights(self) -> dict[str, float]:

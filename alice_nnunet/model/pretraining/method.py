@@ -176,6 +176,14 @@ class PretrainingMethod(nn.Module):
         """
         return [None] * len(parts)
 
+    def resting(self, progress: float) -> Iterable[nn.Parameter]:
+        """The trained parameters that the next step leaves as they are.
+
+        Args:
+            progress: share of the run's steps that are done.
+        """
+        return ()
+
     @torch.no_grad()
     def after_step(
         self,

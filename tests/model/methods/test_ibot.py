@@ -36,7 +36,7 @@ def of_views(model, views) -> dict[str, torch.Tensor]:
 
 def moved(*settings: str):
     """A model whose mask token and centers are not 0."""
-    model = small_model("ibot", *settings)
+    model = small_model("ibot", "teacher_temperature=0.04", *settings)
     with torch.no_grad():
         model.mask_token.copy_(torch.linspace(0, 1, len(model.mask_token)))
         model.center_cls.copy_(torch.linspace(-0.1, 0.1, len(model.center_cls)))

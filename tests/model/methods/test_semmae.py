@@ -32,7 +32,7 @@ def hidden(order: torch.Tensor, number: int) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_at_first_each_part_loses_the_same_share(seed):
-    order = masking_order(PARTS, numbers(0.0, seed))
+    order = masking_order(PARTS, numbers(0.0, seed), 6)
     lost = [PARTS[0, n].item() for n in hidden(order, 6)]
     assert sorted(lost) == [0, 0, 1, 1, 2, 2]
 
@@ -40,10 +40,20 @@ def test_at_first_each_part_loses_the_same_share(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_at_last_whole_parts_are_hidden(seed):
     drawn_numbers = numbers(1.0, seed)
-    order = masking_order(PARTS, drawn_numbers)
+    order = masking_order(PARTS, drawn_numbers, 6)
     ranked = drawn_numbers.of_parts[0].argsort(descending=True).tolist()
     lost = [PARTS[0, n].item() for n in hidden(order, 6)]
     assert sorted(lost, key=ranked.index) == [ranked[0]] * 4 + [ranked[1]] * 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_between_the_numbers_that_parts_lose_are_mixed(seed):
+    drawn_numbers = numbers(0.5, seed)
+    order = masking_order(PARTS, drawn_numbers, 6)
+    ranked = drawn_numbers.of_parts[0].argsort(descending=True).tolist()
+    lost = [PARTS[0, n].item() for n in hidden(order, 6)]
+    # Half of 2, 2, 2 and half of 4, 2, 0
+    assert [lost.count(part) for part in ranked] == [3, 2, 1]
 
 
 def test_the_loss_is_the_reconstruction_of_what_the_order_hides():
@@ -54,7 +64,7 @@ def test_the_loss_is_the_reconstruction_of_what_the_order_hides():
 
     with torch.no_grad():
         belonging, _ = model.parts_of(views.crop)
-        order = masking_order(belonging.argmax(-1), views)
+        order = masking_order(belonging.argmax(-1), views, 6)
         keep = torch.stack([row.argsort()[:2] for row in order])
         predicted, _ = model.decoder(model.encoder(views.crop, keep), keep)
         masked = masked_from(keep, 8)

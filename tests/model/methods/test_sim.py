@@ -107,13 +107,30 @@ def test_the_target_branch_follows():
     follows(model, model.target_projector, model.projector)
 
 
+@pytest.mark.parametrize(("frozen", "trained"), [("true", 0), ("false", 2)])
+def test_the_patch_projection_stays_random(frozen, trained):
+    model = small_model("sim", f"freeze_patches={frozen}")
+    parameters = model.encoder.patch_embed.parameters()
+    assert sum(parameter.requires_grad for parameter in parameters) == trained
+
+
+def test_batch_norm_takes_away_what_all_tokens_share():
+    spreads = {}
+    for norm in ("batch", "layer"):
+        model = small_model("sim", f"norm={norm}")
+        query, key = drawn(model)
+        spreads[norm] = model(query, key).spreads["T"].item()
+    assert spreads["batch"] > 1.5 * spreads["layer"]
+
+
 def test_it_learns():
     run = short_run("sim")
     assert run.last < 0.7 * run.first and run.rank > 3
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mask_ratio": 0.0}, {"decoder_heads": 7}, {"projector_depth": -1}]
+    "wrong",
+    [{"mask_ratio": 0.0}, {"decoder_heads": 7}, {"projector_depth": -1}, {"norm": "group"}],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
