@@ -37,6 +37,7 @@ from alice_nnunet.finetuning.optimizers import (
 )
 from alice_nnunet.finetuning.seeded_loading import batch_processes, seed_generators, seeded
 from alice_nnunet.schedules import EpochSchedule
+from alice_nnunet.settings.device import cpu_has_bf16
 
 
 class AliceTrainer(nnUNetTrainer):
@@ -136,6 +137,7 @@ class AliceTrainer(nnUNetTrainer):
         if self.recipe.seed is not None:
             seed_generators(self.recipe.seed)
         super().initialize()
+        self.compute_in(self.recipe.precision)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """nnU-Net's; without mirroring in training there is none in prediction."""
@@ -206,6 +208,30 @@ class AliceTrainer(nnUNetTrainer):
         with exit_on_user_error("nnUNetv2_train"):
             check_same_run(self.block, self.output_folder_base, going_on=True)
         super().load_checkpoint(filename_or_checkpoint)
+        self.compute_in(self.my_init_kwargs.get("precision", self.recipe.precision))
+
+    def compute_in(self, precision: str) -> None:
+        """On a CPU, settle whether the network computes in fp32 or bf16, and record it for --c.
+
+        Args:
+            precision: auto, fp32 or bf16.
+        """
+        if self.device.type != "cpu":
+            return
+
+        has_bf16 = cpu_has_bf16()
+        if precision == "auto":
+            precision = "bf16" if has_bf16 else "fp32"
+        self.my_init_kwargs["precision"] = precision  # nnU-Net saves them in each checkpoint
+        network = self.plain_network()
+        network.half_on_cpu = precision == "bf16"  # type: ignore[assignment]  # torch: tensors only
+
+        if precision == "bf16" and not has_bf16:
+            self.print_to_log_file(
+                "WARNING: this CPU has no bf16 (neither AVX512-BF16 nor AMX) and emulates it, "
+                "several times slower than fp32. Go on where a CPU has it, or plan a new training "
+                "with alice-plan --set precision=fp32"
+            )
 
     def on_train_start(self) -> None:
         """Before the first epoch: refuse to mix two trainings, then load the pretrained weights."""

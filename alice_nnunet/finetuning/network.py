@@ -21,6 +21,7 @@ from alice_nnunet.model.positions import move_positions
 from alice_nnunet.networks.nnformer import NnFormerNet
 from alice_nnunet.networks.swin_unetr import SwinUNETR
 from alice_nnunet.networks.unetr import UNETR
+from alice_nnunet.settings.device import cpu_has_bf16
 
 # The segmentation network around each encoder
 NETWORKS = {"vit": UNETR, "swin": SwinUNETR, "nnformer": NnFormerNet}
@@ -70,6 +71,7 @@ def build_network(
         block.input,
         **block.network_arguments,
     )
+    network.half_on_cpu = block.recipe.precision != "fp32" and cpu_has_bf16()
     if block.output_levels > 1:
         network.deep_supervision = deep_supervision
     return network

@@ -12,6 +12,7 @@ from alice_nnunet.settings.reading import OptionalValue
 
 OPTIMIZERS = ("AdamW", "SGD")  # what the trainer knows
 SCHEDULES = ("cosine", "poly")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 # Probability of each augmentation for a patch. These are nnU-Net's, and so are their ranges.
 # mirroring 1: along each axis every other time; shift: one number added to all intensities.
@@ -54,6 +55,8 @@ class Recipe:
         momentum: of SGD, or AdamW's first beta.
         schedule: cosine or poly, after the warm-up.
         warmup_epochs: epochs at the start in which the learning rate rises linearly.
+        precision: what a CPU computes the network in: fp32, bf16, or auto, bf16 where the CPU has
+            it. On a GPU nnU-Net decides.
     """
 
     epochs: int = 1000
@@ -69,6 +72,7 @@ class Recipe:
     momentum: float
     schedule: str
     warmup_epochs: int
+    precision: str = "auto"
 
     def as_entries(self) -> dict:
         """Plain data, as plans hold it."""
@@ -120,6 +124,7 @@ ADDED_LATER = {
     "frozen_epochs": 0,
     "seed": None,
     "augmentation": NNUNET_AUGMENTATION,
+    "precision": "fp32",
 }
 
 # Everything that `alice-plan --set` takes, with an example of its kind of value. augmentation is
@@ -214,7 +219,8 @@ def recipe_from_entries(entries: dict) -> Recipe:
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise UserError for a recipe that the trainer cannot follow to the letter."""
-    for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+    choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
+    for name, known in choices.items():
         value = getattr(recipe, name)
         if value not in known:
             raise UserError(f"the recipe's {name} is {value!r}; known: {', '.join(known)}")

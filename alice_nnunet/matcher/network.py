@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from alice_nnunet.geometry import Triple, triple
 from alice_nnunet.matcher.presets import COARSE_STRIDE
+from alice_nnunet.model.convolution import SafeConv3d
 
 # Kernel and stride of each of the four stages, (z, y, x).
 KERNELS: tuple[Triple, ...] = ((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3))
@@ -21,7 +22,7 @@ class ConvNorm(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)):
         super().__init__()
         padding = triple(k // 2 for k in kernel)
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.conv = SafeConv3d(inputs, outputs, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm3d(outputs)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
@@ -48,7 +49,7 @@ class Pyramid(nn.Module):
     def __init__(self, inputs: tuple[int, ...], channels: int):
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv3d(n, channels, 1) for n in inputs)
-        self.out = nn.Conv3d(channels, channels, 3, padding=1)
+        self.out = SafeConv3d(channels, channels, 3, padding=1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         x = self.lateral[-1](maps[-1])

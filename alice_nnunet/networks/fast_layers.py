@@ -1,10 +1,12 @@
-"""Faster equivalents of layers in MONAI's decoder blocks: same weights, same values, less time.
+"""Equivalents of layers in MONAI's decoder blocks: same weights, same values, faster or safer.
 
 Shapes: B crops, C channels, D H W voxels.
 """
 
 import torch
 from torch import Tensor, nn
+
+from alice_nnunet.model.convolution import SafeConv3d
 
 
 class InstanceNorm(nn.Module):
@@ -55,7 +57,7 @@ class PointwiseConv(nn.Conv3d):
 
 
 def replace_layers(module: nn.Module) -> None:
-    """Replace supported layers in `module`, recursively, with faster equivalents.
+    """Replace supported layers in `module`, recursively, with their equivalents.
 
     The equivalents share the weights of the layers that they replace.
     """
@@ -64,6 +66,8 @@ def replace_layers(module: nn.Module) -> None:
             setattr(module, name, InstanceNorm(child))
         elif isinstance(child, nn.Conv3d) and is_pointwise(child):
             setattr(module, name, PointwiseConv(child))
+        elif type(child) is nn.Conv3d:
+            setattr(module, name, SafeConv3d.of(child))
         else:
             replace_layers(child)
 

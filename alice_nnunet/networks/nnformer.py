@@ -12,6 +12,7 @@ from alice_nnunet.model.encoders.units import block_of, volume_of
 from alice_nnunet.model.initialisation import xavier_uniform
 from alice_nnunet.networks.input_map import InputMap
 from alice_nnunet.networks.padding import pad_to
+from alice_nnunet.networks.precision import SegmentationNetwork
 
 
 class Expand(nn.Module):
@@ -27,7 +28,7 @@ class Expand(nn.Module):
         return block_of(self.up(volume_of(self.norm(blocks))))
 
 
-class NnFormerNet(nn.Module):
+class NnFormerNet(SegmentationNetwork):
     """A symmetric decoder whose tokens query those of the encoder, with an output at each scale.
 
     The decoder's stages have the depths, heads and windows of the encoder's. It takes any patch
@@ -80,7 +81,7 @@ class NnFormerNet(nn.Module):
         self.expands.apply(xavier_uniform)
         self.stages.apply(xavier_uniform)
 
-    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+    def segment(self, image: Tensor) -> Tensor | list[Tensor]:
         """Segment an image.
 
         Args:

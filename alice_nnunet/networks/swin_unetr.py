@@ -16,9 +16,10 @@ from alice_nnunet.model.encoders.swin import Swin
 from alice_nnunet.networks.fast_layers import replace_layers
 from alice_nnunet.networks.input_map import InputMap
 from alice_nnunet.networks.padding import pad_to
+from alice_nnunet.networks.precision import SegmentationNetwork
 
 
-class SwinUNETR(nn.Module):
+class SwinUNETR(SegmentationNetwork):
     """A Swin whose features at all scales feed a convolutional decoder; one output at full size.
 
     It takes any patch size: a patch that is not a multiple of the unit is padded with the window's
@@ -61,7 +62,7 @@ class SwinUNETR(nn.Module):
         self.out = UnetOutBlock(3, f, num_classes)
         replace_layers(self)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def segment(self, image: Tensor) -> Tensor:
         """Segment an image.
 
         Args:

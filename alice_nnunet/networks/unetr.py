@@ -7,18 +7,19 @@ from typing import Any
 
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
-from torch import Tensor, nn
+from torch import Tensor
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.model.encoders.vit import ViT
 from alice_nnunet.networks.fast_layers import replace_layers
 from alice_nnunet.networks.input_map import InputMap
 from alice_nnunet.networks.padding import pad_to
+from alice_nnunet.networks.precision import SegmentationNetwork
 
 SMALLEST_DEPTH = 3  # blocks of a ViT with features at four different depths
 
 
-class UNETR(nn.Module):
+class UNETR(SegmentationNetwork):
     """A ViT whose features at four depths feed a convolutional decoder; one output at full size.
 
     It takes any patch size: a patch that is not a multiple of the token is padded with the
@@ -80,7 +81,7 @@ class UNETR(nn.Module):
         self.out = UnetOutBlock(3, f, num_classes)
         replace_layers(self)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def segment(self, image: Tensor) -> Tensor:
         """Segment an image.
 
         Args:

@@ -17,6 +17,14 @@ def chosen_device(name: str | None) -> torch.device:
     return torch.device(name or ("cuda" if available else "cpu"))
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies matrices of bf16 (AVX512-BF16 or AMX). Others emulate it slowly.
+
+    The functions have no public counterpart in the oldest torch that is supported.
+    """
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def half_precision(device: torch.device) -> torch.autocast:
     """bf16 on a GPU that has it, and fp32 elsewhere."""
     has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

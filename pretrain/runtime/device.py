@@ -7,6 +7,7 @@ import torch
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.memory import GB
+from alice_nnunet.settings.device import cpu_has_bf16
 
 try:
     import resource
@@ -80,14 +81,6 @@ def settled_precision(precision: str, device: torch.device, pays_on_cpu: bool) -
     else:
         has_bf16 = pays_on_cpu and cpu_has_bf16()
     return "bf16" if has_bf16 else "fp32"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies matrices of bf16 (AVX512-BF16 or AMX). Others emulate it slowly.
-
-    The functions have no public counterpart in the oldest torch that is supported.
-    """
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def warn_of_emulation(device: torch.device, precision: str) -> None:

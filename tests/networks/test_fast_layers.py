@@ -93,4 +93,6 @@ def test_other_convolutions_stay():
     )
     before = list(others)
     replace_layers(others)
-    assert list(others) == before
+    assert not any(isinstance(layer, PointwiseConv) for layer in others)
+    assert all(new.weight is old.weight for new, old in zip(others, before))
+    assert [repr(layer) for layer in others] == [f"Safe{layer}" for layer in before]

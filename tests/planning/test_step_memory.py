@@ -1,6 +1,7 @@
 """The memory of a training step, against what PyTorch allocates for a real one."""
 
 import bisect
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -60,7 +61,7 @@ def block_of(encoder: str) -> AliceBlock:
         pretrained_encoder(encoder=encoder),
         ["CTNormalization"],
         {"0": ct},
-        RECIPES[encoder].recipe,
+        dataclasses.replace(RECIPES[encoder].recipe, precision="fp32"),
         flip_axes=[],
     )
 

@@ -12,7 +12,9 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from alice_nnunet.finetuning import network
 from alice_nnunet.finetuning.recipes import NNUNET_AUGMENTATION
+from alice_nnunet.trainers import alice_trainer
 from alice_nnunet.trainers.alice_scratch_trainer import AliceScratchTrainer
 from alice_nnunet.trainers.alice_trainer import AliceTrainer
 from tests.helpers.finetuning import write_checkpoint
@@ -215,3 +217,61 @@ def test_nan_in_the_images_ends_the_run_and_keeps_the_last_checkpoint(folder, ca
     assert saved["current_epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in saved["network_weights"].values())
     assert not (checkpoint.parent / "checkpoint_final.pth").exists()
+
+
+def trained_in(folder: Path, name: str, checkpoint: Path, going_on: bool = False) -> AliceTrainer:
+    """A trainer after one step, or after the checkpoint of another one."""
+    trainer = make(folder, AliceTrainer, name)
+    if going_on:
+        trainer.load_checkpoint(str(checkpoint))
+        return trainer
+    trainer.on_train_start()
+    one_epoch(trainer, checkpoint)
+    trainer.on_train_end()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_bf16", "recorded"),
+    [
+        ("auto", True, "bf16"),
+        ("auto", False, "fp32"),
+        ("fp32", True, "fp32"),
+        ("bf16", True, "bf16"),
+    ],
+)
+def test_a_training_records_its_precision_and_goes_on_with_it(
+    folder, monkeypatch, tmp_path, asked, has_bf16, recorded
+):
+    name = f"In{asked}{has_bf16}"
+    plan_on_the_same_data(folder, "vit", name, "--set", f"precision={asked}")
+    checkpoint = tmp_path / "checkpoint.pth"
+    set_bf16(monkeypatch, has_bf16)
+    trainer = trained_in(folder, name, checkpoint)
+    assert trainer.network.half_on_cpu == (recorded == "bf16")
+
+    # On another machine
+    set_bf16(monkeypatch, not has_bf16)
+    second = trained_in(folder, name, checkpoint, going_on=True)
+    assert second.network.half_on_cpu == (recorded == "bf16")
+    assert second.my_init_kwargs["precision"] == recorded
+    emulated = recorded == "bf16" and has_bf16
+    assert ("has no bf16" in Path(second.log_file).read_text()) == emulated
+
+
+def test_plans_of_earlier_versions_compute_in_fp32(folder, monkeypatch, tmp_path):
+    name = "WithoutPrecision"
+    plan_on_the_same_data(folder, "vit", name)
+    file = next(folder.rglob(f"{name}.json"))
+    plans = json.loads(file.read_text())
+    assert plans["alice"]["recipe"].pop("precision") == "auto"
+    file.write_text(json.dumps(plans))
+
+    set_bf16(monkeypatch, True)
+    assert not trained_in(folder, name, tmp_path / "checkpoint.pth").network.half_on_cpu
+
+
+def set_bf16(monkeypatch, has_bf16: bool) -> None:
+    """Let this CPU have bf16, or not."""
+    for module in (network, alice_trainer):
+        monkeypatch.setattr(module, "cpu_has_bf16", lambda: has_bf16)

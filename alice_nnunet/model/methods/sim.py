@@ -4,7 +4,7 @@ Shapes: B pairs, N tokens of a view, V visible ones, E width of the encoder, W w
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -37,7 +37,10 @@ from alice_nnunet.settings.ranges import require_not_negative, require_one_of, r
 
 # The norms of projector and decoder. Batch norm takes what all tokens share away. Without it, at
 # toy scale, the features become one: their spread falls to 0.09 (docs/results/methods.md).
-NORMS = {"batch": partial(BatchNorm, track_running_stats=False), "layer": nn.LayerNorm}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": partial(BatchNorm, track_running_stats=False),
+    "layer": nn.LayerNorm,
+}
 
 
 @dataclass(frozen=True)
