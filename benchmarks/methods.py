@@ -28,7 +28,7 @@ from alice_nnunet.checkpoint import load_pretraining
 from alice_nnunet.model.encoders.registry import ENCODERS
 from alice_nnunet.model.pretraining.registry import DEFAULT, METHODS, settings_class
 
-SHORT, LONGER = 10, 40  # steps of the two runs whose difference in CPU time is that of the steps
+SHORT, LONGER = 20, 120  # steps of two runs, whose difference in CPU time is that of the steps
 PROBES = ("probe organs", "probe retrieval", "retrieval")
 
 
