@@ -132,6 +132,8 @@ def describe(coverage: Coverage, scans: dict[str, Volume]) -> dict:
     cases = list(scans)
     eligible = table.eligible(cases, cases, table.threshold)
     places = np.isfinite(table.positions[..., 0]).sum(1)
+    same = same_content(table)
+    copies = {case for cases_of_scan in same for case in cases_of_scan}
     agreement = [None if np.isnan(value) else round(float(value), 3) for value in axis.agreement]
 
     entries = {}
@@ -159,7 +161,7 @@ def describe(coverage: Coverage, scans: dict[str, Volume]) -> dict:
             "partners": partners,
         }
         if not matched:
-            without_partner[case] = why_unmatched(extent, entries[case])
+            without_partner[case] = why_unmatched(extent, entries[case], case in copies)
 
     reached = float((coverage.false_scores >= table.threshold).mean())
     return {
@@ -168,7 +170,7 @@ def describe(coverage: Coverage, scans: dict[str, Volume]) -> dict:
         "wanted_false_matches": FALSE_MATCHES,
         "scans": entries,
         "without_partner": without_partner,
-        "same_content": same_content(table),
+        "same_content": same,
     }
 
 
@@ -178,12 +180,13 @@ def body_extent(volume: Volume) -> list[float]:
     return [float((b - a) * s) for a, b, s in zip(start, stop, volume.spacing)]
 
 
-def why_unmatched(extent: list[float], entry: dict) -> str:
+def why_unmatched(extent: list[float], entry: dict, has_copy: bool) -> str:
     """The likely reason why a scan matches nobody.
 
     Args:
         extent: Of the body, mm.
         entry: What is known of the scan.
+        has_copy: Whether another case holds the same scan.
     """
     if entry["upside_down"]:
         return f"it {TURNED}"
@@ -191,6 +194,11 @@ def why_unmatched(extent: list[float], entry: dict) -> str:
         return f"it {MIRRORED}"
     if min(extent) < FRAGMENT:
         return f"a fragment: its body is {min(extent):.0f} mm long along one axis"
+    if has_copy:
+        return (
+            "another case holds the same scan, which it is never paired with, and no further scan "
+            "shows the same part of the body"
+        )
     return "it shows a part of the body that no other scan does, or it is another modality"
 
 

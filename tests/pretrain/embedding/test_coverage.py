@@ -113,3 +113,16 @@ def test_it_is_made_once_and_again_where_the_index_has_changed(anatomy, monkeypa
 
     coverage.update_coverage(volumes, anatomy, ["a", "coverage", "slab"])
     assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "has_copy", "reason"),
+    [
+        ({}, False, "no other scan does"),
+        ({}, True, "another case holds the same scan, which it is never paired with"),
+        ({"mirrored": True}, True, "left and right exchanged"),
+    ],
+)
+def test_a_copy_is_not_called_a_part_that_no_other_scan_shows(more, has_copy, reason):
+    entry = {"upside_down": False, "mirrored": False, **more}
+    assert reason in coverage.why_unmatched([300.0, 300.0, 300.0], entry, has_copy)
