@@ -101,6 +101,7 @@ def main() -> None:
         "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
         "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # nnU-Net takes all cores: beside other work, do not spin
     }
     people = split_people(arguments.data)
     make_datasets(arguments.data, arguments.out, people)
