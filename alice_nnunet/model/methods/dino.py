@@ -66,7 +66,8 @@ class DINO(PretrainingMethod):
     hints = (
         "l_dino is the cross-entropy of K prototypes: it starts below log(K), rises to it while "
         "the center learns what all crops share, and falls slowly from there; where it stays "
-        "there, the teacher says the same of all crops",
+        "there, the teacher says the same of all crops: try a lower teacher_temperature, a lower "
+        "lr or a larger rest_prototypes",
     )
     center: Tensor
 

@@ -99,7 +99,7 @@ class IBOT(PretrainingMethod):
             "l_mim and l_cls are cross-entropies of K prototypes, of hidden tokens and of views: "
             "they rise to log(K) (l_mim to the share of masked views of it) while the centers "
             "learn what all crops share; where they stay there, the teacher says the same of all "
-            "crops",
+            "crops: try a lower teacher_temperature, a lower lr or a larger rest_prototypes",
         )
 
         # The mask token e_[MASK] stands for voxels: so any encoder can be given it (Sec. 3.1).
