@@ -10,8 +10,8 @@ validation of nnU-Net's fold 0). Starts: Alice's default, reconstruction alone (
 random weights, all with the same network, plans, recipe, seed and number of steps. Every step is a
 command that a user would type. What is there is not repeated.
 
-Printed: mean Dice over the test people for each start and seed, and the mean difference from random
-weights with its spread over seeds.
+Printed: mean Dice over the test people for each start and seed, and the difference from random
+weights: its mean, that of each seed, and Wilcoxon's p over the test people (means over seeds).
 """
 
 import argparse
@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import wilcoxon
 
 from alice_nnunet.environment import with_own_trainers
 from alice_nnunet.model.encoders.registry import ENCODERS
@@ -236,12 +237,17 @@ def print_tables(results: list[Result]) -> None:
         row = [means[start, seed] for seed in seeds]
         print(f"| {start} | {' | '.join(f'{v:.3f}' for v in row)} | {np.mean(row):.3f} |")
 
-    if "scratch" in starts:
-        for start in starts:
-            gains = [means[start, seed] - means["scratch", seed] for seed in seeds]
-            if start != "scratch":
-                print(f"\n{start} - scratch: {np.mean(gains):+.3f}, each seed: ", end="")
-                print(", ".join(f"{gain:+.3f}" for gain in gains))
+    others = [start for start in starts if start != "scratch"] if "scratch" in starts else []
+    for start in others:
+        gains = dice_of(results, start) - dice_of(results, "scratch")
+        each = ", ".join(f"{gain:+.3f}" for gain in gains.mean(1))
+        p = wilcoxon(gains.mean(0)).pvalue
+        print(f"\n{start} - scratch: {gains.mean():+.3f}, each seed: {each}, p = {p:.2f}")
+
+
+def dice_of(results: list[Result], start: str) -> np.ndarray:
+    """(seeds, test people)."""
+    return np.array([list(r.dice.values()) for r in results if r.start == start])
 
 
 if __name__ == "__main__":
