@@ -289,11 +289,14 @@ class AliceTrainer(nnUNetTrainer):
             check_variable(block, plans)
         elif not self.going_on:
             # The block may be an earlier training's: compare it with what is asked for now. Its
-            # network, which follows from the weights and the version, stays.
+            # network and its precision, which follow from the weights and the version, stay.
             asked, _ = block_from_variable(
                 plans, self.configuration_manager.configuration, self.preprocessed_dataset_folder
             )
-            block = dataclasses.replace(asked, network_arguments=block.network_arguments)
+            recipe = dataclasses.replace(asked.recipe, precision=block.recipe.precision)
+            block = dataclasses.replace(
+                asked, network_arguments=block.network_arguments, recipe=recipe
+            )
         check_same_run(block, self.output_folder_base, going_on=False)
 
     def load_weights(self) -> list[str]:

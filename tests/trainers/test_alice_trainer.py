@@ -343,6 +343,17 @@ def test_stock_plans_with_the_variable(trained, capsys, monkeypatch):
     assert "-n OTHERNAME" in refusal(capsys, new_fold.on_train_start)
     assert saved_plans(folder, "ShortAliceTrainer", "nnUNetPlans")["alice"] == block
 
+    # The other folds were trained by an earlier version: this one computes in fp32 as they did.
+    model = folder / "results" / NAME / "ShortAliceTrainer__nnUNetPlans__3d_fullres"
+    earlier = json.loads((model / "plans.json").read_text())
+    assert earlier["alice"]["recipe"].pop("precision") == "auto"
+    (model / "plans.json").write_text(json.dumps(earlier))
+    monkeypatch.setenv("alice_weights", str(folder / "c.pth"))
+    new_fold = make(folder, ShortAliceTrainer, "nnUNetPlans", fold=1)
+    new_fold.on_train_start()
+    assert not new_fold.network.half_on_cpu
+    new_fold.on_train_end()
+
     for encoder, outputs in (("swin", 1), ("nnformer", 2)):
         weights = write_checkpoint(folder / f"stock_{encoder}.pth", encoder=encoder)
         monkeypatch.setenv("alice_weights", str(weights))
