@@ -15,6 +15,7 @@ the effective rank of the encoder's visible tokens; beside them random weights.
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import tempfile
@@ -29,6 +30,7 @@ from alice_nnunet.model.encoders.registry import ENCODERS
 from alice_nnunet.model.pretraining.registry import DEFAULT, METHODS, settings_class
 
 SHORT, LONGER = 20, 120  # steps of two runs, whose difference in CPU time is that of the steps
+BETWEEN_SETTINGS = re.compile(r",(?=[a-z_]+=)")  # not the commas in token=8,8,8
 PROBES = ("probe organs", "probe retrieval", "retrieval")
 
 
@@ -84,6 +86,7 @@ def main() -> None:
     arguments = parser().parse_args()
     environment = make_dataset(arguments.data, arguments.out)
     labeled = link_labeled(arguments.data, arguments.out)
+    prepare(command_of(DEFAULT, arguments.encoder, labeled), environment)
 
     results = []
     seconds = {}
@@ -117,7 +120,7 @@ def trainable(methods: list[str], encoder: str) -> list[str]:
 
 def slug(arm: str) -> str:
     """The name of an arm as part of a path."""
-    return arm.replace(":", "_").replace("=", "").replace(",", "_")
+    return re.sub(r"[:,]", "_", arm).replace("=", "")
 
 
 def link_labeled(data: Path, out: Path) -> Path:
@@ -145,7 +148,7 @@ def command_of(arm: str, encoder: str, labeled: Path) -> list[str]:
         "--set",
         "validate_every=1000000",
         f"probe_labels={labeled}",
-        *(settings.split(",") if settings else []),
+        *(BETWEEN_SETTINGS.split(settings) if settings else []),
     ]
 
 
@@ -158,6 +161,13 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> dict:
         stdout=subprocess.DEVNULL,
     )
     return load_pretraining(next(folder.glob("*/*/*/checkpoint_final.pth")))
+
+
+def prepare(command: list[str], environment: dict[str, str]) -> None:
+    """Preprocess and train the matcher, by a run of one step: both are no part of a step's time."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ["iterations=1", "warmup_iterations=0", "probe_every=0"]
+        run([*command, "--set", *settings], Path(folder), environment)
 
 
 def known_time(file: Path, command: list[str], environment: dict[str, str]) -> float:

@@ -27,7 +27,7 @@ from alice_nnunet.finetuning.compatibility import spacing_differs
 from alice_nnunet.finetuning.pretrained import EncoderOrigin, PretrainedEncoder
 from alice_nnunet.finetuning.recipes import Recipe, recipe_from_entries
 from alice_nnunet.geometry import ceil_to
-from alice_nnunet.model.encoders.vit import ViT
+from alice_nnunet.model.encoders.vit import TOKEN
 from alice_nnunet.model.presets import PRESETS
 
 
@@ -115,7 +115,8 @@ def with_positions(block: AliceBlock, patch: Sequence[int], spacing: Sequence[fl
     pitch = [1.0, 1.0, 1.0]
     if spacing_differs(spacing, pretrained):
         pitch = [new / old for new, old in zip(spacing, pretrained)]
-    positions = {"size": list(ceil_to(patch, ViT.unit)), "pitch": pitch}
+    token = block.origin.arguments.get("token", TOKEN)
+    positions = {"size": list(ceil_to(patch, token)), "pitch": pitch}
     return replace(block, network_arguments={**block.network_arguments, "positions": positions})
 
 

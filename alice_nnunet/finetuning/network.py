@@ -16,7 +16,7 @@ from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.encoders.nnformer import NnFormer
 from alice_nnunet.model.encoders.stage import Stage
 from alice_nnunet.model.encoders.swin import Swin
-from alice_nnunet.model.encoders.vit import ViT
+from alice_nnunet.model.encoders.vit import TOKEN
 from alice_nnunet.model.positions import move_positions
 from alice_nnunet.networks.nnformer import NnFormerNet
 from alice_nnunet.networks.swin_unetr import SwinUNETR
@@ -154,7 +154,8 @@ def moved_positions(
         grid: tokens along (z, y, x).
         pitch: see move_positions.
     """
-    trained = grid_of(encoder.arguments["crop_size"], ViT.unit)
+    token = encoder.arguments.get("token", TOKEN)
+    trained = grid_of(encoder.arguments["crop_size"], token)
     positions = weights.get(POSITIONS)
     if positions is None or positions.shape[1] != math.prod(trained):
         return weights  # the caller names what does not fit

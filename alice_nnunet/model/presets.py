@@ -85,7 +85,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "vit": {
         "tiny": Preset(
             crops=CROPS["tiny"],
-            encoder={"width": 192, "depth": 4, "heads": 3},
+            encoder={"width": 192, "depth": 4, "heads": 3, "token": (16, 16, 16)},
             method={
                 "head_hidden": 512,
                 "decoder_width": 192,
@@ -98,7 +98,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "small": Preset(
             crops=CROPS["small"],
-            encoder={"width": 384, "depth": 8, "heads": 6},
+            encoder={"width": 384, "depth": 8, "heads": 6, "token": (16, 16, 16)},
             method={
                 "head_hidden": 1024,
                 "decoder_width": 256,
@@ -111,7 +111,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "paper": Preset(
             crops=CROPS["paper"],
-            encoder={"width": 768, "depth": 12, "heads": 12},
+            encoder={"width": 768, "depth": 12, "heads": 12, "token": (16, 16, 16)},
             method={"anatomy_channels": 256},
             run=PAPER_RUN,
             network={"feature_size": 16},

@@ -6,6 +6,8 @@ Shapes: B crops, C channels, D H W voxels in (z, y, x) order, N tokens, V visibl
 `masked` is (B, N) bool: True where a token is hidden.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,33 @@ def random_keep(batch: int, tokens: int, mask_ratio: float, generator: torch.Gen
     visible = max(1, round(tokens * (1 - mask_ratio)))
     noise = torch.rand(batch, tokens, generator=generator, device=generator.device)
     return noise.argsort(1)[:, :visible]
+
+
+def random_keep_blocks(
+    batch: int, grid: Triple, block: Triple, mask_ratio: float, generator: torch.Generator
+) -> Tensor:
+    """Draw the visible tokens of each crop in blocks, which are hidden or shown as a whole.
+
+    Args:
+        batch: number of crops B.
+        grid: tokens of a crop along (z, y, x).
+        block: tokens of a block along (z, y, x). With one token it is `random_keep`.
+        mask_ratio: share of hidden blocks, in [0, 1).
+        generator: its device is the device of the result.
+
+    Returns:
+        (B, V) indices of tokens, z slowest. No row repeats one.
+
+    Raises:
+        ValueError: the grid is not a whole number of blocks.
+    """
+    if any(tokens % edge for tokens, edge in zip(grid, block)):
+        raise ValueError(f"{grid} tokens of a crop (z, y, x) are no whole number of blocks {block}")
+
+    numbers = torch.arange(math.prod(grid), device=generator.device).view(1, 1, *grid)
+    tokens_of_block = patchify(numbers, block)[0]  # (blocks, tokens of a block)
+    shown = random_keep(batch, len(tokens_of_block), mask_ratio, generator)
+    return tokens_of_block[shown].flatten(1)
 
 
 def masked_from(keep: Tensor, tokens: int) -> Tensor:

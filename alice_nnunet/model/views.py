@@ -20,7 +20,7 @@ from torch import Tensor
 from alice_nnunet.data.rotation import rotation_matrices
 from alice_nnunet.geometry import Spacing, Triple, grid_of, triple
 from alice_nnunet.model.pretraining.settings import AliceSettings
-from alice_nnunet.model.tokens import masked_from, random_keep
+from alice_nnunet.model.tokens import masked_from, random_keep, random_keep_blocks
 
 LARGEST_ANGLES = (30.0, 15.0, 15.0)  # degrees about z, y, x
 SCALE_RANGE = (0.8, 1.25)  # size of the anatomy in the view over its size in the crop
@@ -289,12 +289,13 @@ def make_views(
         windowed: channels that are a window of HU as 0 to 1, see augment.
     """
     batch = len(crops) * world
-    tokens = math.prod(grid_of(crops.shape[2:], unit))
+    grid = grid_of(crops.shape[2:], unit)
+    tokens = math.prod(grid)
     own = slice(len(crops) * rank, len(crops) * (rank + 1))
 
     # Online branch. Each draw takes numbers from the generator, so their order matters.
     online = flip(crops, draw_flips(batch, generator)[own]) if method.online_flips else crops
-    keep = random_keep(batch, tokens, method.mask_ratio, generator)[own]
+    keep = random_keep_blocks(batch, grid, method.mask_block, method.mask_ratio, generator)[own]
 
     # Target branch
     augmentation = draw_augmentation(batch, generator, method.target_flips).rows(own)

@@ -10,6 +10,7 @@ from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, U
 from torch import Tensor
 
 from alice_nnunet.errors import UserError
+from alice_nnunet.geometry import Triple, triple
 from alice_nnunet.model.encoders.vit import ViT
 from alice_nnunet.networks.fast_layers import replace_layers
 from alice_nnunet.networks.input_map import InputMap
@@ -24,7 +25,8 @@ class UNETR(SegmentationNetwork):
 
     It takes any patch size: a patch that is not a multiple of the token is padded with the
     window's floor, and the result is cropped again. The decoder's blocks and their defaults are
-    MONAI's; with equal weights the output is that of MONAI's UNETR.
+    MONAI's; with equal weights and tokens of 16 x 16 x 16 voxels the output is that of MONAI's
+    UNETR. For smaller tokens the decoder enlarges less, see `strides`.
 
     Args:
         input_channels: channels of the image. They replace the encoder's in_channels.
@@ -68,15 +70,18 @@ class UNETR(SegmentationNetwork):
         f = feature_size
         common: dict[str, Any] = {"norm_name": "instance", "res_block": True}
 
-        self.stem = UnetrBasicBlock(3, input_channels, f, 3, 1, **common)
-        self.rise2 = UnetrPrUpBlock(3, width, 2 * f, 2, 3, 1, 2, conv_block=True, **common)
-        self.rise4 = UnetrPrUpBlock(3, width, 4 * f, 1, 3, 1, 2, conv_block=True, **common)
-        self.rise8 = UnetrPrUpBlock(3, width, 8 * f, 0, 3, 1, 2, conv_block=True, **common)
+        first, last = strides(self.encoder.unit)
+        more = 2 if last == 2 else 1  # times that shallow features are doubled after the first
 
-        self.merge8 = UnetrUpBlock(3, width, 8 * f, 3, 2, **common)
+        self.stem = UnetrBasicBlock(3, input_channels, f, 3, 1, **common)
+        self.rise2 = UnetrPrUpBlock(3, width, 2 * f, more, 3, 1, 2, conv_block=True, **common)
+        self.rise4 = UnetrPrUpBlock(3, width, 4 * f, more - 1, 3, 1, 2, conv_block=True, **common)
+        self.rise8 = UnetrPrUpBlock(3, width, 8 * f, 0, 3, 1, last, conv_block=True, **common)
+
+        self.merge8 = UnetrUpBlock(3, width, 8 * f, 3, last, **common)
         self.merge4 = UnetrUpBlock(3, 8 * f, 4 * f, 3, 2, **common)
         self.merge2 = UnetrUpBlock(3, 4 * f, 2 * f, 3, 2, **common)
-        self.merge1 = UnetrUpBlock(3, 2 * f, f, 3, 2, **common)
+        self.merge1 = UnetrUpBlock(3, 2 * f, f, 3, first, **common)
 
         self.out = UnetOutBlock(3, f, num_classes)
         replace_layers(self)
@@ -96,9 +101,27 @@ class UNETR(SegmentationNetwork):
         features = self.encoder.features(self.input_map.clamp(mapped))
         shallow, middle, deep, last = features  # (B, E, D'/16, ...) each
 
+        # Sizes as with tokens of 16 voxels
         x = self.merge8(last, self.rise8(deep))  # (B, 8F, D'/8, ...)
         x = self.merge4(x, self.rise4(middle))  # (B, 4F, D'/4, ...)
         x = self.merge2(x, self.rise2(shallow))  # (B, 2F, D'/2, ...)
         x = self.merge1(x, self.stem(mapped))  # (B, F, D', H', W')
 
         return self.input_map.turn(self.out(x)[:, :, :d, :h, :w])
+
+
+def strides(token: Triple) -> tuple[Triple, int]:
+    """How much the decoder enlarges at its finest and at its coarsest stage; 2 between them.
+
+    A token of 8 voxels along every axis leaves out the coarsest stage. One of 8 along some axes
+    leaves out these at the finest, where nnU-Net, too, spares the axis of the fewest voxels.
+
+    Args:
+        token: voxels (z, y, x), 8 or 16 along each axis.
+
+    Returns:
+        Of the finest stage (z, y, x), and of the coarsest.
+    """
+    if max(token) == 8:
+        return (2, 2, 2), 1
+    return triple(2 if edge == 16 else 1 for edge in token), 2

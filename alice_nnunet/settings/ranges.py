@@ -30,3 +30,10 @@ def require_one_of(settings: object, name: str, allowed: tuple[str, ...]) -> Non
     value = getattr(settings, name)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def require_block(settings: object, name: str) -> None:
+    """Raise ValueError where this attribute is not three whole numbers above 0."""
+    value = getattr(settings, name)
+    if len(value) != 3 or any(not isinstance(edge, int) or edge < 1 for edge in value):
+        raise ValueError(f"{name} must be three whole numbers above 0, got {value}")

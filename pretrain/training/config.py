@@ -66,6 +66,8 @@ METHOD_OF_0_1 = {
     "weight_an": 0.0,
     "target_flips": True,
 }
+# Its encoders had these arguments for lack of another choice.
+ENCODER_OF_0_1: dict[str, dict[str, Any]] = {"vit": {"token": (16, 16, 16)}}
 
 # What users may type for "not set", and what earlier versions wrote into config.json.
 NOT_SET = {
@@ -389,8 +391,12 @@ def make_config(
     """
     encoder_arguments = {"in_channels": in_channels, **settings.encoder}
 
-    check_encoder(settings.encoder_name, encoder_arguments)
-    return combine(dataset, settings, encoder_arguments, windowed)
+    grid = check_encoder(settings.encoder_name, encoder_arguments)
+    config = combine(dataset, settings, encoder_arguments, windowed)
+    refusal = config.method.grid_refusal(grid)
+    if refusal:
+        raise UserError(refusal)
+    return config
 
 
 def combine(
@@ -416,15 +422,22 @@ def combine(
         raise UserError(str(error)) from None
 
 
-def check_encoder(name: str, arguments: dict[str, Any]) -> None:
-    """Raise UserError where an encoder cannot be built, before any file is touched."""
+def check_encoder(name: str, arguments: dict[str, Any]) -> tuple[int, int, int]:
+    """Build an encoder without memory, before any file is touched.
+
+    Returns:
+        Units of a crop, along (z, y, x).
+
+    Raises:
+        UserError: it cannot be built.
+    """
     import torch
 
     from alice_nnunet.model.encoders.registry import build_encoder
 
     try:
         with torch.device("meta"):  # no memory, no random numbers
-            build_encoder(name, arguments)
+            return build_encoder(name, arguments).grid
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -436,14 +449,15 @@ def config_from_dict(saved: dict) -> PretrainConfig:
         ValueError: a value is out of range.
     """
     arguments = {name: as_tuples(value) for name, value in saved["encoder_arguments"].items()}
+    method = {name: as_tuples(value) for name, value in saved["method"].items()}
     method_name = saved.get("method_name", DEFAULT)
     of_earlier = METHOD_OF_0_1 if method_name == DEFAULT else {}
     return PretrainConfig(
         **{
             **RUN_OF_0_1,
             **none_where_not_set(saved),
-            "method": settings_class(method_name)(**{**of_earlier, **saved["method"]}),
-            "encoder_arguments": arguments,
+            "method": settings_class(method_name)(**{**of_earlier, **method}),
+            "encoder_arguments": {**ENCODER_OF_0_1.get(saved["encoder"], {}), **arguments},
             "windowed": tuple(saved.get("windowed", ())),
             "betas": tuple(saved["betas"]),
         }

@@ -100,6 +100,22 @@ def test_positions_keep_their_distance_in_another_patch():
     assert torch.equal(before.encoder.positions, encoder.weights["positions"])
 
 
+def test_positions_of_smaller_tokens_are_of_their_grid():
+    encoder = pretrained_encoder()
+    arguments = {**encoder.arguments, "token": [8, 8, 8]}
+    weights = build_encoder("vit", arguments).state_dict()
+    encoder = replace(encoder, arguments=arguments, weights=weights)
+    block = with_positions(block_for(encoder), (20, 60, 32), encoder.data["spacing"])
+    assert block.network_arguments["positions"] == {"size": [24, 64, 32], "pitch": [1, 1, 1]}
+
+    network = build_network(block, 1, 2)
+    load_encoder(network, encoder)
+    moved = network.encoder.positions.view(3, 8, 4, -1)
+    trained = encoder.weights["positions"].view(2, 4, 4, -1)
+    # (new - old) / 2 is 1/2 along z and 2 along y.
+    torch.testing.assert_close(moved[1:, 2:6], trained, rtol=0, atol=1e-5)
+
+
 def test_positions_follow_the_spacing_only_where_it_differs():
     encoder = pretrained_encoder()
     for spacing, pitch in (([3.1, 2.95, 3.0], [1, 1, 1]), ([1.5, 6.0, 3.0], [0.5, 2, 1])):

@@ -6,6 +6,7 @@ from alice_nnunet.model.tokens import (
     patchify,
     put_tokens,
     random_keep,
+    random_keep_blocks,
     take_tokens,
     unpatchify,
 )
@@ -63,6 +64,27 @@ def test_random_keep_refuses_a_wrong_ratio():
     for ratio in (-0.1, 1.0):
         with pytest.raises(ValueError, match="mask_ratio"):
             random_keep(1, 8, ratio, torch.Generator())
+
+
+def test_blocks_are_hidden_or_shown_as_a_whole():
+    grid, block = (4, 6, 4), (2, 3, 1)
+    keep = random_keep_blocks(3, grid, block, 0.75, torch.Generator().manual_seed(0))
+    assert keep.shape == (3, 4 * 6) and all(len(set(row.tolist())) == 24 for row in keep)
+
+    shown = ~masked_from(keep, 4 * 6 * 4).view(3, *grid)
+    for crop in shown:
+        for z in range(0, 4, 2):
+            for y in range(0, 6, 3):
+                for x in range(4):
+                    assert crop[z : z + 2, y : y + 3, x].float().mean() in (0, 1)
+
+
+def test_blocks_of_one_token_are_tokens():
+    one_by_one = random_keep(5, 24, 0.75, torch.Generator().manual_seed(3))
+    blocks = random_keep_blocks(5, (2, 3, 4), (1, 1, 1), 0.75, torch.Generator().manual_seed(3))
+    assert torch.equal(one_by_one, blocks)
+    with pytest.raises(ValueError, match=r"no whole number of blocks \(2, 2, 2\)"):
+        random_keep_blocks(1, (2, 3, 4), (2, 2, 2), 0.75, torch.Generator())
 
 
 def test_take_and_put_are_indexing():

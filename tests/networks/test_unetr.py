@@ -6,14 +6,27 @@ from monai.networks.nets import UNETR as MonaiUNETR
 
 from alice_nnunet.errors import UserError
 from alice_nnunet.networks.published.unetr import from_monai, to_monai
-from alice_nnunet.networks.unetr import UNETR
+from alice_nnunet.networks.unetr import UNETR, strides
 
 IDENTITY = {"scale": [1.0], "shift": [0.0], "low": [None], "high": [None], "flip_axes": []}
 WINDOW = {"scale": [1.0], "shift": [0.0], "low": [0.0], "high": [1.0], "flip_axes": []}
 
 
-def unetr(depth: int = 4, crop=(32, 32, 32), input_map=IDENTITY, channels: int = 1) -> UNETR:
-    arguments = {"in_channels": 1, "crop_size": list(crop), "width": 48, "depth": depth, "heads": 3}
+def unetr(
+    depth: int = 4,
+    crop=(32, 32, 32),
+    input_map=IDENTITY,
+    channels: int = 1,
+    token=(16, 16, 16),
+) -> UNETR:
+    arguments = {
+        "in_channels": 1,
+        "crop_size": list(crop),
+        "width": 48,
+        "depth": depth,
+        "heads": 3,
+        "token": token,
+    }
     return UNETR(channels, 3, arguments, input_map).eval()
 
 
@@ -107,3 +120,36 @@ def test_every_parameter_gets_a_gradient():
     network = unetr(channels=2, input_map={k: v * 2 for k, v in WINDOW.items()})
     network(torch.rand(1, 2, 32, 32, 32)).square().mean().backward()
     assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+SMALLER_TOKENS = [(8, 8, 8), (8, 16, 16), (16, 8, 8), (16, 16, 8)]
+
+
+@pytest.mark.parametrize("token", SMALLER_TOKENS)
+def test_smaller_tokens_give_any_patch_size_and_every_gradient(token):
+    network = unetr(token=token)
+    logits = network(torch.rand(1, 1, 21, 33, 40))
+    assert logits.shape == (1, 3, 21, 33, 40)
+    logits.square().mean().backward()
+    assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("token", [(16, 16, 16), *SMALLER_TOKENS])
+def test_decoder_enlarges_features_of_a_token_to_its_voxels(token):
+    """The sizes after each stage, computed from the token alone."""
+    network = unetr(token=token, crop=(64, 64, 64))
+    first, last = strides(token)
+    for axis in range(3):
+        assert first[axis] * 2 * 2 * last == token[axis]
+
+    sizes = []
+    for part in (network.merge8, network.merge4, network.merge2, network.merge1):
+        part.register_forward_hook(lambda _, inputs, output: sizes.append(tuple(output.shape[2:])))
+    network(torch.rand(1, 1, 64, 64, 64))
+
+    at_tokens = tuple(64 // edge for edge in token)
+    assert sizes[0] == tuple(n * last for n in at_tokens)
+    assert sizes[1] == tuple(n * last * 2 for n in at_tokens)
+    assert sizes[2] == tuple(n * last * 4 for n in at_tokens)
+    assert sizes[3] == (64, 64, 64)

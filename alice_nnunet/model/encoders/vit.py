@@ -6,16 +6,19 @@ Shapes: B crops, C channels, D H W voxels in (z, y, x) order, N tokens, V visibl
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alice_nnunet.geometry import Triple, grid_of
+from alice_nnunet.geometry import Triple, grid_of, triple
 from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.initialisation import truncated_normal
 from alice_nnunet.model.positions import resize_positions, sincos_positions
 from alice_nnunet.model.tokens import patchify, take_tokens
 from alice_nnunet.model.transformer import Block
 
+TOKEN: Triple = (16, 16, 16)  # voxels of a token of UNETR and of ViT-B/16
+EDGES = (8, 16)  # voxels along an axis that UNETR's decoder can halve its way to
+
 
 class ViT(Encoder):
-    """UNETR's encoder on tokens of 16 x 16 x 16 voxels. A unit is one token.
+    """UNETR's encoder, of tokens of 16 x 16 x 16 voxels or smaller ones. A unit is one token.
 
     Args:
         in_channels: image channels.
@@ -25,9 +28,11 @@ class ViT(Encoder):
         width: width E of a token.
         depth: number of transformer blocks.
         heads: attention heads of each block.
-    """
+        token: voxels of a token (z, y, x), 8 or 16 along each axis.
 
-    unit: Triple = (16, 16, 16)
+    Raises:
+        ValueError: the token has another size.
+    """
 
     def __init__(
         self,
@@ -36,8 +41,13 @@ class ViT(Encoder):
         width: int = 768,
         depth: int = 12,
         heads: int = 12,
+        token: Triple = TOKEN,
     ):
         super().__init__()
+        if any(edge not in EDGES for edge in token):
+            raise ValueError(f"token must have 8 or 16 voxels along each axis, got {token}")
+
+        self.unit = triple(token)
         self.grid = grid_of(crop_size, self.unit)
         self.width = width
 
@@ -53,10 +63,10 @@ class ViT(Encoder):
 
         Hidden voxels are left out before any arithmetic. Arguments and result as for `forward`.
         """
-        patches = patchify(crop, self.unit)  # (B, N, C * 4096)
+        patches = patchify(crop, self.unit)  # (B, N, C * voxels)
         positions = resize_positions(self.positions, self.grid, grid_of(crop.shape[2:], self.unit))
         if keep is not None:
-            patches = take_tokens(patches, keep)  # (B, V, C * 4096)
+            patches = take_tokens(patches, keep)  # (B, V, C * voxels)
             positions = take_tokens(positions.expand(len(crop), -1, -1), keep)  # (B, V, E)
 
         tokens = F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
@@ -80,7 +90,7 @@ class ViT(Encoder):
             crop: (B, C, D, H, W).
 
         Returns:
-            4 volumes (B, E, D / 16, H / 16, W / 16), or fewer, see above.
+            4 volumes (B, E, d, h, w), with a voxel for each token, or fewer, see above.
         """
         depth = len(self.blocks)
         wanted = {depth // 4, depth // 2, 3 * depth // 4}

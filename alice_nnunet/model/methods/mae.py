@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from alice_nnunet.geometry import Triple
 from alice_nnunet.model.decoder import Decoder
 from alice_nnunet.model.encoders.base import Encoder
 from alice_nnunet.model.losses import has_content, reconstruction_loss
@@ -21,9 +22,9 @@ from alice_nnunet.model.pretraining.method import (
     Reconstruction,
     token_voxels,
 )
-from alice_nnunet.model.pretraining.settings import MethodSettings
+from alice_nnunet.model.pretraining.settings import MethodSettings, block_refusal
 from alice_nnunet.model.views import draw_flips, flip, joined
-from alice_nnunet.settings.ranges import require_one_of, require_positive
+from alice_nnunet.settings.ranges import require_block, require_one_of, require_positive
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class MAESettings(MethodSettings):
     """
 
     mask_ratio: float = 0.75  # hidden share of a crop (Sec. 3, "Masking")
+    mask_block: Triple = (1, 1, 1)  # units hidden together, along (z, y, x); more is not in MAE
     normalise: str = "token"  # targets: each token (Sec. 3), each channel of it, or none
     reconstruct: str = "all"  # hidden tokens that count: all, or content (of more than one value)
     flips: bool = False  # mirror crops at random; MAE flips photographs left to right
@@ -48,11 +50,15 @@ class MAESettings(MethodSettings):
         require_positive(self, "decoder_width", "decoder_depth", "decoder_heads")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in (0, 1), got {self.mask_ratio}")
+        require_block(self, "mask_block")
         if self.decoder_width % self.decoder_heads:
             raise ValueError(
                 "decoder_width must be a multiple of decoder_heads, "
                 f"got {self.decoder_width} and {self.decoder_heads}"
             )
+
+    def grid_refusal(self, grid: Triple) -> str | None:
+        return block_refusal(self.mask_block, grid)
 
 
 class MAE(PretrainingMethod):
@@ -85,8 +91,11 @@ class MAE(PretrainingMethod):
         self, crops: Tensor, drawing: Drawing, vectors: Tensor | None = None
     ) -> MaskedCrops:
         """Hide a random share of the tokens (Sec. 3, "Masking")."""
-        keep, masked = hidden_tokens(crops, drawing, self.encoder.grid, self.settings.mask_ratio)
-        if self.settings.flips:
+        settings = self.settings
+        keep, masked = hidden_tokens(
+            crops, drawing, self.encoder.grid, settings.mask_ratio, settings.mask_block
+        )
+        if settings.flips:
             drawn = draw_flips(drawing.whole(len(crops)), drawing.generator)
             crops = flip(crops, drawn[drawing.own(len(crops))])
         return MaskedCrops(crops, keep, masked)

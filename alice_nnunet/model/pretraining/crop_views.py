@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alice_nnunet.geometry import Triple, triple
 from alice_nnunet.model.pretraining.method import Drawing
-from alice_nnunet.model.tokens import masked_from, random_keep
+from alice_nnunet.model.tokens import masked_from, random_keep_blocks
 from alice_nnunet.model.views import CropViews, augment, draw_augmentation, view_to_crop
 
 
@@ -58,16 +58,23 @@ def two_views(crops: Tensor, drawing: Drawing, flips: bool) -> TwoViews:
 
 
 def hidden_tokens(
-    crops: Tensor, drawing: Drawing, grid: Triple, ratio: float
+    crops: Tensor, drawing: Drawing, grid: Triple, ratio: float, block: Triple = (1, 1, 1)
 ) -> tuple[Tensor, Tensor]:
-    """Hide a random share of the tokens of each crop.
+    """Hide a random share of the tokens of each crop, in blocks.
+
+    Args:
+        crops: (B, C, D, H, W).
+        drawing: source of random numbers.
+        grid: tokens along (z, y, x).
+        ratio: hidden share.
+        block: tokens that are hidden together, along (z, y, x).
 
     Returns:
         keep: (B, V) indices of the visible tokens, on the generator's device.
         masked: (B, N), True where hidden, on the crops' device.
     """
     tokens = math.prod(grid)
-    keep = random_keep(drawing.whole(len(crops)), tokens, ratio, drawing.generator)
+    keep = random_keep_blocks(drawing.whole(len(crops)), grid, block, ratio, drawing.generator)
     keep = keep[drawing.own(len(crops))]
     return keep, masked_from(keep, tokens).to(crops.device, non_blocking=True)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from alice_nnunet.settings.ranges import require_one_of, require_positive
+from alice_nnunet.settings.ranges import require_block, require_one_of, require_positive
 
 SIZES = (
     "head_hidden",
@@ -14,6 +14,13 @@ SIZES = (
     "decoder_heads",
     "anatomy_channels",
 )
+
+
+def block_refusal(block: tuple[int, int, int], grid: tuple[int, int, int]) -> str | None:
+    """Why units cannot be hidden in blocks of so many along (z, y, x), or None."""
+    if all(units % edge == 0 for units, edge in zip(grid, block)):
+        return None
+    return f"crops have {grid} units (z, y, x), which is no whole number of mask_block {block}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,10 @@ class MethodSettings:
         """Why the method cannot learn from volumes of a spacing in mm (z, y, x), or None."""
         return None
 
+    def grid_refusal(self, grid: tuple[int, int, int]) -> str | None:
+        """Why the method cannot learn from crops of so many units along (z, y, x), or None."""
+        return None
+
     @property
     def vector_channels(self) -> int | None:
         """Channels of the matcher's vectors that the method learns from; None if it needs none."""
@@ -85,6 +96,7 @@ class AliceSettings(MethodSettings):
 
     # Views
     mask_ratio: float = 0.75  # hidden share of the online views u, r
+    mask_block: tuple[int, int, int] = (1, 1, 1)  # units hidden together, along (z, y, x)
     target_mask_ratio: float = 0.0  # hidden share of the target views w, v (Table 10)
     reconstruct: str = "content"  # tokens of l_r (Eq. 1): content (of more than one value) or all
     # What l_r brings to mean 0 and variance 1 in each token: channel (each for itself), token (all
@@ -132,6 +144,7 @@ class AliceSettings(MethodSettings):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
+        require_block(self, "mask_block")
         require_one_of(self, "reconstruct", ("content", "all"))
         require_one_of(self, "normalise", ("channel", "token", "none"))
         require_one_of(self, "similarity", ("cosine", "infonce", "dino"))
@@ -183,6 +196,9 @@ class AliceSettings(MethodSettings):
         if has_vectors and given.get("weight_dv", 1) > 0:
             return given
         return {"weight_an": 0.0, **given}
+
+    def grid_refusal(self, grid: tuple[int, int, int]) -> str | None:
+        return block_refusal(self.mask_block, grid)
 
     @property
     def vector_channels(self) -> int | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from alice_nnunet.model.encoders.vit import TOKEN
 from alice_nnunet.networks.published import nnformer as nnformer_names
 from alice_nnunet.networks.published import swin_unetr, unetr
 
@@ -59,20 +60,24 @@ def published_encoder(
 
 
 def vit(arguments: dict, weights: dict[str, Tensor]) -> Published:
-    """For MONAI's UNETR, or for its ViT alone: the ViT of MONAI's UNETR always has 12 blocks."""
+    """For MONAI's UNETR, or for its ViT alone.
+
+    The ViT of MONAI's UNETR always has 12 blocks and tokens of 16 x 16 x 16 voxels.
+    """
     channels = arguments["in_channels"]
     size = tuple(arguments["crop_size"])
     width = arguments["width"]
     depth = arguments["depth"]
+    token = tuple(arguments.get("token", TOKEN))
     common = (
         f"img_size={size}, hidden_size={width}, mlp_dim={4 * width}, num_heads={arguments['heads']}"
     )
 
-    if depth == 12:
+    if depth == 12 and token == TOKEN:
         call = f"UNETR(in_channels={channels}, out_channels={OUTPUTS}, {common})"
         code = loading_code("UNETR", call, "vit.")
     else:
-        call = f"ViT(in_channels={channels}, patch_size=16, num_layers={depth}, {common})"
+        call = f"ViT(in_channels={channels}, patch_size={token}, num_layers={depth}, {common})"
         code = (
             "from monai.networks.nets import ViT\n"
             "from safetensors.torch import load_file\n"
@@ -88,7 +93,12 @@ def vit(arguments: dict, weights: dict[str, Tensor]) -> Published:
         f"{size} voxels (z, y, x). For another size, interpolate "
         "vit.patch_embedding.position_embeddings; alice-nnunet's own UNETR does this itself."
     )
-    if depth < 12:
+    if token != TOKEN:
+        remark = (
+            f"**Tokens are {token} voxels (z, y, x), and those of MONAI's UNETR always 16 x 16 x "
+            f"16.** The code above loads MONAI's ViT alone. {remark}"
+        )
+    elif depth < 12:
         remark = (
             f"**This encoder has {depth} blocks and MONAI's UNETR always has 12.** The code above "
             "loads MONAI's ViT alone. UNETR with strict=False would take these blocks and leave "

@@ -38,6 +38,23 @@ def test_embedding_is_the_strided_convolution(encoder):
     assert torch.allclose(encoder.embed(crop, None), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("token", [(8, 8, 8), (8, 16, 16), (16, 8, 16)])
+def test_smaller_tokens_are_the_strided_convolution(token):
+    encoder = ViT(2, CROP, width=48, depth=2, heads=4, token=token)
+    crop = torch.rand(2, 2, *CROP)
+    convolved = torch.nn.functional.conv3d(
+        crop, encoder.patch_embed.weight, encoder.patch_embed.bias, stride=token
+    )
+    assert encoder.unit == token and encoder.grid == convolved.shape[2:]
+    expected = convolved.flatten(2).transpose(1, 2) + encoder.positions
+    assert torch.allclose(encoder.embed(crop, None), expected, atol=1e-5)
+
+
+def test_tokens_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"8 or 16 voxels .* got \(4, 16, 16\)"):
+        ViT(1, CROP, width=48, depth=2, heads=4, token=(4, 16, 16))
+
+
 @pytest.mark.parametrize("ratio", [0.25, 0.75, 0.95])
 def test_visible_only_equals_dense_attention_restricted_to_visible_tokens(encoder, ratio):
     crop = torch.rand(2, 2, *CROP)

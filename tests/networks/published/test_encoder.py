@@ -67,6 +67,16 @@ def test_vit_in_monais_unetr_or_vit(tmp_path, monkeypatch, depth, whole):
 
 
 @torch.no_grad()
+def test_vit_of_smaller_tokens_in_monais_vit(tmp_path, monkeypatch):
+    encoder, vit, published = run_the_cards_code(
+        "vit", {**VIT, "token": [8, 16, 8]}, tmp_path, monkeypatch
+    )
+    assert "Tokens are (8, 16, 8) voxels" in published.remark
+    image = torch.rand(1, 1, 32, 48, 64)
+    torch.testing.assert_close(encoder(image), vit(image)[0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_swin_in_monais_swin_unetr(tmp_path, monkeypatch):
     """Windows of 2 on grids of 32 to 4 tokens are neither padded nor shrunk.
 

@@ -38,6 +38,7 @@ def test_defaults_are_the_papers_but_for_what_the_docs_list():
         "width": 768,
         "depth": 12,
         "heads": 12,
+        "token": (16, 16, 16),
     }
 
     assert c.method.mask_ratio == 0.75
@@ -150,6 +151,9 @@ def test_windows_are_settings_and_survive_a_checkpoint(encoder, preset):
         ("predictor=1", "must be bool"),
         ("mask_ratio=1", "mask_ratio must be in"),
         ("crop_size=30,64,64", "multiple of"),
+        ("token=4,16,16", "8 or 16 voxels"),
+        ("mask_block=0,1,1", "whole numbers above 0"),
+        ("mask_block=2,2,3", r"\(2, 4, 4\) units .* mask_block \(2, 2, 3\)"),
         ("crop_size=64", "numbers such as"),
         ("similarity=l1", "must be one of"),
         ("warmup_iterations=2000", "warmup_iterations must be in .* got 2000 of 2000"),
@@ -167,6 +171,12 @@ def test_windows_are_settings_and_survive_a_checkpoint(encoder, preset):
 def test_wrong_settings_are_refused(assignment, message):
     with pytest.raises(UserError, match=message):
         config(*assignment.split(), preset="tiny")
+
+
+def test_a_config_without_a_token_has_the_only_one_that_there_was():
+    saved = config(preset="tiny").as_dict()
+    del saved["encoder_arguments"]["token"], saved["method"]["mask_block"]
+    assert config_from_dict(saved) == config(preset="tiny")
 
 
 def test_an_unreadable_file_is_refused(tmp_path):
