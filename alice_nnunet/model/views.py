@@ -22,6 +22,7 @@ from alice_nnunet.geometry import Spacing, Triple, grid_of, triple
 from alice_nnunet.model.pretraining.settings import AliceSettings
 from alice_nnunet.model.tokens import masked_from, random_keep, random_keep_blocks
 
+AXES = "zyx"
 LARGEST_ANGLES = (30.0, 15.0, 15.0)  # degrees about z, y, x
 SCALE_RANGE = (0.8, 1.25)  # size of the anatomy in the view over its size in the crop
 INTENSITY_SCALE = 0.1  # factor 1 +- 0.1
@@ -73,6 +74,9 @@ class Views(CropViews):
     )
     # (B, N, A): the matcher's vectors at the crop's tokens, 0 outside the body; None if unused
     anatomy: Tensor | None = None
+    # (B, N, 3): where the online view's tokens lie in the crop, see token_middles; None if the
+    # view shows the whole crop
+    places: Tensor | None = None
 
 
 @dataclass
@@ -96,9 +100,14 @@ class Augmentation:
         )
 
 
-def draw_flips(batch: int, generator: torch.Generator) -> Tensor:
-    """Draw -1 or 1 with even odds, (B, 3)."""
-    return torch.randint(0, 2, (batch, 3), generator=generator, device=generator.device) * 2.0 - 1
+def draw_flips(batch: int, generator: torch.Generator, axes: str = AXES) -> Tensor:
+    """Draw -1 or 1 with even odds for each of the axes, (B, 3); 1 for the others.
+
+    The numbers of an axis do not depend on which others there are.
+    """
+    drawn = torch.randint(0, 2, (batch, 3), generator=generator, device=generator.device) * 2.0 - 1
+    kept = torch.tensor([axis not in axes for axis in AXES], device=drawn.device)
+    return drawn.masked_fill(kept, 1.0)
 
 
 def draw_intensity(batch: int, largest: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -107,22 +116,55 @@ def draw_intensity(batch: int, largest: float, generator: torch.Generator) -> tu
     return 1 + largest * uniform[:, 0], largest * uniform[:, 1]
 
 
-def draw_augmentation(batch: int, generator: torch.Generator, flips: bool = True) -> Augmentation:
+def draw_parts(batch: int, smallest: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a part of each crop, of the crop's proportions and anywhere in it (resized crops, MAE).
+
+    Args:
+        batch: number of crops B.
+        smallest: edge of a part over that of the crop, at least; 1 at most.
+        generator: source of random numbers.
+
+    Returns:
+        (B,) edges of the parts over those of the crops, and (B, 3) where their middles lie in the
+        crops, (x, y, z) in half sizes.
+    """
+    uniform = torch.rand(batch, 4, generator=generator, device=generator.device)
+    edge = smallest + (1 - smallest) * uniform[:, 0]
+    return edge, (uniform[:, 1:] * 2 - 1) * (1 - edge)[:, None]
+
+
+def enlarge(crops: Tensor, edge: Tensor, middle: Tensor) -> Tensor:
+    """Parts of crops, enlarged to their size. Between voxels they are interpolated.
+
+    Args:
+        crops: (B, C, D, H, W).
+        edge: (B,), see draw_parts.
+        middle: (B, 3), see draw_parts.
+    """
+    scaled = torch.eye(3, device=edge.device) * edge[:, None, None]
+    affine = torch.cat([scaled, middle[..., None]], -1).to(crops.device, non_blocking=True)
+    grid = F.affine_grid(affine, list(crops.shape), align_corners=False).to(crops.dtype)
+    return F.grid_sample(crops, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def draw_augmentation(batch: int, generator: torch.Generator, flips: str = AXES) -> Augmentation:
     """Draw random resized rotation, flips, intensity scale and shift (Alice, Sec. 4.2).
 
-    Without flips, the other numbers stay the same.
+    Args:
+        batch: number of crops B.
+        generator: source of random numbers.
+        flips: axes that may be mirrored. Whichever they are, the other numbers stay the same.
     """
     device = generator.device
     uniform = torch.rand(batch, 6, generator=generator, device=device) * 2 - 1  # in [-1, 1)
 
     largest_angles = torch.tensor(LARGEST_ANGLES, device=device).deg2rad()
     low, high = (math.log(scale) for scale in SCALE_RANGE)
-    drawn_flips = draw_flips(batch, generator)
 
     return Augmentation(
         angles=uniform[:, :3] * largest_angles,
         scale=(low + (high - low) * (uniform[:, 3] + 1) / 2).exp(),
-        flips=drawn_flips if flips else torch.ones_like(drawn_flips),
+        flips=draw_flips(batch, generator, flips),
         factor=1 + INTENSITY_SCALE * uniform[:, 4],
         shift=INTENSITY_SHIFT * uniform[:, 5],
     )
@@ -220,8 +262,10 @@ def token_middles(grid: Triple) -> Tensor:
     return torch.stack([x, y, z], -1).view(-1, 3)
 
 
-def at_places(tokens: Tensor, matrix: Tensor, grid: Triple) -> tuple[Tensor, Tensor]:
-    """What an augmented view's tokens say about the places of the crop's tokens.
+def at_places(
+    tokens: Tensor, matrix: Tensor, grid: Triple, places: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What an augmented view's tokens say about places of the crop.
 
     Coordinates are (x, y, z) in half sizes of the crop, from -1 to 1.
 
@@ -232,27 +276,62 @@ def at_places(tokens: Tensor, matrix: Tensor, grid: Triple) -> tuple[Tensor, Ten
         tokens: (B, N, C) of the view.
         matrix: (B, 3, 3), takes coordinates of the view to those of the crop.
         grid: tokens along (z, y, x).
+        places: (B, N, 3) in the crop; None for the middles of the crop's tokens.
 
     Returns:
-        read: (B, N, C), one vector for each token of the crop.
-        shown: (B, N), whether the view shows its place.
+        read: (B, N, C), one vector for each place.
+        shown: (B, N), whether the view shows it.
     """
-    b, n, c = tokens.shape
+    b, n, _ = tokens.shape
 
-    middles = token_middles(grid).to(matrix)
-    gone_to = torch.linalg.solve(matrix, middles.T.expand(b, 3, n)).transpose(1, 2)  # in the view
-    gone_to = gone_to.to(tokens.device, torch.float32, non_blocking=True)  # (B, N, 3)
+    if places is None:
+        places = token_middles(grid).expand(b, n, 3)
+    gone_to = torch.linalg.solve(matrix, places.to(matrix).mT).mT  # (B, N, 3) in the view
+    gone_to = gone_to.to(tokens.device, torch.float32, non_blocking=True)
 
-    volume = tokens.float().transpose(1, 2).reshape(b, c, *grid)
+    shown = (gone_to.abs() <= 1).all(-1)
+    return read_between(tokens.float(), gone_to, grid), shown
+
+
+def read_between(tokens: Tensor, places: Tensor, grid: Triple) -> Tensor:
+    """Values at places between the middles of tokens, interpolated, (B, N, C).
+
+    Args:
+        tokens: (B, N, C).
+        places: (B, N, 3), (x, y, z) in half sizes, on the tokens' device.
+        grid: tokens along (z, y, x).
+    """
+    b, _, c = tokens.shape
+    volume = tokens.transpose(1, 2).reshape(b, c, *grid)
     read = F.grid_sample(
         volume,
-        gone_to.view(b, *grid, 3),
+        places.view(b, *grid, 3),
         mode="bilinear",
         padding_mode="border",
         align_corners=False,
     )
-    shown = (gone_to.abs() <= 1).all(-1)
-    return read.flatten(2).transpose(1, 2), shown
+    return read.flatten(2).transpose(1, 2)
+
+
+def vectors_at(vectors: Tensor, places: Tensor | None, grid: Triple) -> Tensor:
+    """The matcher's vectors at places of a crop, interpolated among those in the body.
+
+    Args:
+        vectors: (B, N, A) at the crop's tokens, 0 outside the body.
+        places: (B, N, 3), see token_middles; None for the tokens' own.
+        grid: tokens along (z, y, x).
+
+    Returns:
+        (B, N, A); 0 where more than half of what surrounds a place is outside the body.
+    """
+    if places is None:
+        return vectors
+
+    places = places.to(vectors.device, torch.float32, non_blocking=True)
+    in_body = vectors.any(-1, keepdim=True).float()
+    share = read_between(in_body, places, grid)
+    read = read_between(vectors.float(), places, grid) / share.clamp(min=0.5)
+    return torch.where(share > 0.5, read, 0).to(vectors.dtype)
 
 
 def flip(crops: Tensor, flips: Tensor) -> Tensor:
@@ -294,11 +373,14 @@ def make_views(
     own = slice(len(crops) * rank, len(crops) * (rank + 1))
 
     # Online branch. Each draw takes numbers from the generator, so their order matters.
-    online = flip(crops, draw_flips(batch, generator)[own]) if method.online_flips else crops
+    online = crops
+    if method.online_flips:
+        online = flip(crops, draw_flips(batch, generator, method.flip_axes)[own])
     keep = random_keep_blocks(batch, grid, method.mask_block, method.mask_ratio, generator)[own]
 
     # Target branch
-    augmentation = draw_augmentation(batch, generator, method.target_flips).rows(own)
+    axes = method.flip_axes if method.target_flips else ""
+    augmentation = draw_augmentation(batch, generator, axes).rows(own)
     target = augment(crops, augmentation, spacing, windowed) if method.compares else None
     target_keep = None
     if method.target_mask_ratio:
@@ -309,6 +391,12 @@ def make_views(
         factor, shift = draw_intensity(batch, method.online_intensity, generator)
         online = change_intensity(online, factor[own], shift[own], windowed)
 
+    places = None
+    if method.online_part < 1:
+        edge, middle = draw_parts(batch, method.online_part, generator)
+        online = enlarge(online, edge[own], middle[own])
+        places = token_middles(grid).to(edge.device) * edge[own, None, None] + middle[own, None]
+
     moved = view_to_crop(augmentation, triple(crops.shape[2:]), spacing)
     masked = masked_from(keep, tokens).to(crops.device, non_blocking=True)
-    return Views(online, keep, masked, target, target_keep, moved)
+    return Views(online, keep, masked, target, target_keep, moved, places=places)

@@ -1,11 +1,25 @@
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from monai.transforms import Affine
+from scipy.ndimage import map_coordinates
 
 from alice_nnunet.model.pretraining.settings import AliceSettings
-from alice_nnunet.model.views import Augmentation, Views, augment, draw_augmentation, make_views
+from alice_nnunet.model.views import (
+    Augmentation,
+    Views,
+    at_places,
+    augment,
+    draw_augmentation,
+    draw_parts,
+    enlarge,
+    make_views,
+    token_middles,
+    vectors_at,
+)
 
 
 def drawn(
@@ -104,12 +118,13 @@ def test_views_are_the_same_however_a_batch_is_divided():
         weight_an=0,
         online_flips=True,
         online_intensity=0.1,
+        online_part=0.6,
         target_mask_ratio=0.5,
     )
 
     whole = views_of(crops, method)
     parts = [views_of(crops[:2], method, 0, 2), views_of(crops[2:], method, 1, 2)]
-    for name in ("online", "keep", "masked", "target", "target_keep", "moved"):
+    for name in ("online", "keep", "masked", "target", "target_keep", "moved", "places"):
         together = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(getattr(whole, name), together), name
 
@@ -164,6 +179,98 @@ def test_target_flips_are_an_option_that_changes_no_other_number():
     assert torch.equal(flipped.moved.abs(), upright.moved.abs())
     assert (torch.linalg.det(flipped.moved) < 0).any()
     assert (upright.moved.diagonal(dim1=1, dim2=2) > 0).all()
+
+
+@pytest.mark.parametrize("axes", ["x", "zy", "zyx"])
+def test_views_are_flipped_along_the_named_axes_alone(axes):
+    crops = torch.rand(32, 1, 32, 32, 32)
+    options = {"target_flips": True, "online_flips": True, "dv_by": "crop", "weight_an": 0}
+    views = views_of(crops, AliceSettings(**options, flip_axes=axes))
+
+    mirrored = (views.moved.diagonal(dim1=1, dim2=2).flip(1) < 0).any(0)  # (z, y, x)
+    assert [bool(m) for m in mirrored] == [axis in axes for axis in "zyx"]
+
+    for crop, view in zip(crops, views.online):
+        alike = [
+            torch.equal(view, crop.flip(dims) if dims else crop)
+            for dims in ([a + 1 for a in chosen] for chosen in subsets([*map("zyx".index, axes)]))
+        ]
+        assert sum(alike) == 1
+
+
+def subsets(items: list[int]) -> list[tuple[int, ...]]:
+    return [c for n in range(len(items) + 1) for c in itertools.combinations(items, n)]
+
+
+def test_a_part_is_the_crop_between_its_voxels():
+    crop = torch.rand(1, 1, 6, 8, 10)
+    edge = torch.tensor([0.6])
+    middle = torch.tensor([[0.3, -0.2, 0.1]])  # (x, y, z)
+
+    # Voxel i of n lies at (i + 0.5) / n * 2 - 1 in half sizes.
+    along = []
+    for n, offset in zip((6, 8, 10), middle[0].flip(0).tolist()):
+        in_view = (np.arange(n) + 0.5) / n * 2 - 1
+        in_crop = in_view * 0.6 + offset
+        along.append((in_crop + 1) / 2 * n - 0.5)
+    voxels = np.meshgrid(*along, indexing="ij")
+    expected = map_coordinates(crop[0, 0].numpy(), voxels, order=1, mode="nearest")
+    np.testing.assert_allclose(enlarge(crop, edge, middle)[0, 0], expected, atol=1e-5)
+
+
+def test_parts_lie_in_their_crops():
+    edge, middle = draw_parts(2000, 0.5, torch.Generator().manual_seed(0))
+    assert edge.min() >= 0.5 and edge.max() <= 1 and 0.74 < edge.mean() < 0.76
+    assert (middle.abs() <= (1 - edge)[:, None] + 1e-6).all()
+    assert (middle.abs() > 0.9 * (1 - edge)[:, None]).any(0).all()
+
+
+def coordinates(size: tuple[int, int, int]) -> torch.Tensor:
+    """Crops whose three channels say where a voxel is, (1, 3, D, H, W), (x, y, z) in half sizes."""
+    return token_middles(size).T.reshape(1, 3, *size)
+
+
+def test_places_say_what_a_part_shows():
+    size = (32, 48, 64)
+    crops = coordinates(size).repeat(8, 1, 1, 1, 1)
+    views = views_of(crops, AliceSettings(online_part=0.5))
+    assert not torch.equal(views.online, crops) and torch.equal(
+        views.target, views_of(crops, AliceSettings()).target
+    )
+
+    shown = torch.nn.functional.avg_pool3d(views.online, 16)  # mean of each token
+    inside = views.places.abs().amax(-1) < 0.6  # tokens that reach no border
+    assert inside.any(1).all()
+    difference = shown.flatten(2).mT - views.places
+    assert difference[inside].abs().max() < 1e-4
+
+
+def test_tokens_are_read_at_the_places_of_a_part():
+    grid = (4, 5, 6)
+    matrix = torch.tensor([[[0.9, 0.1, 0.0], [-0.1, 1.1, 0.0], [0.0, 0.0, -1.0]]])
+    places = token_middles(grid)[None] * 0.5 + torch.tensor([0.1, 0.2, -0.1])
+
+    tokens = token_middles(grid)[None]  # of the view: each says where it is
+    read, shown = at_places(tokens, matrix, grid, places)
+    expected = torch.linalg.inv(matrix[0]) @ places[0].T
+    assert shown.all() and torch.allclose(read[0], expected.T, atol=1e-5)
+
+
+def test_vectors_at_places_are_those_around_them_in_the_body():
+    grid = (4, 4, 4)
+    middles = token_middles(grid)
+    vectors = middles[None] + 5  # linear
+    places = middles[None] * 0.6 + torch.tensor([0.2, -0.2, 0.1])
+    assert torch.equal(vectors_at(vectors, None, grid), vectors)
+    assert torch.allclose(vectors_at(vectors, places, grid), places + 5, atol=1e-5)
+
+    outside = middles[:, 0] < 0  # half of the crop is air, along x
+    ones = torch.ones(1, 64, 2)
+    ones[:, outside] = 0
+    read = vectors_at(ones, places, grid)
+    in_air = places[0, :, 0] < -1e-3
+    assert in_air.any() and not read[0, in_air].any()
+    assert torch.allclose(read[0, places[0, :, 0] > 1e-3], torch.ones(2), atol=1e-5)
 
 
 def test_windowed_channels_stay_in_their_window_and_air_stays_at_its_floor():

@@ -38,7 +38,7 @@ from alice_nnunet.model.pretraining.method import (
 )
 from alice_nnunet.model.pretraining.settings import AliceSettings
 from alice_nnunet.model.tokens import put_tokens, take_tokens
-from alice_nnunet.model.views import Views, at_places, joined, make_views
+from alice_nnunet.model.views import Views, at_places, joined, make_views, vectors_at
 from alice_nnunet.ranks import gather_rows, mean_over_ranks, rank, world
 
 CENTER_STEP = 0.1  # share of a step's mean in the running means that centering subtracts (DINO)
@@ -360,7 +360,7 @@ class Alice(PretrainingMethod):
         return 2 * torch.where(asked, losses, 0).sum() / step_keys.asked.clamp(min=1)
 
     def own_keys(self, targets: Tensor, query: Views, key: Views) -> tuple[Tensor, Tensor]:
-        """What the target views of these crops say about the places of their tokens.
+        """What the target views of these crops say about the places of the other's online tokens.
 
         What the augmentation moved is moved back. A place that a view does not show has no key.
 
@@ -375,8 +375,11 @@ class Alice(PretrainingMethod):
         """
         moved = torch.cat([query.moved, key.moved])
         masked = torch.cat([query.masked, key.masked])  # (2 B, N)
+        asking = None  # where the tokens lie that ask: those of the other online view
+        if query.places is not None and key.places is not None:
+            asking = torch.cat([key.places, query.places])
 
-        read, shown = at_places(targets, moved, self.encoder.grid)
+        read, shown = at_places(targets, moved, self.encoder.grid, asking)
         asked = partners_of(shown) & ~masked
         return read * shown[..., None], asked.sum().float()
 
@@ -426,12 +429,15 @@ class Alice(PretrainingMethod):
         assert self.anatomy is not None and query.anatomy is not None and key.anatomy is not None
         body = self.center_an[:-1] / self.center_an[-1].clamp(min=1e-6)
 
-        in_both = in_body(query.anatomy) * in_body(key.anatomy)  # (B, N)
         loss = q.visible.new_zeros(())
-        for own, keep, other in ((q, query.keep, key.anatomy), (k, key.keep, query.anatomy)):
-            there = take_tokens(in_both[..., None], keep)[..., 0]  # (B, V)
-            vectors = take_tokens(other - body, keep)  # (B, V, A)
-            loss = loss + anatomy_loss(self.anatomy(own.visible), vectors, there)
+        for branches, view, other in ((q, query, key), (k, key, query)):
+            own_vectors = vectors_at(view.anatomy, view.places, self.encoder.grid)
+            vectors = vectors_at(other.anatomy, view.places, self.encoder.grid)  # (B, N, A)
+
+            in_both = in_body(own_vectors) * in_body(vectors)  # (B, N)
+            there = take_tokens(in_both[..., None], view.keep)[..., 0]  # (B, V)
+            vectors = take_tokens(vectors - body, view.keep)  # (B, V, A)
+            loss = loss + anatomy_loss(self.anatomy(branches.visible), vectors, there)
         return loss
 
     def anatomy_mean(self, query: Views, key: Views) -> Tensor:

@@ -12,7 +12,13 @@ from torch import Tensor
 from alice_nnunet.geometry import Triple, triple
 from alice_nnunet.model.pretraining.method import Drawing
 from alice_nnunet.model.tokens import masked_from, random_keep_blocks
-from alice_nnunet.model.views import CropViews, augment, draw_augmentation, view_to_crop
+from alice_nnunet.model.views import (
+    AXES,
+    CropViews,
+    augment,
+    draw_augmentation,
+    view_to_crop,
+)
 
 
 @dataclass
@@ -45,7 +51,8 @@ def strong_view(crops: Tensor, drawing: Drawing, flips: bool) -> tuple[Tensor, T
         views.at_places.
     """
     own = drawing.own(len(crops))
-    drawn = draw_augmentation(drawing.whole(len(crops)), drawing.generator, flips).rows(own)
+    axes = AXES if flips else ""
+    drawn = draw_augmentation(drawing.whole(len(crops)), drawing.generator, axes).rows(own)
     view = augment(crops, drawn, drawing.spacing, drawing.windowed)
     return view, view_to_crop(drawn, triple(crops.shape[2:]), drawing.spacing)
 

@@ -136,8 +136,10 @@ class AliceSettings(MethodSettings):
     anatomy_channels: int = 32  # of the matcher's vectors; the index says where it is not given
 
     online_intensity: float = 0.0  # light change of online views: factor 1 +- it, shift +- it
+    online_part: float = 1.0  # smallest edge of what online views show, over the crop's
     online_flips: bool = False  # flip the online views too, not only the target's
     target_flips: bool = False  # flip the target views: to l_dv a left kidney is then a right one
+    flip_axes: str = "zyx"  # axes along which views are flipped, where they are
 
     def __post_init__(self):
         for name in ("mask_ratio", "target_mask_ratio"):
@@ -166,6 +168,10 @@ class AliceSettings(MethodSettings):
 
         if not 0 <= self.online_intensity < 1:
             raise ValueError(f"online_intensity must be in [0, 1), got {self.online_intensity}")
+        if not 0 < self.online_part <= 1:
+            raise ValueError(f"online_part must be in (0, 1], got {self.online_part}")
+        if not self.flip_axes or set(self.flip_axes) - set("zyx"):
+            raise ValueError(f"flip_axes must be some of z, y and x, got {self.flip_axes!r}")
         if self.memory < 0:
             raise ValueError(f"memory must be at least 0, got {self.memory}")
         if self.compares_by_place and (self.target_mask_ratio or self.online_flips):

@@ -18,7 +18,7 @@ from alice_nnunet.model.methods.alice import Alice
 from alice_nnunet.model.presets import PRESETS
 from alice_nnunet.model.pretraining.settings import AliceSettings
 from alice_nnunet.model.tokens import patchify, unpatchify
-from alice_nnunet.model.views import Views, at_places, make_views
+from alice_nnunet.model.views import Views, at_places, make_views, vectors_at
 from tests.helpers.pretraining import PAPER, assert_same_gradients
 
 CROP = (32, 32, 48)
@@ -68,6 +68,7 @@ OPTIONS = [
     {"dv_by": "place"},
     {"dv_by": "place", "weight_st": 0, "memory": 0},
     {"weight_an": 1.0},
+    {"dv_by": "place", "weight_an": 1.0, "online_part": 0.6},
     {"weight_dv": 0, "weight_st": 0, "weight_an": 1.0},
     {"weight_dv": 0, "weight_st": 0, "similarity": "dino"},
     {"weight_r": 0, "weight_dv": 0, "ema_casa": False},
@@ -397,6 +398,10 @@ def test_which_targets_are_centered(options, terms):
         {"weight_an": 1.0, "online_flips": True},
         {"dv_by": "place", "online_flips": True},
         {"dv_by": "place", "target_mask_ratio": 0.5},
+        {"online_part": 0.0},
+        {"online_part": 1.5},
+        {"flip_axes": "xw"},
+        {"flip_axes": ""},
         {"decoder_width": 25},
         {"temperature": 0.0},
         {"channels": 0},
@@ -408,9 +413,12 @@ def test_wrong_choices_are_refused(options):
         build(**options)
 
 
-def test_invariance_by_place_is_the_loop_over_visible_tokens():
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_invariance_by_place_is_the_loop_over_visible_tokens(part):
     """One crop, one token at a time; the second step knows the crops of the first as well."""
-    model = build(dv_by="place", memory=8, temperature=0.3, target_flips=False).eval()
+    model = build(
+        dv_by="place", memory=8, temperature=0.3, target_flips=False, online_part=part
+    ).eval()
     first = model(*views(model, 0))
     model.after_step(0.9, first.running, first.remembered)
     query, key = views(model, 1)
@@ -427,7 +435,9 @@ def test_invariance_by_place_is_the_loop_over_visible_tokens():
     ]
     keys = []
     for view, b, _, target in crops:
-        read, shown = at_places(target[None], view.moved[b : b + 1], model.encoder.grid)
+        asking = (key if view is query else query).places
+        places = None if part == 1 else asking[b : b + 1]
+        read, shown = at_places(target[None], view.moved[b : b + 1], model.encoder.grid, places)
         keys.append((read[0], shown[0]))
 
     total = 0.0
@@ -465,8 +475,9 @@ def test_by_place_the_center_is_that_of_each_place():
     assert torch.allclose(model.center_dv, 0.1 * targets.mean(0), atol=1e-6)
 
 
-def test_naming_is_the_loop_over_visible_tokens_in_both_bodies():
-    model = build(weight_an=2.0, anatomy_channels=6).eval()
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_naming_is_the_loop_over_visible_tokens_in_both_bodies(part):
+    model = build(weight_an=2.0, anatomy_channels=6, online_part=part).eval()
     first = model(*views(model, 0))
     model.after_step(0.9, first.running)
     query, key = views(model, 1)
@@ -475,11 +486,14 @@ def test_naming_is_the_loop_over_visible_tokens_in_both_bodies():
     total = 0.0
     body = model.center_an[:6] / model.center_an[6]
     for seen, other in ((query, key), (key, query)):
+        own_vectors, vectors = (
+            vectors_at(view.anatomy, seen.places, model.encoder.grid) for view in (seen, other)
+        )
         for b in range(2):
             named = model.anatomy(model.encoder(seen.online, seen.keep)[b])
             for row, place in enumerate(seen.keep[b].tolist()):
-                if seen.anatomy[b, place].any() and other.anatomy[b, place].any():
-                    vector = other.anatomy[b, place] - body
+                if own_vectors[b, place].any() and vectors[b, place].any():
+                    vector = vectors[b, place] - body
                     total = total + 2 - 2 * torch.cosine_similarity(named[row], vector, dim=0)
     assert torch.allclose(output.losses["l_an"], total / (2 * query.keep.shape[1]), atol=1e-5)
     l_r, l_dv, l_st = (output.losses[name] for name in ("l_r", "l_dv", "l_st"))
