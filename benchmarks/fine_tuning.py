@@ -1,7 +1,8 @@
 """Does pretraining improve segmentation where few people are labeled? Dice of sarcomas.
 
     python benchmarks/fine_tuning.py DATA OUT [--encoder vit] [--seeds 0 1 2] [--labeled 8]
-        [--steps 2000] [--epochs 10] [--iterations 40] [--json FILE]
+        [--steps 2000] [--epochs 10] [--iterations 40] [--set token=8,8,8 ...]
+        [--recipe learning_rate=1e-4 ...] [--json FILE]
 
 DATA has the folders torso and sarcoma, each with images/CASE.nii.gz and labels/CASE.nii.gz. Torsos
 without labels and 16 people with a sarcoma, whose labels are not used, are pretrained on. Of the
@@ -17,6 +18,7 @@ weights: its mean, that of each seed, and Wilcoxon's p over the test people (mea
 import argparse
 import json
 import os
+import re
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ LABELED = "Dataset026_Sarcoma"
 
 PRETRAINED_ON = 16  # people with a sarcoma
 MOST_LABELED = 8
+RECIPE = ("optimizer=AdamW", "augmentation=none", "precision=fp32", "learning_rate=1e-3")
 SPLIT_SEED = 0  # of who is pretrained on, fine-tuned on and segmented
 
 # Start -> settings of its pretraining, and the trainer that takes its plans. Random weights need
@@ -85,6 +88,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=2000, help="of each pretraining")
     p.add_argument("--epochs", type=int, default=10, help="of each fine-tuning")
     p.add_argument("--iterations", type=int, default=40, help="of each of these epochs")
+    p.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of both pretrainings"
+    )
+    p.add_argument(
+        "--recipe", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all fine-tunings"
+    )
     p.add_argument("--starts", nargs="+", default=list(STARTS), choices=list(STARTS))
     p.add_argument("--json", type=Path)
     return p
@@ -168,15 +177,18 @@ def fine_tuned(
 ) -> Result:
     """Fine-tune from a start, and score the test people."""
     pretraining, trainer = STARTS[start]
-    run = f"{arguments.encoder}_{pretraining}_{arguments.steps}_{seed}"
-    plans = f"{run}_{arguments.epochs}x{arguments.iterations}"
+    run = "_".join(
+        [arguments.encoder, pretraining, str(arguments.steps), *slugs(arguments.set), str(seed)]
+    )
+    length = f"{arguments.epochs}x{arguments.iterations}"
+    plans = "_".join([run, length, *slugs(arguments.recipe)])
 
     weights = pretrained(pretraining, seed, run, arguments, environment)
     if not (arguments.out / "preprocessed" / LABELED / f"{plans}.json").exists():
-        recipe = f"optimizer=AdamW augmentation=none precision=fp32 seed={seed}"
+        recipe = [*RECIPE, f"seed={seed}", *arguments.recipe]
         call(
             f"alice-plan -d 26 -weights {weights} -n {plans} -epochs {arguments.epochs} "
-            f"-iterations {arguments.iterations} -batch 2 -lr 1e-3 -np 1 --set {recipe}",
+            f"-iterations {arguments.iterations} -batch 2 -np 1 --set {' '.join(recipe)}",
             environment,
         )
         call(f"nnUNetv2_preprocess -d 26 -plans_name {plans} -c {CONFIGURATION} -np 1", environment)
@@ -207,12 +219,18 @@ def pretrained(
     checkpoint = results / UNLABELED / RUNS / arguments.encoder / FINAL
     if not checkpoint.exists():
         settings = [f"seed={seed}", f"iterations={arguments.steps}", *PRETRAININGS[name]]
+        settings += arguments.set
         call(
             f"alice-pretrain -d 25 -encoder {arguments.encoder} -preset tiny -device cpu -np 1 "
             f"--c --set {' '.join(settings)}",
             {**environment, "nnUNet_results": str(results)},
         )
     return checkpoint
+
+
+def slugs(assignments: list[str]) -> list[str]:
+    """Settings as parts of a name."""
+    return [re.sub(r"\W", "", assignment) for assignment in assignments]
 
 
 def call(command: str, environment: dict[str, str]) -> None:
