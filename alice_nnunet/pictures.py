@@ -104,12 +104,9 @@ def reconstruct(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The crop with hidden tokens grey, and with hidden tokens as predicted.
 
-    Predictions are normalised per token. Mean and deviation of the true token are put back, so the
-    picture shows structure, not brightness, as MAE's pictures do.
-
     Args:
         crop: (C, D, H, W).
-        predicted: (N, C * voxels of a unit).
+        predicted: (N, C * voxels of a unit), see losses.voxels_of.
         masked: (N,), True where hidden.
         unit: voxels of a token.
 
@@ -117,15 +114,13 @@ def reconstruct(
         Two arrays, (C, D, H, W) each.
     """
     tokens = patchify(crop[None].float(), unit)  # (1, N, voxels)
-    variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
-    filled = predicted[None].float() * (variance + 1e-6).sqrt() + mean
     grid = grid_of(crop.shape[1:], unit)
 
     def with_hidden(values: Tensor) -> np.ndarray:
         shown = torch.where(masked[None, :, None], values, tokens)
         return unpatchify(shown, grid, unit)[0].cpu().numpy()
 
-    return with_hidden(torch.full_like(tokens, GREY)), with_hidden(filled)
+    return with_hidden(torch.full_like(tokens, GREY)), with_hidden(predicted[None].float())
 
 
 def reconstruction_figure(
@@ -142,7 +137,7 @@ def reconstruction_figure(
 
     Args:
         crop: the target.
-        predicted: of each token.
+        predicted: voxels of each token.
         masked: hidden tokens.
         unit: voxels of a token.
         spacing: mm.

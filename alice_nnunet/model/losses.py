@@ -35,6 +35,33 @@ def normalised_tokens(
     return ((values - mean) / (variance + eps).sqrt()).flatten(-2)
 
 
+def voxels_of(
+    predicted: Tensor, crop: Tensor, unit: Triple, together: str = "channel", eps: float = 1e-6
+) -> Tensor:
+    """Predictions as voxels of the crop: the inverse of normalised_tokens.
+
+    The means and variances that are put back are those of the true tokens.
+
+    Args:
+        predicted: (B, N, C * unit voxels).
+        crop: (B, C, D, H, W).
+        unit: voxels of a token (z, y, x).
+        together: see normalised_tokens.
+        eps: added to the variance.
+
+    Returns:
+        (B, N, C * unit voxels).
+    """
+    if together == "none":
+        return predicted.float()
+
+    sets = crop.shape[1] if together == "channel" else 1
+    true = patchify(crop, unit).float().unflatten(-1, (sets, -1))  # (B, N, sets, voxels)
+    variance, mean = torch.var_mean(true, dim=-1, keepdim=True)
+    values = predicted.float().unflatten(-1, (sets, -1))
+    return (values * (variance + eps).sqrt() + mean).flatten(-2)
+
+
 def has_content(crop: Tensor, unit: Triple) -> Tensor:
     """Whether a token has more than one value: in air, and outside the scan, it has one.
 

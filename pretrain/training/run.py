@@ -17,6 +17,7 @@ from alice_nnunet.geometry import Spacing, grid_of
 from alice_nnunet.matcher.baselines import match_by_body, match_same
 from alice_nnunet.matcher.learned import EmbeddingMatcher
 from alice_nnunet.model.encoders.registry import unit_of
+from alice_nnunet.model.losses import voxels_of
 from alice_nnunet.model.pretraining.method import PretrainingMethod
 from alice_nnunet.names import ANATOMY, PARTNERS
 from alice_nnunet.pictures import AIR, pair_figure, reconstruction_figure
@@ -447,11 +448,14 @@ class Run:
         made = output.reconstruction
         if made is None:
             return
+        unit = self.state.model.unit
+        # As in MAE's pictures: what was normalised gets the true token's mean and deviation back.
+        predicted = voxels_of(made.predicted, made.crop, unit, made.normalise)
         reconstruction = reconstruction_figure(
             made.crop[row].cpu(),
-            made.predicted[row].cpu(),
+            predicted[row].cpu(),
             made.masked[row].cpu(),
-            self.state.model.unit,
+            unit,
             self.spacing,
             self.what_is_normal(),
         )

@@ -18,6 +18,7 @@ from alice_nnunet.model.losses import (
     reconstruction_loss,
     second_moments,
     spread,
+    voxels_of,
 )
 from alice_nnunet.model.tokens import patchify
 
@@ -274,3 +275,17 @@ def test_the_anatomy_loss_is_the_loop_over_places_in_the_body():
     assert loss.item() == pytest.approx(total / 8, abs=1e-5)
     loss.backward()
     assert named.grad[0, 2].any() and not named.grad[0, 1].any()
+
+
+@pytest.mark.parametrize("together", ["channel", "token", "none"])
+def test_voxels_of_perfect_predictions_are_the_crop(together):
+    torch.manual_seed(0)
+    crop = torch.rand(2, 3, 4, 4, 2) * torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1, 1) + 2
+    perfect = normalised_tokens(crop, UNIT, together)
+    again = voxels_of(perfect, crop, UNIT, together)
+    assert torch.allclose(again, patchify(crop, UNIT), atol=1e-4)
+
+    # What is not normalised keeps the brightness that was predicted.
+    brighter = voxels_of(perfect + 1, crop, UNIT, together) - again
+    assert (brighter > 0).all()
+    assert torch.allclose(brighter, torch.ones(()), atol=1e-4) == (together == "none")

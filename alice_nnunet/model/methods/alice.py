@@ -269,7 +269,9 @@ class Alice(PretrainingMethod):
             ranked=ranked,
             running=target_means,
             remembered=keys,
-            reconstruction=Reconstruction(query.online, query.masked, q.predicted.detach()),
+            reconstruction=Reconstruction(
+                query.online, query.masked, q.predicted.detach(), method.normalise
+            ),
         )
 
     def branches_of_both(self, query: Views, key: Views) -> tuple[Branches, Branches]:

@@ -192,7 +192,7 @@ class CMAE(PretrainingMethod):
             content=content,
             compared=compared,
             ranked={"V": visible},
-            reconstruction=Reconstruction(query.crop, query.masked, of_query),
+            reconstruction=Reconstruction(query.crop, query.masked, of_query, settings.normalise),
         )
 
     def recomputed(self) -> list[nn.Module]:

@@ -118,7 +118,7 @@ class MAE(PretrainingMethod):
             {"l_r": loss},
             content=content,
             ranked={"V": visible},
-            reconstruction=Reconstruction(query.crop, query.masked, of_query),
+            reconstruction=Reconstruction(query.crop, query.masked, of_query, settings.normalise),
         )
 
     def recomputed(self) -> list[nn.Module]:

@@ -166,7 +166,9 @@ class SemMAE(PretrainingMethod):
             {"l_r": loss, "l_part": losses_of_parts},
             content=has_content(views.crop, self.unit),
             ranked={"V": encoded},
-            reconstruction=Reconstruction(query.crop, masked[:pairs], predicted[:pairs].detach()),
+            reconstruction=Reconstruction(
+                query.crop, masked[:pairs], predicted[:pairs].detach(), settings.normalise
+            ),
         )
 
     def parts_of(self, crop: Tensor) -> tuple[Tensor, Tensor]:

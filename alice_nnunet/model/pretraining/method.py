@@ -64,11 +64,13 @@ class Reconstruction:
         crop: (B, C, D, H, W), Q as the online branch had it.
         masked: (B, N), True where a token of this crop was hidden.
         predicted: (B, N, voxels of a token), of this crop.
+        normalise: what of a token had mean 0 and variance 1, see losses.normalised_tokens.
     """
 
     crop: Tensor
     masked: Tensor
     predicted: Tensor
+    normalise: str
 
 
 @dataclass
