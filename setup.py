@@ -118,7 +118,7 @@ if __name__ == "__main__":  # nnU-Net imports every module of the folders it is 
         package_dir={"alice_nnunet.trainers": "trainers", "alice_nnunet.pretrain": "pretrain"},
         package_data={
             "alice_nnunet": ["py.typed"],
-            "alice_nnunet.demo": ["volumes/NOTICE", "volumes/*.nii.gz"],
+            "alice_nnunet.demo": ["volumes/NOTICE", "volumes/*.nii.gz", "volumes/*/*.nii.gz"],
             "alice_nnunet.submission": ["files/*"],
         },
         install_requires=DEPENDENCIES,

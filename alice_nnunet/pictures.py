@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from torch import Tensor
@@ -170,23 +170,39 @@ def reconstruction_figure(
     return figure
 
 
-def prediction_figure(
-    image: np.ndarray,
-    predicted: np.ndarray,
-    reference: np.ndarray,
-    spacing: Spacing,
-    names: list[str],
-) -> Figure:
-    """Prediction and reference over the CT, in the slices with most reference voxels.
+@dataclass(frozen=True)
+class Segmented:
+    """A scan, its reference, and predictions of it. Arrays are (Z, Y, X).
 
-    Args:
-        image: (Z, Y, X).
-        predicted: labels (Z, Y, X); 0 background, 1 .. len(names).
-        reference: labels (Z, Y, X).
+    Attributes:
+        name: of the case.
+        image: 0 to 1.
         spacing: mm.
+        reference: labels; 0 background, 1 .. len(names).
+        predicted: title -> labels, of each prediction.
         names: of the labels.
     """
-    inside = reference > 0
+
+    name: str
+    image: np.ndarray
+    spacing: Spacing
+    reference: np.ndarray
+    predicted: dict[str, np.ndarray]
+    names: list[str]
+
+
+def prediction_figure(cases: list[Segmented]) -> Figure:
+    """Reference and predictions of each case, beside each other over the CT."""
+    figure = Figure(figsize=(11, 7.5 * len(cases)), layout="constrained")
+    parts = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
+    for part, case in zip(parts, cases):
+        show_segmented(part, case)
+    return figure
+
+
+def show_segmented(figure: SubFigure, case: Segmented) -> None:
+    """Draw the axial and the coronal slice with most reference voxels, one below the other."""
+    inside = case.reference > 0
     z = inside.sum((1, 2)).argmax()
     y = inside.sum((0, 2)).argmax()
     overlay = {
@@ -197,20 +213,18 @@ def prediction_figure(
         "interpolation": "nearest",
     }
 
-    figure = Figure(figsize=(11, 9), layout="constrained")
-    rows = {"prediction": predicted, "reference": reference}
-    for (axial, coronal), (title, labels) in zip(figure.subplots(2, 2), rows.items()):
+    columns = {"reference": case.reference, **case.predicted}
+    axes = figure.subplots(2, len(columns), squeeze=False)
+    for (axial, coronal), (title, labels) in zip(axes.T, columns.items()):
         foreground = np.ma.masked_equal(labels, 0)
-        show_axial(axial, image[z], spacing)
-        show_axial(axial, foreground[z], spacing, **overlay)
-        show_coronal(coronal, image[:, y], spacing)
-        show_coronal(coronal, foreground[:, y], spacing, **overlay)
-        axial.set_title(f"{title}, axial", fontsize=10)
-        coronal.set_title(f"{title}, coronal", fontsize=10)
+        show_axial(axial, case.image[z], case.spacing)
+        show_axial(axial, foreground[z], case.spacing, **overlay)
+        show_coronal(coronal, case.image[:, y], case.spacing)
+        show_coronal(coronal, foreground[:, y], case.spacing, **overlay)
+        axial.set_title(f"{case.name}, {title}", fontsize=10)
 
-    handles = [Patch(color=COLOURS(i), label=name) for i, name in enumerate(names, 1)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(names))
-    return figure
+    handles = [Patch(color=COLOURS(i), label=name) for i, name in enumerate(case.names, 1)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(case.names))
 
 
 def mark_points(

@@ -37,7 +37,7 @@ from alice_nnunet.finetuning.optimizers import (
 )
 from alice_nnunet.finetuning.seeded_loading import batch_processes, seed_generators, seeded
 from alice_nnunet.schedules import EpochSchedule
-from alice_nnunet.settings.device import cpu_has_bf16
+from alice_nnunet.settings.device import cpu_has_bf16, keep_to_omp_num_threads
 
 
 class AliceTrainer(nnUNetTrainer):
@@ -98,8 +98,10 @@ class AliceTrainer(nnUNetTrainer):
     ) -> nn.Module:
         """The network of the alice block with random weights, for training and prediction.
 
-        In prediction, the plans get a reader that checks scans before they are segmented.
+        In prediction, the plans get a reader that checks scans before they are segmented. Both keep
+        to OMP_NUM_THREADS, which nnU-Net's commands do not.
         """
+        keep_to_omp_num_threads()
         check_what_is_read(plans_manager)
         with exit_on_user_error("AliceTrainer"):
             return build_network(

@@ -1,4 +1,4 @@
-"""The CT volumes that ship with the package, written as two nnU-Net raw datasets."""
+"""The CT volumes that ship with the package, written as nnU-Net raw datasets."""
 
 import shutil
 from importlib.resources import files
@@ -8,21 +8,12 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from alice_nnunet.demo.tasks import TASKS, Task
 from alice_nnunet.files import write_json_atomically
 
 UNLABELED = "Dataset100_DemoUnlabeled"
-LABELED = "Dataset101_DemoLabeled"
 
-TEST_PERSON = "ts_example"  # seen by no step but the prediction
-TRAINING_PEOPLE = ("lidc0001", "ts_dicomslab")
-
-# Name -> label values in the files, which use the numbers of FLARE 2022.
-LABELS = {
-    "liver": (1,),
-    "spleen": (3,),
-    "kidneys": (2, 13),
-    "aorta": (5,),
-}
+TEST_PEOPLE = frozenset(person for task in TASKS for person in task.test)
 
 
 def volumes() -> dict[str, Path]:
@@ -30,55 +21,59 @@ def volumes() -> dict[str, Path]:
     folder = Path(str(files("alice_nnunet.demo") / "volumes"))
     return {
         path.name.removesuffix(".nii.gz"): path
-        for path in sorted(folder.glob("*.nii.gz"))
+        for path in sorted(folder.rglob("*.nii.gz"))
         if not path.name.endswith("_labels.nii.gz")
     }
 
 
 def write_datasets(raw: Path) -> None:
-    """Write both raw datasets to raw: all but the test person unlabeled, three people labeled."""
-    dataset_json = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
-
+    """Write the raw datasets: all but the test people without labels, and one for each task."""
     images = raw / UNLABELED / "imagesTr"
     images.mkdir(parents=True)
     for case, path in volumes().items():
-        if case != TEST_PERSON:
+        if case not in TEST_PEOPLE:
             shutil.copyfile(path, images / f"{case}_0000.nii.gz")
-    write_json_atomically(raw / UNLABELED / "dataset.json", dataset_json)
+    write_dataset_json(raw / UNLABELED)
 
-    write_labeled_cases(raw / LABELED, "Tr", TRAINING_PEOPLE)
-    write_labeled_cases(raw / LABELED, "Ts", (TEST_PERSON,))
-    numbers = {name: number for number, name in enumerate(LABELS, 1)}
+    for task in TASKS:
+        write_labeled_cases(raw, task, "Tr", task.training)
+        write_labeled_cases(raw, task, "Ts", task.test)
+        numbers = {name: number for number, name in enumerate(task.labels, 1)}
+        write_dataset_json(
+            raw / task.dataset,
+            numTraining=len(task.training),
+            labels={"background": 0, **numbers},
+        )
+
+
+def write_dataset_json(dataset: Path, **entries: Any) -> None:
+    """Write a dataset's dataset.json. entries: beside channels and file ending."""
     write_json_atomically(
-        raw / LABELED / "dataset.json",
-        {
-            **dataset_json,
-            "numTraining": len(TRAINING_PEOPLE),
-            "labels": {"background": 0, **numbers},
-        },
+        dataset / "dataset.json",
+        {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz", **entries},
     )
 
 
-def write_labeled_cases(dataset: Path, split: str, people: tuple[str, ...]) -> None:
-    """Write images and labels of these people to the dataset's folders. split: Tr or Ts."""
-    images = dataset / f"images{split}"
-    labels = dataset / f"labels{split}"
+def write_labeled_cases(raw: Path, task: Task, split: str, people: tuple[str, ...]) -> None:
+    """Write images and labels of these people to the task's dataset. split: Tr or Ts."""
+    images = raw / task.dataset / f"images{split}"
+    labels = raw / task.dataset / f"labels{split}"
     images.mkdir(parents=True)
     labels.mkdir()
 
     for case in people:
         shutil.copyfile(volumes()[case], images / f"{case}_0000.nii.gz")
-        write_labels(case, labels / f"{case}.nii.gz")
+        write_labels(case, task, labels / f"{case}.nii.gz")
 
 
-def write_labels(case: str, target: Path) -> None:
-    """Write the labels of a case with the numbers of the demo: 1 for the first of LABELS, ..."""
+def write_labels(case: str, task: Task, target: Path) -> None:
+    """Write the labels of a case with the numbers of the task: 1 for its first label, ..."""
     source: Any = nibabel.load(volumes()[case].with_name(f"{case}_labels.nii.gz"))
-    flare = np.asarray(source.dataobj)
+    shipped = np.asarray(source.dataobj)
 
     merged = np.zeros(source.shape, np.uint8)
-    for number, values in enumerate(LABELS.values(), 1):
-        merged[np.isin(flare, values)] = number
+    for number, values in enumerate(task.shipped, 1):
+        merged[np.isin(shipped, values)] = number
 
     nibabel.save(nibabel.Nifti1Image(merged, source.affine), target)
 

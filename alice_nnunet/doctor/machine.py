@@ -10,6 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from alice_nnunet.environment import external_trainers, own_trainers
+from alice_nnunet.settings.options import usable_cores
 
 GB = 1e9  # bytes; memory.py has the same number, and imports torch, which may be broken here
 LITTLE_GB = 5.0  # two checkpoints of nnFormer, preset paper, the old one and the new one, are 4
@@ -130,14 +131,14 @@ def look_at_device() -> DeviceState:
     """The device that trainings would choose, and what that means."""
     import torch  # here, as it may be what is broken
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     if not torch.cuda.is_available():
-        return DeviceState("cpu", [], cores or 1, f"no GPU: {why_no_gpu()}. {WITHOUT_A_GPU}")
+        return DeviceState("cpu", [], cores, f"no GPU: {why_no_gpu()}. {WITHOUT_A_GPU}")
 
     gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
     names = [f"{gpu.name}, {gpu.total_memory / GB:.0f} GB" for gpu in gpus]
     precision = "bf16" if all(gpu.major >= 8 for gpu in gpus) else "fp32, as a GPU has no bf16"
-    return DeviceState("cuda", names, cores or 1, f"all presets; they train in {precision}")
+    return DeviceState("cuda", names, cores, f"all presets; they train in {precision}")
 
 
 WITHOUT_A_GPU = (

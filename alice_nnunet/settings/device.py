@@ -1,5 +1,7 @@
 """The device of a computation that is no pretraining, and its precision."""
 
+import os
+
 import torch
 
 from alice_nnunet.errors import UserError
@@ -23,6 +25,17 @@ def cpu_has_bf16() -> bool:
     The functions have no public counterpart in the oldest torch that is supported.
     """
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def keep_to_omp_num_threads() -> None:
+    """Compute in no more threads than OMP_NUM_THREADS says, where it is set.
+
+    nnU-Net's commands take all cores of a CPU whatever it says. Processes that share the cores then
+    wait for each other.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if asked.isdigit() and 0 < int(asked) < torch.get_num_threads():
+        torch.set_num_threads(int(asked))
 
 
 def half_precision(device: torch.device) -> torch.autocast:

@@ -46,9 +46,14 @@ def default_processes() -> int:
     if given.isdecimal() and int(given) > 0:
         return int(given)
 
+    return min(8, usable_cores())
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def positive_int(text: str) -> int:
