@@ -432,9 +432,12 @@ class Alice(PretrainingMethod):
         body = self.center_an[:-1] / self.center_an[-1].clamp(min=1e-6)
 
         loss = q.visible.new_zeros(())
-        for branches, view, other in ((q, query, key), (k, key, query)):
-            own_vectors = vectors_at(view.anatomy, view.places, self.encoder.grid)
-            vectors = vectors_at(other.anatomy, view.places, self.encoder.grid)  # (B, N, A)
+        for branches, view, own, other in (
+            (q, query, query.anatomy, key.anatomy),
+            (k, key, key.anatomy, query.anatomy),
+        ):
+            own_vectors = vectors_at(own, view.places, self.encoder.grid)
+            vectors = vectors_at(other, view.places, self.encoder.grid)  # (B, N, A)
 
             in_both = in_body(own_vectors) * in_body(vectors)  # (B, N)
             there = take_tokens(in_both[..., None], view.keep)[..., 0]  # (B, V)
