@@ -18,8 +18,7 @@ CPU_SCORES = 2**20
 # Groups that CUDA's kernels of attention take in one call: batch and heads are the axes y and z of
 # the grid of thread blocks (pytorch/pytorch, issues 142228 and 146704).
 CUDA_GROUPS = 65_535
-# Copies of a bias table that a GPU sums gradients in: additions to one number wait for each other,
-# and of the pairs of 16 crops of the paper's size, 50 million must not attend and share a row.
+# Copies of a bias table that a GPU sums gradients in: additions to one number wait for each other.
 CUDA_COPIES = 64
 
 
@@ -85,12 +84,9 @@ class BiasOfPairs(torch.autograd.Function):
         heads, length = ctx.table_shape
         copies = copies_of_table(grad.device)
 
-        # Neighboring pairs add to different copies.
         index = rows.long()
         if copies > 1:
-            copy = torch.arange(rows.shape[-1], device=rows.device) % copies
-            index = index + copy * length
-
+            index = spread_over_copies(index, copies, length)
         index = index.view(1, -1).expand(heads, -1)
         grad = grad.transpose(0, 1).reshape(heads, -1).to(ctx.table_dtype)
         sums = grad.new_zeros(heads, copies * length).scatter_add_(1, index, grad)
@@ -100,6 +96,27 @@ class BiasOfPairs(torch.autograd.Function):
 def copies_of_table(device: torch.device) -> int:
     """Copies of a bias table that its gradient is summed in."""
     return CUDA_COPIES if device.type == "cuda" else 1
+
+
+def spread_over_copies(rows: Tensor, copies: int, length: int) -> Tensor:
+    """Where pairs add their gradients, so that few of them wait for each other.
+
+    Neighboring pairs add to different copies. Pairs that must not attend would all share the last
+    row, 50 million in a block at the paper's size. Their gradients are 0, and go to any row.
+
+    Args:
+        rows: (G or 1, T, T), rows of the table for each pair of slots.
+        copies: of the table.
+        length: rows of a copy; the last is that of pairs that must not attend.
+
+    Returns:
+        (G or 1, T, T), rows of all copies, one copy after the other.
+    """
+    slots = rows.shape[-1]
+    pairs = torch.arange(slots * slots, device=rows.device).view(slots, slots)
+    attending = torch.where(rows == length - 1, pairs % length, rows)
+    copy = torch.arange(slots, device=rows.device) % copies
+    return attending + copy * length
 
 
 def groups_at_a_time(device: torch.device, heads: int, slots: int) -> int:

@@ -134,18 +134,34 @@ def test_gradients_of_biases_are_summed_in_float32():
 
 def test_gradients_of_biases_are_the_same_from_copies_of_the_table(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    table = torch.randn(3, 9, generator=generator, dtype=torch.double, requires_grad=True)
+    table = torch.randn(3, 9, generator=generator, dtype=torch.double)
+    table[:, -1] = -torch.inf  # pairs that must not attend
+    table.requires_grad_()
     rows = torch.randint(0, 9, (5, 6, 6), generator=generator, dtype=torch.int16)
-    wanted = torch.randn(5, 3, 6, 6, generator=generator, dtype=torch.double)
+    rows.diagonal(dim1=1, dim2=2).fill_(4)  # every slot attends to itself
+    assert (rows == 8).any()
+    scores, wanted = torch.randn(2, 5, 3, 6, 6, generator=generator, dtype=torch.double)
 
+    def gradient(bias):
+        attended = (scores + bias).softmax(-1)
+        return torch.autograd.grad((attended * wanted).sum(), table)[0]
+
+    expected = gradient(table[:, rows.long()].transpose(0, 1))
     for copies in (1, 4, 64):
         monkeypatch.setattr(window_attention, "copies_of_table", lambda _, copies=copies: copies)
-        bias = BiasOfPairs.apply(table, rows, torch.double)
-        (found,) = torch.autograd.grad((bias * wanted).sum(), table)
-        (expected,) = torch.autograd.grad(
-            (table[:, rows.long()].transpose(0, 1) * wanted).sum(), table
-        )
-        torch.testing.assert_close(found, expected)
+        found = gradient(BiasOfPairs.apply(table, rows, torch.double))
+        torch.testing.assert_close(found[:, :-1], expected[:, :-1])
+
+
+@pytest.mark.parametrize("copies", [4, 64])
+def test_few_pairs_share_a_row_of_the_copies(copies):
+    slots, length = 128, 30
+    rows = torch.full((1, slots, slots), length - 1)  # none may attend
+    spread = window_attention.spread_over_copies(rows, copies, length)
+    assert spread.min() >= 0 and spread.max() < copies * length
+
+    pairs = spread.flatten().bincount(minlength=copies * length)
+    assert pairs.max() <= 4 * slots * slots / (copies * length)
 
 
 def test_groups_beyond_what_a_kernel_takes_are_divided(monkeypatch):
